@@ -1,0 +1,11 @@
+//! Compiles the protocols in `proto/` with protox, so that no `protoc` is needed.
+
+use std::error::Error;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let protos = ["proto/csi/v1/csi.proto", "proto/pluginregistration/v1/api.proto"];
+    let descriptors = protox::compile(protos, ["proto"])?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}
