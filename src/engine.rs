@@ -1,0 +1,3 @@
+//! Every rule about volumes; synchronous, and knows no protocol.
+
+pub mod users;
