@@ -156,13 +156,8 @@ impl Engine {
         let Some(data) = pool.store.data(Shelf::Volumes, &id.name)? else { return Ok(()) };
         let users = self.users.of(std::os::fd::AsFd::as_fd(&data))?;
         let Some(first) = users.first() else { return Ok(()) };
-        let text = format!(
-            "volume {id} is in use: mounted at {} (seen by process {} {:?}){}; stop what uses it, then try again",
-            first.target.display(),
-            first.pid,
-            first.command,
-            if users.len() > 1 { format!(" and {} more", users.len() - 1) } else { String::new() },
-        );
+        let more = if users.len() > 1 { format!(" and {} more", users.len() - 1) } else { String::new() };
+        let text = format!("volume {id} is in use by {first}{more}: stop what uses it first");
         Err(Error::new(Kind::InUse, text))
     }
 
