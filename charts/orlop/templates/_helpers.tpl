@@ -32,6 +32,15 @@ app.kubernetes.io/part-of: orlop
 {{- end }}
 {{- end -}}
 
+{{/* Of pods: nothing that changes with the chart's version alone, or every upgrade would replace them. */}}
+{{- define "orlop.podLabels" -}}
+{{ include "orlop.selector" . }}
+app.kubernetes.io/part-of: orlop
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{- define "orlop.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
@@ -77,7 +86,11 @@ seccompProfile: {type: RuntimeDefault}
 {{/* Contradictions that no cluster could make sense of. Called once, by the DaemonSet. */}}
 {{- define "orlop.check" -}}
 {{- $paths := dict -}}
+{{- $taken := list "bin" "boot" "csi" "dev" "etc" "lib" "lib64" "proc" "registration" "run" "sbin" "sys" "usr" -}}
 {{- range $name, $pool := .Values.pools -}}
+{{- if has (index (splitList "/" $pool.path) 1) $taken -}}
+{{- fail (printf "pool %s: %s is no place for a pool" $name $pool.path) -}}
+{{- end -}}
 {{- if hasKey $paths $pool.path -}}
 {{- fail (printf "pools %s and %s have the same path %s" (get $paths $pool.path) $name $pool.path) -}}
 {{- end -}}
