@@ -14,7 +14,7 @@ const LAYERS: &[Row] = &[
     ("sys", &["error"], &["rustix", "libc", "linux_raw_sys"]),
     ("store", &["error", "volume"], &["rustix", "serde", "serde_json"]),
     ("backend", &["error", "volume", "sys"], &["rustix"]),
-    ("pool", &["backend", "error", "store", "volume"], &["rustix", "serde", "serde_json", "uuid"]),
+    ("pool", &["backend", "error", "mount", "store", "volume"], &["rustix", "serde", "serde_json", "uuid"]),
     ("mount", &["error", "sys"], &["rustix", "nix", "libc"]),
     ("engine", &["error", "mount", "pool", "store", "sys", "volume"], &["rustix"]),
     ("quantity", &["error"], &[]),
