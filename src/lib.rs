@@ -3,6 +3,8 @@
 pub mod backend;
 pub mod engine;
 pub mod error;
+#[cfg(feature = "kube")]
+pub mod kube;
 pub mod mount;
 pub mod pool;
 pub mod store;
