@@ -1,5 +1,10 @@
 //! orlop: named, sized volumes kept as plain directories.
-#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test that panics has failed"))]
 
+pub mod backend;
+pub mod engine;
 pub mod error;
+pub mod mount;
+pub mod pool;
+pub mod store;
+pub mod sys;
 pub mod volume;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::mount::options::MountFlags;
+pub use crate::pool::PoolSettings;
 use crate::volume::{Labels, Policy, PoolName, SizeRange, Source, VolumeId};
 
 /// Make a volume, or find the one that an earlier call made.
@@ -11,7 +12,7 @@ use crate::volume::{Labels, Policy, PoolName, SizeRange, Source, VolumeId};
 pub struct CreateVolume {
     /// The name asked for: any text; the directory's name follows from it.
     pub name: String,
-    /// The pool asked for; none: the first of the settings.
+    /// The pool asked for; none: the one named "default", or the first of the settings.
     pub pool: Option<PoolName>,
     /// Acceptable sizes.
     pub size: SizeRange,
@@ -178,23 +179,6 @@ pub struct PoolStatus {
     pub trash: u64,
     /// Why the reaper does not go on, if it does not.
     pub reaper_stopped: Option<String>,
-}
-
-/// One pool as the settings name it.
-#[derive(Debug, Clone)]
-pub struct PoolSettings {
-    /// Its name.
-    pub name: PoolName,
-    /// An existing directory; orlop never makes it.
-    pub path: PathBuf,
-    /// Whether the directory must be a mount point.
-    pub mounted: bool,
-    /// The UUID that its marker must have.
-    pub uuid: Option<String>,
-    /// How many times the filesystem's size may be promised, in percent; 100: once.
-    pub overcommit_percent: u32,
-    /// Bytes never promised.
-    pub reserve: u64,
 }
 
 /// How long the engine waits for what, and how much it does at once.

@@ -1,0 +1,72 @@
+# What a person runs. Each target installs what it needs itself; `.ci/run` calls these too.
+.DEFAULT_GOAL := help
+SHELL := bash
+MUSL := x86_64-unknown-linux-musl
+
+.PHONY: help demo test lint deny sanity bench static image manifest chart cluster-up cluster-down e2e e2e-storage
+
+help: ## what can be made
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: ## a volume's whole life over CSI, step by step
+	@tests/install rust
+	cargo build --quiet --bin orlop --example demo
+	@target/debug/examples/demo target/debug/orlop
+
+test: ## everything that this machine can run, csi-sanity included
+	@tests/install rust test go
+	cargo test
+	tests/sanity/run
+
+lint: ## formatting, clippy, documentation, scripts
+	@tests/install rust lint
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet
+	tests/shellcheck
+
+deny: ## licences, sources and versions of what is built in
+	@tests/install rust deny
+	PATH="$${ORLOP_TOOLS:-$$HOME/.cache/orlop-tools}/bin:$$PATH" cargo deny check bans licenses sources
+
+sanity: ## csi-sanity alone
+	@tests/install rust go
+	tests/sanity/run
+
+bench: ## the figures, each beside the same work by bare system calls
+	@tests/install rust
+	cargo build --release --bin orlop
+	cargo bench --bench csi
+
+static: ## a static binary
+	@tests/install rust
+	CC_x86_64_unknown_linux_musl=gcc cargo build --release --bin orlop --target $(MUSL)
+	@ls -l target/$(MUSL)/release/orlop
+
+image: static ## a container image as target/image/orlop.tar, for `ctr images import` and `docker load`
+	deploy/image
+
+manifest: ## deploy/orlop.yaml, for people without Helm
+	tests/cluster/build helm
+	deploy/manifest
+
+chart: ## the chart: lint, schemas, bad values
+	tests/cluster/build helm kubeconform schemas
+	tests/chart/check
+
+cluster-up: image ## a real Kubernetes on this machine, with orlop installed by Helm
+	tests/cluster/install
+	tests/cluster/build cluster
+	tests/cluster/up
+	tests/cluster/orlop
+
+cluster-down: ## end it; nothing is left
+	tests/cluster/down
+
+e2e: ## our scenarios, on the cluster
+	tests/cluster/scenarios
+
+e2e-storage: ## Kubernetes' own storage suite, on the cluster
+	tests/cluster/install
+	tests/cluster/build cluster e2e
+	tests/cluster/storage-suite

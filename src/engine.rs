@@ -1,0 +1,267 @@
+//! Every rule about volumes. Synchronous; knows no protocol; methods read *lock, look, act, record*.
+
+pub mod copy;
+pub mod jobs;
+pub mod locks;
+pub mod reaper;
+pub mod remove;
+pub mod request;
+pub mod users;
+
+mod create;
+mod health;
+mod list;
+mod meter;
+mod publish;
+mod snapshot;
+mod tree;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Kind, Result};
+use crate::pool::{OpenPool, Pool, VolumeEntry};
+use crate::store::{Keep, Shelf};
+use crate::volume::{
+    OnDelete, Owner, Policy, PolicyChange, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId,
+};
+use jobs::{Jobs, Making};
+use locks::{Held, Locks};
+use meter::Meter;
+use reaper::Reaper;
+use request::{PoolSettings, Tuning};
+use users::Users;
+
+/// All pools of this process and the rules for what is in them.
+#[derive(Debug)]
+pub struct Engine {
+    pools: Vec<Pool>,
+    locks: Locks,
+    jobs: Jobs,
+    reaper: Reaper,
+    users: Users,
+    meter: Meter,
+    tuning: Tuning,
+}
+
+impl Engine {
+    /// Takes the pools over. Those that are not available are tried again whenever they are asked for.
+    ///
+    /// # Errors
+    /// `Invalid` when two pools have one name; else what the kernel says when it gives no threads.
+    pub fn open(pools: Vec<PoolSettings>, tuning: Tuning) -> Result<Self> {
+        for (i, pool) in pools.iter().enumerate() {
+            if pools.iter().take(i).any(|earlier| earlier.name == pool.name) {
+                return Err(Error::new(Kind::Invalid, format!("two pools are named {}", pool.name)));
+            }
+        }
+        let engine = Self {
+            pools: pools.into_iter().map(Pool::new).collect(),
+            locks: Locks::new(tuning.lock_wait),
+            jobs: Jobs::new(tuning.copies),
+            reaper: Reaper::start()?,
+            users: Users::new("/proc".into()),
+            meter: Meter::new(tuning.usage_age),
+            tuning,
+        };
+        for pool in &engine.pools {
+            // What is wrong with it is said by `pools`, and to everyone who asks for it.
+            let _ = engine.open_pool(pool);
+        }
+        Ok(engine)
+    }
+
+    fn open_pool(&self, pool: &Pool) -> Result<Arc<OpenPool>> {
+        pool.get(|opened, trashed| self.reaper.add(opened, trashed))
+    }
+
+    /// The pool of this name, open.
+    fn pool(&self, name: &PoolName) -> Result<Arc<OpenPool>> {
+        match self.pools.iter().find(|pool| pool.settings().name == *name) {
+            Some(pool) => self.open_pool(pool),
+            None => Err(Error::new(Kind::NotFound, format!("there is no pool {name} here"))),
+        }
+    }
+
+    fn lock_volume(&self, id: &VolumeId) -> Result<Held> {
+        self.locks.take(format!("volume {}", id.name))
+    }
+
+    /// The record of a volume, with the index brought in line with what is on disk.
+    fn look(&self, pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
+        if let Some(volume) = pool.store.volume(&id.name)? {
+            if !pool.index().volumes().contains_key(&id.name) {
+                pool.index().put_volume(id.name.clone(), VolumeEntry::from(&volume));
+            }
+            return Ok(Some(volume));
+        }
+        if pool.store.data(Shelf::Volumes, &id.name)?.is_none() {
+            pool.index().take_volume(&id.name);
+            return Ok(None);
+        }
+        let volume = unmanaged(id);
+        pool.index().put_volume(id.name.clone(), VolumeEntry::from(&volume));
+        Ok(Some(volume))
+    }
+
+    fn existing(&self, pool: &OpenPool, id: &VolumeId) -> Result<Volume> {
+        self.look(pool, id)?.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} does not exist")))
+    }
+
+    /// The volume.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable` when its pool is.
+    pub fn get(&self, id: &VolumeId) -> Result<Volume> {
+        let pool = self.pool(&id.pool)?;
+        self.existing(&pool, id)
+    }
+
+    /// Deletes a volume; one that does not exist is deleted already. Its data goes where its policy says.
+    ///
+    /// # Errors
+    /// `InUse`, naming who uses it; `Busy` while it is copied; `Unavailable` when its pool is.
+    pub fn delete(&self, id: &VolumeId) -> Result<()> {
+        let _held = self.lock_volume(id)?;
+        self.jobs.cancel(&Making::Volume(id.clone()), self.tuning.lock_wait)?;
+        match self.pool(&id.pool) {
+            Ok(pool) => self.delete_locked(&pool, id),
+            Err(error) if error.kind() == Kind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn delete_locked(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<()> {
+        let Some(volume) = self.look(pool, id)? else { return Ok(()) };
+        if !volume.managed {
+            return Ok(());
+        }
+        if let Some(Making::Volume(into) | Making::Snapshot(into)) =
+            self.jobs.reader_of(&Source::Volume(id.clone()))
+        {
+            return Err(Error::new(
+                Kind::Busy,
+                format!("volume {id} is being copied to {into}: try again then"),
+            ));
+        }
+        self.refuse_if_used(pool, id)?;
+        let trashed = pool.store.discard(Shelf::Volumes, &id.name, keep(volume.policy))?;
+        pool.index().take_volume(&id.name);
+        self.meter.forget(id);
+        self.reaper.add(pool, [trashed]);
+        Ok(())
+    }
+
+    fn refuse_if_used(&self, pool: &OpenPool, id: &VolumeId) -> Result<()> {
+        let Some(data) = pool.store.data(Shelf::Volumes, &id.name)? else { return Ok(()) };
+        let users = self.users.of(std::os::fd::AsFd::as_fd(&data))?;
+        let Some(first) = users.first() else { return Ok(()) };
+        let more = if users.len() > 1 { format!(" and {} more", users.len() - 1) } else { String::new() };
+        let text = format!("volume {id} is in use by {first}{more}: stop what uses it first");
+        Err(Error::new(Kind::InUse, text))
+    }
+
+    /// Gives a volume a larger size; one that is large enough already stays as it is.
+    ///
+    /// # Errors
+    /// `NotFound`; `OutOfRange` for less than it has; `NoSpace` when the pool may not promise so much.
+    pub fn expand(&self, id: &VolumeId, range: SizeRange) -> Result<Volume> {
+        let _held = self.lock_volume(id)?;
+        let pool = self.pool(&id.pool)?;
+        let mut volume = self.existing(&pool, id)?;
+        if range.limit != 0 && range.limit < volume.size {
+            let text = format!("volume {id} has {} bytes and cannot shrink to {}", volume.size, range.limit);
+            return Err(Error::new(Kind::OutOfRange, text));
+        }
+        if range.required <= volume.size {
+            return Ok(volume);
+        }
+        if !volume.managed {
+            let text = format!("volume {id} was put there by hand: its size is not orlop's to change");
+            return Err(Error::new(Kind::Unsupported, text));
+        }
+        let _reserved = pool.reserve(range.required - volume.size)?;
+        volume.size = range.required;
+        self.set_limit(&pool, &mut volume)?;
+        pool.store.rewrite(&volume)?;
+        pool.index().put_volume(id.name.clone(), VolumeEntry::from(&volume));
+        Ok(volume)
+    }
+
+    /// Changes the part of a volume's policy that may change.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unsupported` for a limit that the pool cannot set; then nothing is changed.
+    pub fn modify(&self, id: &VolumeId, change: PolicyChange) -> Result<Volume> {
+        let _held = self.lock_volume(id)?;
+        let pool = self.pool(&id.pool)?;
+        let mut volume = self.existing(&pool, id)?;
+        let policy = change.applied_to(volume.policy);
+        if policy == volume.policy {
+            return Ok(volume);
+        }
+        if !volume.managed {
+            let text = format!("volume {id} was put there by hand: it has no policy to change");
+            return Err(Error::new(Kind::Unsupported, text));
+        }
+        volume.policy = policy;
+        self.set_limit(&pool, &mut volume)?;
+        pool.store.rewrite(&volume)?;
+        Ok(volume)
+    }
+
+    fn set_limit(&self, pool: &OpenPool, volume: &mut Volume) -> Result<()> {
+        let data = pool.store.data(Shelf::Volumes, &volume.id.name)?;
+        let data =
+            data.ok_or_else(|| Error::new(Kind::Internal, format!("volume {} has no data", volume.id)))?;
+        let data = std::os::fd::AsFd::as_fd(&data);
+        volume.enforced = pool.backend.limit(data, volume.size, volume.policy.limit)?;
+        Ok(())
+    }
+
+    /// Copies that run now.
+    #[must_use]
+    pub fn jobs_running(&self) -> usize {
+        self.jobs.count()
+    }
+
+    /// Waits until the reaper has removed what is due; says whether it has.
+    #[must_use]
+    pub fn settle(&self, wait: Duration) -> bool {
+        self.reaper.settle(wait)
+    }
+
+    /// Stops the copies; what they have made so far is swept at the next start, and a retry starts them again.
+    pub fn shutdown(&self) {
+        self.jobs.shutdown(Duration::from_secs(2));
+    }
+}
+
+/// A folder in `volumes/` without a record: an administrator put it there, and orlop does not delete it.
+fn unmanaged(id: &VolumeId) -> Volume {
+    Volume {
+        schema: 1,
+        id: id.clone(),
+        requested_name: id.name.to_string(),
+        size: 0,
+        enforced: crate::volume::Enforced::No,
+        owner: Owner::default(),
+        policy: Policy { on_delete: OnDelete::Retain, ..Policy::default() },
+        labels: crate::volume::Labels::new(),
+        source: None,
+        created: Timestamp::default(),
+        managed: false,
+        ephemeral: false,
+    }
+}
+
+fn keep(policy: Policy) -> Keep {
+    let now = Timestamp::now().seconds;
+    match policy.on_delete {
+        OnDelete::Delete => Keep::Until(now),
+        OnDelete::Trash => {
+            Keep::Until(now.saturating_add(i64::try_from(policy.trash_for.as_secs()).unwrap_or(i64::MAX)))
+        }
+        OnDelete::Retain => Keep::Forever,
+    }
+}

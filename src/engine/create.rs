@@ -1,0 +1,279 @@
+//! Making volumes: empty ones at once, clones and restores by a job.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{self, Gid, Mode, OFlags, Uid};
+
+use super::Engine;
+use super::copy::copy_tree;
+use super::jobs::{Job, Making};
+use super::locks::Held;
+use super::request::{CreateVolume, OwnerWish};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::pool::{OpenPool, Pool, Reservation, VolumeEntry};
+use crate::store::{Draft, Shelf};
+use crate::volume::{Enforced, Name, Owner, Source, Timestamp, Volume, VolumeId};
+
+impl Engine {
+    /// Makes a volume, or finds the one that an earlier call of this name made.
+    ///
+    /// # Errors
+    /// `Conflict` when one of this name differs; `NoSpace`; `OutOfRange`; `NotFound` for the source;
+    /// `Busy` while its data is still being copied.
+    pub fn create(&self, wish: &CreateVolume) -> Result<Volume> {
+        self.create_as(wish, false)
+    }
+
+    pub(super) fn create_as(&self, wish: &CreateVolume, ephemeral: bool) -> Result<Volume> {
+        let pool = self.choose(wish)?;
+        let id = VolumeId { pool: pool.settings.name.clone(), name: Name::of(&wish.name) };
+        let _held = self.lock_volume(&id)?;
+        if let Some(job) = self.jobs.find(&Making::Volume(id.clone())) {
+            check_source(&id, Some(&job.from), wish)?;
+            return self.join_copy(&pool, &id, &job);
+        }
+        if let Some(found) = self.look(&pool, &id)? {
+            check_same(&found, wish)?;
+            return Ok(found);
+        }
+        self.refuse_elsewhere(&id)?;
+        pool.backend.check_limit(wish.policy.limit)?;
+        match &wish.source {
+            None => self.make_empty(&pool, id, wish, ephemeral),
+            Some(source) => self.make_copy(&pool, id, wish, source),
+        }
+    }
+
+    /// The pool asked for, or the default: so a retry looks in the same place.
+    fn choose(&self, wish: &CreateVolume) -> Result<Arc<OpenPool>> {
+        let Some(name) = &wish.pool else { return self.open_pool(self.default_pool()?) };
+        match self.pools.iter().find(|pool| pool.settings().name == *name) {
+            Some(pool) => self.open_pool(pool),
+            None => {
+                let known: Vec<_> = self.pools.iter().map(|pool| pool.settings().name.as_str()).collect();
+                let kind = if wish.may_go_elsewhere { Kind::NoSpace } else { Kind::Invalid };
+                let text =
+                    format!("parameter pool: there is no pool {name} here; there is {}", known.join(", "));
+                Err(Error::new(kind, text))
+            }
+        }
+    }
+
+    /// The pool named "default", or the first of the settings.
+    pub(super) fn default_pool(&self) -> Result<&Pool> {
+        let named = self.pools.iter().find(|pool| pool.settings().name.as_str() == "default");
+        let text = "this instance serves no pools: ask one that does";
+        named.or(self.pools.first()).ok_or_else(|| Error::new(Kind::Unavailable, text))
+    }
+
+    /// A name belongs to one volume in all pools of a driver.
+    fn refuse_elsewhere(&self, id: &VolumeId) -> Result<()> {
+        for pool in self.pools.iter().filter_map(Pool::opened) {
+            if pool.settings.name != id.pool && pool.index().volumes().contains_key(&id.name) {
+                let text = format!("volume {} is in pool {} already", id.name, pool.settings.name);
+                return Err(Error::new(Kind::Conflict, text));
+            }
+        }
+        Ok(())
+    }
+
+    fn make_empty(
+        &self,
+        pool: &Arc<OpenPool>,
+        id: VolumeId,
+        wish: &CreateVolume,
+        ephemeral: bool,
+    ) -> Result<Volume> {
+        let reserved = pool.reserve(wish.size.required)?;
+        let mut volume = volume_of(id, wish, wish.size.required);
+        volume.ephemeral = ephemeral;
+        let draft = pool.store.draft()?;
+        pool.backend.make(draft.dir())?;
+        volume.owner = owner_of(wish.owner, Owner::default());
+        settle(pool, draft, &mut volume, reserved)
+            .context(|| format!("create volume {}", volume.id))
+            .map(|()| volume)
+    }
+
+    fn make_copy(
+        &self,
+        pool: &Arc<OpenPool>,
+        id: VolumeId,
+        wish: &CreateVolume,
+        source: &Source,
+    ) -> Result<Volume> {
+        let job = self.start_copy(pool, &id, wish, source)?;
+        self.join_copy(pool, &id, &job)
+    }
+
+    fn start_copy(
+        &self,
+        pool: &Arc<OpenPool>,
+        id: &VolumeId,
+        wish: &CreateVolume,
+        source: &Source,
+    ) -> Result<Arc<Job>> {
+        // Held while the job is entered, so that a delete of the source sees either no reader or this one.
+        let _source = self.lock_source(source)?;
+        let (data, size) = self.open_source(source).map_err(|error| {
+            if error.kind() != Kind::NotFound || !wish.may_go_elsewhere {
+                return error;
+            }
+            let text =
+                format!("{source} is not on this node; a pod that uses {} must run where it is", id.name);
+            Error::caused(Kind::NoSpace, text, error)
+        })?;
+        let size = copied_size(id, wish, source, size)?;
+        let reserved = pool.reserve(size)?;
+        let mut volume = volume_of(id.clone(), wish, size);
+        let (into, owner) = (Arc::clone(pool), wish.owner);
+        self.jobs.start(Making::Volume(id.clone()), source.clone(), move |job| {
+            let draft = into.store.draft()?;
+            into.backend.make(draft.dir())?;
+            copy_into(data.as_fd(), &draft, job)?;
+            volume.owner = owner_of(owner, owner_on_disk(draft.data()?.as_fd())?);
+            settle(&into, draft, &mut volume, reserved)
+        })
+    }
+
+    fn lock_source(&self, source: &Source) -> Result<Held> {
+        match source {
+            Source::Volume(id) => self.lock_volume(id),
+            Source::Snapshot(id) => self.locks.take(format!("snapshot {}", id.name)),
+        }
+    }
+
+    /// The source's data, open for reading, and the size it was promised.
+    fn open_source(&self, source: &Source) -> Result<(OwnedFd, u64)> {
+        let pool = self.pool(&source.id().pool)?;
+        let (shelf, size) = match source {
+            Source::Volume(id) => (Shelf::Volumes, self.existing(&pool, id)?.size),
+            Source::Snapshot(id) => (Shelf::Snapshots, self.existing_snapshot(&pool, id)?.size),
+        };
+        let data = pool.store.data(shelf, &source.id().name)?;
+        let data = data.ok_or_else(|| Error::new(Kind::Internal, format!("{source} has no data")))?;
+        Ok((reopen(data.as_fd())?, size))
+    }
+
+    fn join_copy(&self, pool: &OpenPool, id: &VolumeId, job: &Arc<Job>) -> Result<Volume> {
+        let making = Making::Volume(id.clone());
+        match self.jobs.join(&making, job, self.tuning.copy_wait) {
+            Some(Ok(())) => self.existing(pool, id),
+            Some(Err(error)) => Err(error).context(|| format!("copy {} to volume {id}", job.from)),
+            None => Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "volume {id} is being copied from {} ({} entries, {} bytes so far): try again",
+                    job.from,
+                    job.progress.entries(),
+                    job.progress.bytes(),
+                ),
+            )),
+        }
+    }
+}
+
+/// Copies a tree into a draft's data folder and compares what arrived.
+pub(super) fn copy_into(from: BorrowedFd<'_>, draft: &Draft<'_>, job: &Job) -> Result<super::copy::Manifest> {
+    let data = draft.data()?;
+    copy_tree(from, data.as_fd(), &job.progress)
+}
+
+/// A path-only descriptor as one that can be read.
+pub(super) fn reopen(folder: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    fs::openat(folder, ".", flags, Mode::empty()).context(|| "open the data folder")
+}
+
+fn volume_of(id: VolumeId, wish: &CreateVolume, size: u64) -> Volume {
+    Volume {
+        schema: 1,
+        id,
+        requested_name: wish.name.clone(),
+        size,
+        enforced: Enforced::No,
+        owner: Owner::default(),
+        policy: wish.policy,
+        labels: wish.labels.clone(),
+        source: wish.source.clone(),
+        created: Timestamp::now(),
+        managed: true,
+        ephemeral: false,
+    }
+}
+
+/// Limit, owner, record, rename, index: the last steps of every new volume.
+fn settle(pool: &Arc<OpenPool>, draft: Draft<'_>, volume: &mut Volume, reserved: Reservation) -> Result<()> {
+    let data = draft.data()?;
+    set_owner(data.as_fd(), volume.owner)?;
+    volume.enforced = pool.backend.limit(data.as_fd(), volume.size, volume.policy.limit)?;
+    draft.settle(Shelf::Volumes, &volume.id.name, volume)?;
+    pool.index().put_volume(volume.id.name.clone(), VolumeEntry::from(&*volume));
+    drop(reserved);
+    Ok(())
+}
+
+fn owner_of(wish: OwnerWish, other: Owner) -> Owner {
+    Owner {
+        uid: wish.uid.unwrap_or(other.uid),
+        gid: wish.gid.unwrap_or(other.gid),
+        mode: wish.mode.unwrap_or(other.mode),
+    }
+}
+
+fn owner_on_disk(data: BorrowedFd<'_>) -> Result<Owner> {
+    let stat = fs::fstat(data).context(|| "look at the copied folder")?;
+    Ok(Owner { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777 })
+}
+
+fn set_owner(data: BorrowedFd<'_>, owner: Owner) -> Result<()> {
+    let now = owner_on_disk(data)?;
+    if (now.uid, now.gid) != (owner.uid, owner.gid) {
+        let ids = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+        fs::fchown(data, Some(ids.0), Some(ids.1)).context(|| "set the owner of the data folder")?;
+    }
+    if now.mode != owner.mode {
+        fs::fchmod(data, Mode::from_raw_mode(owner.mode)).context(|| "set the mode of the data folder")?;
+    }
+    Ok(())
+}
+
+fn check_same(found: &Volume, wish: &CreateVolume) -> Result<()> {
+    let differs = |what: &str, has: String| {
+        let text = format!("volume {} exists with {what} {has}: use another name", found.id);
+        Err(Error::new(Kind::Conflict, text))
+    };
+    if found.requested_name != wish.name {
+        return differs("requested name", format!("{:?}", found.requested_name));
+    }
+    if !wish.size.admits(found.size) {
+        return differs("size", found.size.to_string());
+    }
+    if owner_of(wish.owner, found.owner) != found.owner {
+        let owner = found.owner;
+        return differs("owner and mode", format!("{}:{} {:o}", owner.uid, owner.gid, owner.mode));
+    }
+    check_source(&found.id, found.source.as_ref(), wish)
+}
+
+fn check_source(id: &VolumeId, has: Option<&Source>, wish: &CreateVolume) -> Result<()> {
+    if has == wish.source.as_ref() {
+        return Ok(());
+    }
+    let has = has.map_or_else(|| "no source".to_owned(), |source| format!("source {source}"));
+    Err(Error::new(Kind::Conflict, format!("volume {id} exists with {has}: use another name")))
+}
+
+/// The size of a copy: at least its source's.
+fn copied_size(id: &VolumeId, wish: &CreateVolume, source: &Source, size: u64) -> Result<u64> {
+    let smaller = |asked: u64| {
+        let text = format!("volume {id}: {asked} bytes are less than the {size} of {source}");
+        Err(Error::new(Kind::OutOfRange, text))
+    };
+    match (wish.size.required, wish.size.limit) {
+        (_, limit) if limit != 0 && limit < size => smaller(limit),
+        (required, _) if required != 0 && required < size => smaller(required),
+        (required, _) => Ok(required.max(size)),
+    }
+}

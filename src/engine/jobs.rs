@@ -1,0 +1,205 @@
+//! Long copies: each runs in a thread of its own, a retry joins it, and only its last rename makes anything visible.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::copy::Progress;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::volume::{Source, Timestamp, VolumeId};
+
+/// What a job makes: the key by which a retry finds it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Making {
+    /// A volume of this id.
+    Volume(VolumeId),
+    /// A snapshot of this id.
+    Snapshot(VolumeId),
+}
+
+/// A copy that runs or has ended.
+#[derive(Debug)]
+pub struct Job {
+    /// What is copied.
+    pub from: Source,
+    /// When it was asked for.
+    pub started: Timestamp,
+    /// How far it is.
+    pub progress: Progress,
+    ended: Mutex<Option<Result<()>>>,
+    end: Condvar,
+}
+
+/// The jobs of this process.
+#[derive(Debug, Clone)]
+pub struct Jobs {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    jobs: Mutex<HashMap<Making, Arc<Job>>>,
+    /// How many may still start to copy.
+    turns: Mutex<usize>,
+    turn: Condvar,
+}
+
+impl Jobs {
+    /// At most so many copy at once.
+    #[must_use]
+    pub fn new(at_once: usize) -> Self {
+        let inner = Inner { jobs: Mutex::default(), turns: Mutex::new(at_once), turn: Condvar::new() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The job that makes this, running or ended with an error that nobody has been told yet.
+    #[must_use]
+    pub fn find(&self, making: &Making) -> Option<Arc<Job>> {
+        self.lock().get(making).cloned()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// What is being made of this source, if anything.
+    #[must_use]
+    pub fn reader_of(&self, from: &Source) -> Option<Making> {
+        self.lock()
+            .iter()
+            .find(|(_, job)| job.from == *from && !job.is_over())
+            .map(|(making, _)| making.clone())
+    }
+
+    /// Starts a job in a thread of its own.
+    ///
+    /// # Errors
+    /// What the kernel says when there can be no more threads.
+    pub fn start<F>(&self, making: Making, from: Source, work: F) -> Result<Arc<Job>>
+    where
+        F: FnOnce(&Job) -> Result<()> + Send + 'static,
+    {
+        let job = Arc::new(Job {
+            from,
+            started: Timestamp::now(),
+            progress: Progress::default(),
+            ended: Mutex::new(None),
+            end: Condvar::new(),
+        });
+        self.lock().insert(making.clone(), Arc::clone(&job));
+        let (jobs, own) = (self.clone(), Arc::clone(&job));
+        let key = making.clone();
+        let spawned =
+            thread::Builder::new().name("copy".to_owned()).spawn(move || jobs.work(&key, &own, work));
+        match spawned {
+            Ok(_) => Ok(job),
+            Err(error) => {
+                self.lock().remove(&making);
+                Err(error).context(|| "start a copy")
+            }
+        }
+    }
+
+    fn work<F: FnOnce(&Job) -> Result<()>>(&self, making: &Making, job: &Job, work: F) {
+        let turn = self.wait_for_turn();
+        let work = std::panic::AssertUnwindSafe(|| work(job));
+        let result = std::panic::catch_unwind(work)
+            .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the copy panicked; see the log")));
+        drop(turn);
+        // What was made stands on disk before its job leaves this table, so that a retry always finds one of them.
+        if result.is_ok() {
+            self.lock().remove(making);
+        }
+        *job.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        job.end.notify_all();
+    }
+
+    fn wait_for_turn(&self) -> Turn<'_> {
+        let mut turns = self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        while *turns == 0 {
+            turns = self.inner.turn.wait(turns).unwrap_or_else(PoisonError::into_inner);
+        }
+        *turns -= 1;
+        Turn { inner: &self.inner }
+    }
+
+    /// Waits for a job; `None`: it still runs. An error is told once, and the next retry starts afresh.
+    pub fn join(&self, making: &Making, job: &Arc<Job>, wait: Duration) -> Option<Result<()>> {
+        let result = job.wait(wait)?;
+        let mut jobs = self.lock();
+        if jobs.get(making).is_some_and(|found| Arc::ptr_eq(found, job)) {
+            jobs.remove(making);
+        }
+        Some(result)
+    }
+
+    /// Stops a job and waits for its end.
+    ///
+    /// # Errors
+    /// `Busy` when it has not ended by then.
+    pub fn cancel(&self, making: &Making, wait: Duration) -> Result<()> {
+        let Some(job) = self.find(making) else { return Ok(()) };
+        job.progress.cancel();
+        match self.join(making, &job, wait) {
+            Some(_) => Ok(()),
+            None => Err(Error::new(Kind::Busy, "the copy that makes it is being stopped: try again")),
+        }
+    }
+
+    /// Stops all, and waits a little.
+    pub fn shutdown(&self, wait: Duration) {
+        let all: Vec<_> = self.lock().values().cloned().collect();
+        all.iter().for_each(|job| job.progress.cancel());
+        let deadline = Instant::now() + wait;
+        for job in all {
+            job.wait(deadline.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Making, Arc<Job>>> {
+        self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Job {
+    fn is_over(&self) -> bool {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// The result, when there is one in time; the first to ask gets the error itself.
+    fn wait(&self, wait: Duration) -> Option<Result<()>> {
+        let deadline = Instant::now() + wait;
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match ended.as_mut() {
+                Some(Ok(())) => return Some(Ok(())),
+                Some(failed) => {
+                    let told =
+                        Error::new(Kind::Busy, "the copy failed, and another caller was told why: try again");
+                    return Some(std::mem::replace(failed, Err(told)));
+                }
+                None => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            ended = self.end.wait_timeout(ended, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// One of the places for a running copy.
+struct Turn<'j> {
+    inner: &'j Inner,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.inner.turn.notify_one();
+    }
+}

@@ -1,0 +1,198 @@
+//! What volumes take, measured by a walk in the background: one volume at a time, and never within a call for longer
+//! than the caller wants to wait.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use super::tree::{Walk, kind_of, look, look_at, open_directory};
+use crate::error::{Context as _, Result};
+use crate::volume::VolumeId;
+
+/// An inode with several names counts in parts, so that its names together count as one.
+const WHOLE: u64 = 1 << 20;
+
+/// What a volume takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// Bytes on disk: blocks, not lengths.
+    pub(super) bytes: u64,
+    /// Files, folders and all else, the top folder among them.
+    pub(super) inodes: u64,
+}
+
+/// The last measurements, and the thread that makes them while there is something to measure.
+#[derive(Debug)]
+pub(super) struct Meter {
+    age: Duration,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    measured: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last: HashMap<VolumeId, (Instant, Taken)>,
+    queue: VecDeque<(VolumeId, OwnedFd)>,
+    current: Option<VolumeId>,
+    working: bool,
+}
+
+impl Meter {
+    /// Measurements younger than `age` are not made again.
+    pub(super) fn new(age: Duration) -> Self {
+        Self { age, shared: Arc::default() }
+    }
+
+    /// The last measurement, if there is one; begins a new one when that is old, and waits for the first.
+    ///
+    /// # Errors
+    /// What the kernel says when there can be no more threads.
+    pub(super) fn measure(&self, id: &VolumeId, data: OwnedFd, wait: Duration) -> Result<Option<Taken>> {
+        let mut state = self.shared.lock();
+        let last = state.last.get(id).copied();
+        if last.is_none_or(|(when, _)| when.elapsed() >= self.age) && !state.is_waiting(id) {
+            state.queue.push_back((id.clone(), data));
+            self.work(&mut state)?;
+        }
+        if let Some((_, taken)) = last {
+            return Ok(Some(taken));
+        }
+        let missing = |state: &mut State| !state.last.contains_key(id) && state.is_waiting(id);
+        let waited = self.shared.measured.wait_timeout_while(state, wait, missing);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        Ok(state.last.get(id).map(|(_, taken)| *taken))
+    }
+
+    /// The last measurement of a volume.
+    pub(super) fn last(&self, id: &VolumeId) -> Option<Taken> {
+        self.shared.lock().last.get(id).map(|(_, taken)| *taken)
+    }
+
+    /// The volume is gone.
+    pub(super) fn forget(&self, id: &VolumeId) {
+        self.shared.lock().last.remove(id);
+    }
+
+    fn work(&self, state: &mut State) -> Result<()> {
+        if state.working {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.shared);
+        thread::Builder::new()
+            .name("meter".to_owned())
+            .spawn(move || shared.run())
+            .context(|| "start a measurement")?;
+        state.working = true;
+        Ok(())
+    }
+}
+
+impl State {
+    fn is_waiting(&self, id: &VolumeId) -> bool {
+        self.current.as_ref() == Some(id) || self.queue.iter().any(|(queued, _)| queued == id)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
+        while let Some((id, data)) = self.next() {
+            // A tree that is being torn down is measured again when somebody asks again.
+            let taken = weigh(&data).ok();
+            let mut state = self.lock();
+            state.current = None;
+            if let Some(taken) = taken {
+                state.last.insert(id, (Instant::now(), taken));
+            }
+            drop(state);
+            self.measured.notify_all();
+        }
+    }
+
+    fn next(&self) -> Option<(VolumeId, OwnedFd)> {
+        let mut state = self.lock();
+        let next = state.queue.pop_front();
+        state.current = next.as_ref().map(|(id, _)| id.clone());
+        state.working = next.is_some();
+        next
+    }
+}
+
+/// Walks a tree and adds up what it takes. Links are not followed and mounts not entered.
+fn weigh(data: &OwnedFd) -> Result<Taken> {
+    let top = look(data.as_fd()).context(|| "look at the data folder")?;
+    let mut bytes = top.stx_blocks.saturating_mul(512);
+    let mut parts = WHOLE;
+    let mut walk = Walk::new(data.as_fd()).context(|| "open the data folder")?;
+    loop {
+        let Some(entry) = walk.next().context(|| "read a folder")? else {
+            if walk.leave()? {
+                continue;
+            }
+            return Ok(Taken { bytes, inodes: parts.div_ceil(WHOLE) });
+        };
+        let stat = match look_at(walk.here(), &entry.name) {
+            Err(Errno::NOENT) => continue,
+            stat => stat.context(|| "look at an entry")?,
+        };
+        let is_folder = kind_of(&stat) == FileType::Directory;
+        let names = if is_folder { 1 } else { u64::from(stat.stx_nlink.max(1)) };
+        bytes = bytes.saturating_add(stat.stx_blocks.saturating_mul(512) / names);
+        parts = parts.saturating_add(WHOLE / names);
+        if is_folder {
+            match open_directory(walk.here(), &entry.name) {
+                // Gone, replaced, or a mount.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {}
+                folder => walk.enter(folder.context(|| "open a folder")?).context(|| "look at a folder")?,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> VolumeId {
+        "p/v".parse().unwrap()
+    }
+
+    #[test]
+    fn hard_links_count_once_and_holes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), vec![1; 1 << 20]).unwrap();
+        std::fs::hard_link(dir.path().join("a"), dir.path().join("b")).unwrap();
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        std::fs::File::create(dir.path().join("d/hole")).unwrap().set_len(1 << 30).unwrap();
+        let taken = weigh(&std::fs::File::open(dir.path()).unwrap().into()).unwrap();
+        assert_eq!(taken.inodes, 4, "the top, a, d, hole");
+        assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&taken.bytes), "{taken:?}");
+    }
+
+    #[test]
+    fn the_first_is_waited_for_and_a_young_one_is_not_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+        let meter = Meter::new(Duration::from_secs(60));
+        let first = meter.measure(&id(), open(), Duration::from_secs(10)).unwrap().unwrap();
+        std::fs::write(dir.path().join("a"), vec![1; 1 << 20]).unwrap();
+        assert_eq!(meter.measure(&id(), open(), Duration::from_secs(10)).unwrap(), Some(first));
+        meter.forget(&id());
+        let second = meter.measure(&id(), open(), Duration::from_secs(10)).unwrap().unwrap();
+        assert!(second.bytes > first.bytes);
+    }
+}

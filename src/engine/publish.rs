@@ -1,0 +1,188 @@
+//! Making volumes appear at paths, and taking them away again. The mount table says what is there, not our memory.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use super::Engine;
+use super::request::{Publish, Sharing};
+use crate::error::{Error, Kind, Result};
+use crate::mount::{self, MountInfo};
+use crate::pool::{OpenPool, Pool};
+use crate::store::Shelf;
+use crate::volume::{DATA, Name, SizeRange, Volume, VolumeId};
+
+impl Engine {
+    /// Makes a volume appear at a path. If it is there already, with the same flags, nothing is done.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when something else, or other flags, are at the target; `InUse` when the volume may
+    /// have one target only and has another; `Invalid` for a target that cannot be one.
+    pub fn publish(&self, wish: &Publish) -> Result<()> {
+        if let Some(volume) = &wish.ephemeral {
+            self.create_as(volume, true)?;
+        }
+        let _held = self.lock_volume(&wish.id)?;
+        let _target = self.lock_target(&wish.target)?;
+        let pool = self.pool(&wish.id.pool)?;
+        let data = data_of(&pool, &wish.id)?;
+        if let Some(there) = mount::mounted_at(&wish.target)? {
+            return self.check_published(wish, &there, data.as_fd());
+        }
+        if wish.sharing == Sharing::OneTarget {
+            refuse_second_target(&wish.id, data.as_fd())?;
+        }
+        let target = mount::open_target(&wish.target)?;
+        mount::attach(data.as_fd(), target.as_fd(), wish.flags)
+    }
+
+    fn check_published(&self, wish: &Publish, there: &MountInfo, data: BorrowedFd<'_>) -> Result<()> {
+        if mount::is_same(there, data, wish.flags)? {
+            return Ok(());
+        }
+        let what = if mount::is_of(there, data)? { "with other flags" } else { "and it is something else" };
+        let text = format!(
+            "volume {}: {} is mounted at {} already, {what}; unpublish it first",
+            wish.id,
+            there.root.display(),
+            wish.target.display(),
+        );
+        Err(Error::new(Kind::Conflict, text))
+    }
+
+    fn lock_target(&self, target: &Path) -> Result<super::locks::Held> {
+        self.locks.take(format!("target {}", target.display()))
+    }
+
+    /// Takes a volume away from a path and removes the folder that `publish` made there; deletes the volume if it was
+    /// made for this one pod. `id` is the raw text: the ids of a pod's inline volumes name no pool.
+    ///
+    /// # Errors
+    /// `InUse` while a process of this host holds it; `Conflict` when what is mounted there is not this volume;
+    /// `NotFound` when nothing is there and no volume could have this id.
+    pub fn unpublish(&self, id: &str, target: &Path) -> Result<()> {
+        let id = id.parse().ok().or_else(|| self.find_ephemeral(id)).ok_or(id);
+        let name = match &id {
+            Ok(VolumeId { name, .. }) => name.clone(),
+            Err(raw) => Name::of(raw),
+        };
+        let held = self.locks.take(format!("volume {name}"))?;
+        let held_target = self.lock_target(target)?;
+        match mount::mounted_at(target)? {
+            None if id.is_err() && !target.exists() => {
+                let text = format!("no volume can have this id, and nothing is at {}", target.display());
+                return Err(Error::new(Kind::NotFound, text));
+            }
+            Some(there) if !is_root_of(&there.root, &name) => {
+                let text = format!(
+                    "{} is mounted at {}, which is not volume {name}: it is left alone",
+                    there.root.display(),
+                    target.display()
+                );
+                return Err(Error::new(Kind::Conflict, text));
+            }
+            Some(_) => mount::detach(target)?,
+            None => {}
+        }
+        mount::remove_target(target)?;
+        drop((held, held_target));
+        id.map_or(Ok(()), |id| self.delete_if_ephemeral(&id))
+    }
+
+    fn delete_if_ephemeral(&self, id: &VolumeId) -> Result<()> {
+        let Ok(pool) = self.pool(&id.pool) else { return Ok(()) };
+        match self.look(&pool, id) {
+            Ok(Some(volume)) if volume.ephemeral => self.delete(id),
+            _ => Ok(()),
+        }
+    }
+
+    /// The volume that was made for an inline volume of this id.
+    fn find_ephemeral(&self, id: &str) -> Option<VolumeId> {
+        let name = Name::of(id);
+        let ids = self.pools.iter().filter_map(Pool::opened).map(|pool| {
+            let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
+            (pool, id)
+        });
+        let mut ours = ids
+            .filter(|(pool, id)| matches!(pool.store.volume(&id.name), Ok(Some(volume)) if volume.ephemeral));
+        ours.next().map(|(_, id)| id)
+    }
+
+    /// Whether a volume is published at a path.
+    pub(super) fn find_published(&self, pool: &OpenPool, id: &VolumeId, path: &Path) -> Result<()> {
+        let absent = || {
+            let text = format!(
+                "volume {id} is not published at {:?}",
+                crate::volume::shorten(&path.to_string_lossy())
+            );
+            Error::new(Kind::NotFound, text)
+        };
+        let data = data_of(pool, id)?;
+        let there = match mount::mounted_at(path) {
+            Err(error) if error.kind() == Kind::Invalid => return Err(absent()),
+            there => there?.ok_or_else(absent)?,
+        };
+        if mount::is_of(&there, data.as_fd())? { Ok(()) } else { Err(absent()) }
+    }
+
+    /// Gives a volume that is published at a path a larger size.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not there; else as [`Engine::expand`].
+    pub fn expand_published(&self, id: &VolumeId, path: &Path, range: SizeRange) -> Result<Volume> {
+        let pool = self.pool(&id.pool)?;
+        self.existing(&pool, id)?;
+        self.find_published(&pool, id, path)?;
+        self.expand(id, range)
+    }
+}
+
+fn data_of(pool: &OpenPool, id: &VolumeId) -> Result<OwnedFd> {
+    let data = pool.store.data(Shelf::Volumes, &id.name)?;
+    data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} does not exist")))
+}
+
+fn refuse_second_target(id: &VolumeId, data: BorrowedFd<'_>) -> Result<()> {
+    let Some(other) = mount::targets_of(data)?.into_iter().next() else { return Ok(()) };
+    let text = format!(
+        "volume {id} may have one target only and is published at {}: unpublish it there first",
+        other.display()
+    );
+    Err(Error::new(Kind::InUse, text))
+}
+
+/// Whether a mount's root is the data of the volume of this name, also when that is in the trash by now.
+fn is_root_of(root: &Path, name: &Name) -> bool {
+    let mut parts = root.iter().rev().map(|part| part.to_str().unwrap_or_default());
+    let (data, folder, shelf) = (parts.next(), parts.next().unwrap_or_default(), parts.next());
+    let in_trash = || folder.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'));
+    data == Some(DATA)
+        && match shelf {
+            Some("volumes") => folder == name.as_str(),
+            Some("trash") => in_trash(),
+            _ => false,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_volumes_own_root_is_unmounted() {
+        let name: Name = "v".parse().unwrap();
+        for ours in ["/pool/volumes/v/data", "/volumes/v/data", "/pool/trash/v.17.00ff/data"] {
+            assert!(is_root_of(Path::new(ours), &name), "{ours}");
+        }
+        for other in [
+            "/",
+            "/data",
+            "/pool/volumes/w/data",
+            "/pool/volumes/v",
+            "/pool/trash/vv.17.00ff/data",
+            "/v/data",
+        ] {
+            assert!(!is_root_of(Path::new(other), &name), "{other}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What a user of a directory is called: its process, and the pod or container that this belongs to.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+use super::scan::Seen;
+
+/// A mount that uses a directory, and who can be asked to let it go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// A process that sees the mount; `None` if it is in orlop's own mount namespace, where the target says more.
+    pub pid: Option<i32>,
+    /// The name of the process; empty if it has ended by now.
+    pub command: String,
+    /// Where it is mounted, as the process sees it.
+    pub target: PathBuf,
+    /// The UID of the pod, by the target or the cgroup.
+    pub pod: Option<String>,
+    /// The id of the container, by the cgroup.
+    pub container: Option<String>,
+}
+
+impl fmt::Display for User {
+    /// Such as `pod 0b6f… (process 77, nginx) at /data`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let process = self.pid.map(|pid| format!("process {pid}, {}", self.command));
+        match (&self.pod, &self.container, process) {
+            (Some(pod), _, Some(process)) => write!(f, "pod {pod} ({process}) at ")?,
+            (Some(pod), _, None) => write!(f, "pod {pod} at ")?,
+            (None, Some(container), Some(process)) => write!(f, "container {container} ({process}) at ")?,
+            (None, _, Some(process)) => write!(f, "{process} at ")?,
+            (None, _, None) => write!(f, "a mount at ")?,
+        }
+        write!(f, "{}", self.target.display())
+    }
+}
+
+/// Names the owners of these mounts, each mount once: copies that propagation made elsewhere are left out.
+pub(super) fn users(proc: &Path, mut seen: Vec<&Seen>) -> Vec<User> {
+    seen.sort_by(|a, b| (&a.target, a.pid).cmp(&(&b.target, b.pid)));
+    let mut named = BTreeSet::new();
+    seen.retain(|seen| seen.group.is_none() || named.insert((&seen.target, seen.group)));
+    seen.into_iter().map(|seen| user(proc, seen)).collect()
+}
+
+fn user(proc: &Path, seen: &Seen) -> User {
+    let of_process = |file: &str| match seen.pid {
+        Some(pid) => std::fs::read_to_string(proc.join(format!("{pid}/{file}"))).unwrap_or_default(),
+        None => String::new(),
+    };
+    let cgroup = of_process("cgroup");
+    let pod = pod_of_target(&seen.target).or_else(|| pod_of_cgroup(&cgroup));
+    User {
+        pid: seen.pid,
+        command: of_process("comm").trim_end().to_owned(),
+        target: PathBuf::from(OsString::from_vec(seen.target.clone())),
+        pod,
+        container: container_of(&cgroup),
+    }
+}
+
+/// `…/pods/<uid>/volumes/…`, as the kubelet lays it out.
+fn pod_of_target(target: &[u8]) -> Option<String> {
+    let mut parts = target.split(|byte| *byte == b'/').skip_while(|part| *part != b"pods").skip(1);
+    let uid = std::str::from_utf8(parts.next()?).ok()?;
+    parts.next().filter(|part| part.starts_with(b"volume"))?;
+    Some(uid.to_owned())
+}
+
+/// `…/pod<uid>/…` or, by systemd, `…-pod<uid with underscores>.slice/…`.
+fn pod_of_cgroup(cgroup: &str) -> Option<String> {
+    let is_uid = |text: &&str| {
+        let mut bytes = text.bytes().enumerate();
+        bytes.all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => matches!(byte, b'-' | b'_'),
+            _ => byte.is_ascii_hexdigit(),
+        })
+    };
+    let uid = cgroup.match_indices("pod").find_map(|(at, _)| cgroup.get(at + 3..at + 39).filter(is_uid))?;
+    Some(uid.replace('_', "-"))
+}
+
+/// The last 64 hexadecimal digits in a row.
+fn container_of(cgroup: &str) -> Option<String> {
+    let mut words = cgroup.rsplit(|char: char| !char.is_ascii_hexdigit());
+    words.find(|word| word.len() == 64).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UID: &str = "0b6fd0a7-5d3c-4c3e-9d7c-2a8f1d1f0a11";
+
+    #[test]
+    fn a_pod_is_found_by_where_it_mounts() {
+        let path = format!("/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~csi/pvc-1/mount");
+        assert_eq!(pod_of_target(path.as_bytes()).as_deref(), Some(UID));
+        let path = format!("/var/lib/kubelet/pods/{UID}/volume-subpaths/pvc-1/main/0");
+        assert_eq!(pod_of_target(path.as_bytes()).as_deref(), Some(UID));
+        for path in ["/data", "/pods", "/pods/a", "/pods/a/b"] {
+            assert_eq!(pod_of_target(path.as_bytes()), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_names_pod_and_container() {
+        let id = "3f".repeat(32);
+        let slice = format!("kubepods-burstable-pod{}.slice", UID.replace('-', "_"));
+        let cases = [
+            (format!("0::/kubepods.slice/{slice}/cri-containerd-{id}.scope\n"), true, true),
+            (format!("0::/../../kubepods/besteffort/pod{UID}/{id}\n"), true, true),
+            (format!("12:cpu:/docker/{id}\n0::/system.slice/docker-{id}.scope\n"), false, true),
+            ("0::/system.slice/podman.service\n".to_owned(), false, false),
+            ("0::/podé\n".to_owned(), false, false),
+            (String::new(), false, false),
+        ];
+        for (cgroup, pod, container) in cases {
+            assert_eq!(pod_of_cgroup(&cgroup).as_deref(), pod.then_some(UID), "{cgroup}");
+            assert_eq!(container_of(&cgroup).as_deref(), container.then_some(&id[..]), "{cgroup}");
+        }
+    }
+
+    #[test]
+    fn a_user_reads_as_a_sentence() {
+        let user = |pid, pod: Option<&str>, container: Option<&str>| {
+            let (pod, container) = (pod.map(str::to_owned), container.map(str::to_owned));
+            User { pid, command: "nginx".to_owned(), target: "/data".into(), pod, container }.to_string()
+        };
+        assert_eq!(user(Some(7), Some("u"), Some("c")), "pod u (process 7, nginx) at /data");
+        assert_eq!(user(None, Some("u"), None), "pod u at /data");
+        assert_eq!(user(Some(7), None, Some("c")), "container c (process 7, nginx) at /data");
+        assert_eq!(user(Some(7), None, None), "process 7, nginx at /data");
+        assert_eq!(user(None, None, None), "a mount at /data");
+    }
+}

@@ -1,0 +1,380 @@
+//! The mount table: the lines of `/proc/<pid>/mountinfo`, one at a time and as bytes, for a path need not be text.
+
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::options::MountFlags;
+use crate::error::{Context as _, Result};
+
+/// The table of the calling thread: its process may have another namespace.
+const OWN: &str = "/proc/thread-self/mountinfo";
+
+/// The kernel adds this to the root of a mount whose directory was removed.
+const DELETED: &[u8] = b"//deleted";
+
+/// The number of a filesystem, as the mount table has it. On btrfs `st_dev` is another one in every subvolume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Device {
+    /// Its major number.
+    pub major: u32,
+    /// Its minor number.
+    pub minor: u32,
+}
+
+/// One line, cut but not yet copied or unescaped.
+#[derive(Debug, Clone, Copy)]
+pub struct Line<'a> {
+    /// The number of the mount.
+    pub id: u64,
+    /// The number of the mount it is mounted on.
+    pub parent: u64,
+    /// The filesystem.
+    pub device: Device,
+    root: &'a [u8],
+    target: &'a [u8],
+    options: &'a [u8],
+    /// The optional fields, the hyphen and what follows it.
+    rest: &'a [u8],
+}
+
+impl<'a> Line<'a> {
+    /// Cuts a line; `None` if it is not one of a mount table.
+    #[must_use]
+    pub fn parse(line: &'a [u8]) -> Option<Self> {
+        let mut fields = line.splitn(7, |byte| *byte == b' ');
+        let id = number(fields.next()?)?;
+        let parent = number(fields.next()?)?;
+        let mut device = fields.next()?.splitn(2, |byte| *byte == b':');
+        let major = u32::try_from(number(device.next()?)?).ok()?;
+        let minor = u32::try_from(number(device.next()?)?).ok()?;
+        let (root, target, options) = (fields.next()?, fields.next()?, fields.next()?);
+        let rest = fields.next()?;
+        Some(Self { id, parent, device: Device { major, minor }, root, target, options, rest })
+    }
+
+    /// The directory (or file) of the filesystem that is the root of the mount, and whether it has been removed.
+    #[must_use]
+    pub fn root(&self) -> (Cow<'a, [u8]>, bool) {
+        match self.root.strip_suffix(DELETED) {
+            Some(root) => (unescape(root), true),
+            None => (unescape(self.root), false),
+        }
+    }
+
+    /// Where it is mounted, as the owner of the table sees it.
+    #[must_use]
+    pub fn target(&self) -> Cow<'a, [u8]> {
+        unescape(self.target)
+    }
+
+    /// The flags of the mount.
+    #[must_use]
+    pub fn flags(&self) -> MountFlags {
+        MountFlags::observed(self.options)
+    }
+
+    /// The peer group that the mount shares its events with.
+    #[must_use]
+    pub fn shared(&self) -> Option<u64> {
+        self.optional(b"shared:")
+    }
+
+    /// The peer group that the mount takes events from.
+    #[must_use]
+    pub fn master(&self) -> Option<u64> {
+        self.optional(b"master:")
+    }
+
+    fn optional(&self, name: &[u8]) -> Option<u64> {
+        let fields = self.rest.split(|byte| *byte == b' ');
+        fields.take_while(|field| *field != b"-").find_map(|field| number(field.strip_prefix(name)?))
+    }
+
+    /// A copy of the line that outlives the table.
+    #[must_use]
+    pub fn to_info(&self) -> MountInfo {
+        let (root, root_deleted) = self.root();
+        let mut tail = self.rest.split(|byte| *byte == b' ').skip_while(|field| *field != b"-").skip(1);
+        let mut text = || OsString::from_vec(unescape(tail.next().unwrap_or_default()).into_owned());
+        MountInfo {
+            id: self.id,
+            parent: self.parent,
+            device: self.device,
+            root: path(root),
+            root_deleted,
+            target: path(self.target()),
+            flags: self.flags(),
+            shared: self.shared(),
+            fs_type: text(),
+            source: text(),
+            super_options: text(),
+        }
+    }
+}
+
+/// A mount, as the mount table describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountInfo {
+    /// Its number. The kernel uses it again when the mount is gone.
+    pub id: u64,
+    /// The number of the mount it is mounted on.
+    pub parent: u64,
+    /// The filesystem.
+    pub device: Device,
+    /// The directory (or file) of the filesystem that is mounted.
+    pub root: PathBuf,
+    /// That directory has been removed.
+    pub root_deleted: bool,
+    /// Where it is mounted.
+    pub target: PathBuf,
+    /// The flags of the mount itself, not of its filesystem.
+    pub flags: MountFlags,
+    /// The peer group that it shares its events with.
+    pub shared: Option<u64>,
+    /// The type of the filesystem.
+    pub fs_type: OsString,
+    /// What the filesystem was made from, such as a block device.
+    pub source: OsString,
+    /// The options of the filesystem.
+    pub super_options: OsString,
+}
+
+/// Reads tables line by line through one buffer, which holds no more than a few lines.
+#[derive(Debug, Default)]
+pub struct Reader {
+    buffer: Vec<u8>,
+}
+
+impl Reader {
+    /// Calls `look` with each line of an open table until it breaks or the table ends.
+    ///
+    /// # Errors
+    /// The error of a read, `EINVAL` among them when the process of the table has gone.
+    pub fn each<F>(&mut self, table: impl AsFd, mut look: F) -> Result<(), Errno>
+    where
+        F: FnMut(Line<'_>) -> ControlFlow<()>,
+    {
+        if self.buffer.is_empty() {
+            self.buffer.resize(32 * 1024, 0);
+        }
+        let mut held = 0;
+        loop {
+            if held == self.buffer.len() {
+                self.buffer.resize(held * 2, 0);
+            }
+            let read = match rustix::io::read(&table, &mut self.buffer[held..]) {
+                Err(Errno::INTR) => continue,
+                read => read?,
+            };
+            if read == 0 {
+                return Ok(());
+            }
+            let filled = held + read;
+            let mut start = 0;
+            while let Some(length) = self.buffer[start..filled].iter().position(|byte| *byte == b'\n') {
+                let line = Line::parse(&self.buffer[start..start + length]);
+                if line.is_some_and(|line| look(line).is_break()) {
+                    return Ok(());
+                }
+                start += length + 1;
+            }
+            self.buffer.copy_within(start..filled, 0);
+            held = filled - start;
+        }
+    }
+}
+
+/// Calls `look` with each line of the calling thread's own table until it breaks.
+///
+/// # Errors
+/// `Internal` if the table cannot be read: `/proc` is not there.
+pub fn each_own(look: impl FnMut(Line<'_>) -> ControlFlow<()>) -> Result<()> {
+    let table = open_own().context(|| format!("open {OWN}"))?;
+    Reader::default().each(table, look).context(|| format!("read {OWN}"))
+}
+
+fn open_own() -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(CWD, OWN, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// The mount of this number in the calling thread's own table.
+///
+/// # Errors
+/// `Internal` if the table cannot be read.
+pub fn by_id(id: u64) -> Result<Option<MountInfo>> {
+    let mut found = None;
+    each_own(|line| {
+        if line.id != id {
+            return ControlFlow::Continue(());
+        }
+        found = Some(line.to_info());
+        ControlFlow::Break(())
+    })?;
+    Ok(found)
+}
+
+/// The topmost mount at exactly this path (with no symbolic link in it) in the calling thread's own table.
+///
+/// # Errors
+/// `Internal` if the table cannot be read.
+pub fn by_target(target: &[u8]) -> Result<Option<MountInfo>> {
+    let mut stack: Vec<MountInfo> = Vec::new();
+    each_own(|line| {
+        if *line.target() == *target {
+            stack.push(line.to_info());
+        }
+        ControlFlow::Continue(())
+    })?;
+    // The order of the table is no help: the top of a stack is the one that bears no other of it.
+    let top = stack.iter().position(|mount| !stack.iter().any(|other| other.parent == mount.id));
+    Ok(top.map(|top| stack.swap_remove(top)))
+}
+
+/// Undoes the kernel's `\ooo`; a backslash that begins no such thing stays.
+fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
+    if !field.contains(&b'\\') {
+        return Cow::Borrowed(field);
+    }
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        match (first, tail) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
+                plain.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0'));
+                rest = after;
+            }
+            (byte, after) => {
+                plain.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    Cow::Owned(plain)
+}
+
+fn path(bytes: Cow<'_, [u8]>) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes.into_owned()))
+}
+
+/// A decimal number of nothing but digits.
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |sum, digit| {
+        let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
+        sum.checked_mul(10)?.checked_add(digit)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek as _, Write as _};
+    use std::os::unix::ffi::OsStrExt as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_line_is_cut_into_its_fields() {
+        let line = b"36 35 98:0 /mnt1 /mnt\\0402 ro,noatime shared:1 master:2 - ext3 /dev/a\\040b rw,errors=continue";
+        let info = Line::parse(line).unwrap().to_info();
+        assert_eq!((info.id, info.parent, info.device), (36, 35, Device { major: 98, minor: 0 }));
+        assert_eq!(info.root.as_os_str(), "/mnt1");
+        assert_eq!(info.target.as_os_str(), "/mnt 2");
+        assert!(info.flags.read_only && !info.root_deleted);
+        assert_eq!(info.shared, Some(1));
+        assert_eq!(Line::parse(line).unwrap().master(), Some(2));
+        assert_eq!((info.fs_type.to_str(), info.source.to_str()), (Some("ext3"), Some("/dev/a b")));
+        assert_eq!(info.super_options, "rw,errors=continue");
+    }
+
+    #[test]
+    fn optional_fields_end_at_the_hyphen() {
+        let line = Line::parse(b"1 2 0:3 / /a rw - tmpfs shared:9 rw").unwrap();
+        assert_eq!((line.shared(), line.to_info().source.to_str()), (None, Some("shared:9")));
+        let line = Line::parse(b"1 2 0:3 / /a rw unbindable future:1 shared:77 - tmpfs  rw").unwrap();
+        assert_eq!(line.shared(), Some(77));
+        assert_eq!(
+            (line.to_info().source.to_str(), line.to_info().super_options.to_str()),
+            (Some(""), Some("rw"))
+        );
+    }
+
+    #[test]
+    fn a_removed_root_is_told_from_its_name() {
+        let line = Line::parse(b"1 2 0:3 /v/a//deleted /t rw - ext4 /dev/a rw").unwrap();
+        assert_eq!(line.root(), (Cow::Borrowed(&b"/v/a"[..]), true));
+        assert!(line.to_info().root_deleted);
+    }
+
+    #[test]
+    fn what_is_not_utf8_is_kept() {
+        let info = Line::parse(b"1 2 0:3 /\xff /\xfe\\011 rw - ext4 /dev/a rw").unwrap().to_info();
+        assert_eq!(info.root.as_os_str().as_bytes(), b"/\xff");
+        assert_eq!(info.target.as_os_str().as_bytes(), b"/\xfe\t");
+    }
+
+    #[test]
+    fn what_is_no_line_is_none() {
+        let lines: [&[u8]; 7] = [
+            b"",
+            b"1 2",
+            b"a 2 0:3 / /a rw - t s o",
+            b"1 2 03 / /a rw - t s o",
+            b"1 2 0:3 / /a rw",
+            b"-1 2 0:3 / /a rw - t s o",
+            b"99999999999999999999 2 0:3 / /a rw - t s o",
+        ];
+        for line in lines {
+            assert!(Line::parse(line).is_none(), "{}", line.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_line_longer_than_the_buffer_is_read() {
+        let mut file = tempfile::tempfile().unwrap();
+        for id in 0..50 {
+            let options = "x".repeat(id * 3000);
+            writeln!(file, "{id} 2 0:3 / /a{id} rw - overlay o {options}").unwrap();
+        }
+        file.rewind().unwrap();
+        let mut ids = Vec::new();
+        let mut reader = Reader::default();
+        let look = |line: Line<'_>| {
+            assert_eq!(line.to_info().super_options.len() as u64, line.id * 3000);
+            ids.push(line.id);
+            if line.id == 48 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        reader.each(&file, look).unwrap();
+        assert_eq!(ids, (0..49).collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #[test]
+        fn unescape_undoes_what_the_kernel_does(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let escaped: Vec<u8> = bytes
+                .iter()
+                .flat_map(|byte| match byte {
+                    b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+                    byte => vec![*byte],
+                })
+                .collect();
+            prop_assert_eq!(unescape(&escaped), &bytes[..]);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Line::parse(&bytes).map(|line| line.to_info());
+            let _ = unescape(&bytes);
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! A pool's folders on disk: records, drafts and the trash. A rename makes an object exist, a rename makes it gone.
+//!
+//! Everything is opened relative to the folder's descriptor, by names that [`crate::volume::Name`] has checked, and
+//! never through a link or across a mount.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::io::Errno;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::volume::{DATA, Name, Snapshot, Timestamp, Volume};
+
+/// Never out of the folder, through a link or across a mount.
+const INSIDE: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// Only root may look into what is not a volume's data.
+const PRIVATE: Mode = Mode::RWXU;
+
+/// A record is a few hundred bytes; one that is larger is not ours.
+const RECORD_MAX: u64 = 64 << 10;
+
+/// Where finished objects of one sort stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shelf {
+    /// `volumes/`
+    Volumes,
+    /// `snapshots/`
+    Snapshots,
+}
+
+impl Shelf {
+    fn record(self) -> &'static str {
+        match self {
+            Self::Volumes => "volume.json",
+            Self::Snapshots => "snapshot.json",
+        }
+    }
+
+    /// The folder's name, for texts.
+    #[must_use]
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Volumes => "volumes",
+            Self::Snapshots => "snapshots",
+        }
+    }
+}
+
+/// Until when the trash keeps an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Keep {
+    /// Seconds since 1970.
+    Until(i64),
+    /// Until somebody removes it by hand.
+    Forever,
+}
+
+/// A folder in the trash: `<name>.<seconds since 1970, or keep>.<nonce>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trashed {
+    /// The folder's name.
+    pub folder: String,
+    /// Until when it is kept.
+    pub keep: Keep,
+}
+
+/// The open folders of one pool.
+#[derive(Debug)]
+pub struct Store {
+    root: OwnedFd,
+    volumes: OwnedFd,
+    snapshots: OwnedFd,
+    trash: OwnedFd,
+    work: OwnedFd,
+}
+
+impl Store {
+    /// Opens the folders of a pool, makes those that are missing, and claims the pool for this process.
+    ///
+    /// # Errors
+    /// `Unavailable` when another process has the pool; else what the filesystem says.
+    pub fn open(root: OwnedFd) -> Result<Self> {
+        let folder = |name: &str| open_or_make(root.as_fd(), name);
+        let store = Self {
+            volumes: folder("volumes")?,
+            snapshots: folder("snapshots")?,
+            trash: folder("trash")?,
+            work: folder("work")?,
+            root,
+        };
+        fs::fsync(&store.root).context(|| "sync the pool's folder")?;
+        match fs::flock(&store.work, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Err(Error::new(
+                Kind::Unavailable,
+                "another orlop process serves this pool: stop it, or let this one serve another pool",
+            )),
+            result => result.context(|| "lock work/").map(|()| store),
+        }
+    }
+
+    /// The pool's own folder.
+    #[must_use]
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// The folder of what is deleted.
+    #[must_use]
+    pub fn trash(&self) -> BorrowedFd<'_> {
+        self.trash.as_fd()
+    }
+
+    fn shelf(&self, shelf: Shelf) -> BorrowedFd<'_> {
+        match shelf {
+            Shelf::Volumes => self.volumes.as_fd(),
+            Shelf::Snapshots => self.snapshots.as_fd(),
+        }
+    }
+
+    /// The record of a volume; `None`: no such record.
+    ///
+    /// # Errors
+    /// `Internal` when it cannot be read or is not a record.
+    pub fn volume(&self, name: &Name) -> Result<Option<Volume>> {
+        self.record(Shelf::Volumes, name)
+    }
+
+    /// The record of a snapshot; `None`: no such record.
+    ///
+    /// # Errors
+    /// `Internal` when it cannot be read or is not a record.
+    pub fn snapshot(&self, name: &Name) -> Result<Option<Snapshot>> {
+        self.record(Shelf::Snapshots, name)
+    }
+
+    fn record<T: DeserializeOwned>(&self, shelf: Shelf, name: &Name) -> Result<Option<T>> {
+        let path = format!("{name}/{}", shelf.record());
+        let shown = || format!("read {}/{path}", shelf.folder());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = match fs::openat2(self.shelf(shelf), &path, flags, Mode::empty(), INSIDE) {
+            Err(Errno::NOENT) => return Ok(None),
+            result => result.context(shown)?,
+        };
+        let mut bytes = Vec::with_capacity(1024);
+        std::fs::File::from(file).take(RECORD_MAX).read_to_end(&mut bytes).context(shown)?;
+        let record =
+            serde_json::from_slice(&bytes).map_err(|error| Error::caused(Kind::Internal, shown(), error))?;
+        Ok(Some(record))
+    }
+
+    /// A volume's or snapshot's data, as a path-only descriptor; `None`: no such folder.
+    ///
+    /// # Errors
+    /// `Internal` when something else than a plain folder is there.
+    pub fn data(&self, shelf: Shelf, name: &Name) -> Result<Option<OwnedFd>> {
+        let path = format!("{name}/{DATA}");
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match fs::openat2(self.shelf(shelf), &path, flags, Mode::empty(), INSIDE) {
+            Err(Errno::NOENT) => Ok(None),
+            result => result.map(Some).context(|| format!("open {}/{path}", shelf.folder())),
+        }
+    }
+
+    /// The names on a shelf, in no order. What orlop would not have named so is passed over.
+    ///
+    /// # Errors
+    /// What the filesystem says.
+    pub fn names(&self, shelf: Shelf) -> Result<Vec<Name>> {
+        let mut names = Vec::new();
+        each_entry(self.shelf(shelf), |entry| names.extend(entry.parse().ok()))
+            .context(|| format!("list {}", shelf.folder()))?;
+        Ok(names)
+    }
+
+    /// A new folder in `work/` that nobody sees, with nothing in it.
+    ///
+    /// # Errors
+    /// What the filesystem says.
+    pub fn draft(&self) -> Result<Draft<'_>> {
+        let folder = nonce()?;
+        fs::mkdirat(&self.work, &folder, PRIVATE).context(|| "make a folder in work/")?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let opened = fs::openat2(&self.work, &folder, flags, Mode::empty(), INSIDE);
+        match opened.context(|| format!("open work/{folder}")) {
+            Ok(dir) => Ok(Draft { store: self, folder, dir, settled: false }),
+            Err(error) => {
+                let _ = fs::unlinkat(&self.work, &folder, AtFlags::REMOVEDIR);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes a changed record in place of the old one.
+    ///
+    /// # Errors
+    /// What the filesystem says; the old record then still stands.
+    pub fn rewrite(&self, volume: &Volume) -> Result<()> {
+        let name = volume.id.name.as_str();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let dir = fs::openat2(&self.volumes, name, flags, Mode::empty(), INSIDE)
+            .context(|| format!("open volumes/{name}"))?;
+        let record = Shelf::Volumes.record();
+        replace_file(dir.as_fd(), record, volume).context(|| format!("write volumes/{name}/{record}"))
+    }
+
+    /// Moves an object into the trash; it is gone when this returns, also after a power cut.
+    ///
+    /// # Errors
+    /// What the filesystem says; the object is then still there.
+    pub fn discard(&self, shelf: Shelf, name: &Name, keep: Keep) -> Result<Trashed> {
+        let trashed = self.bin(self.shelf(shelf), name.as_str(), name.as_str(), keep)?;
+        fs::fsync(self.shelf(shelf)).context(|| format!("sync {}", shelf.folder()))?;
+        fs::fsync(&self.trash).context(|| "sync trash/")?;
+        Ok(trashed)
+    }
+
+    fn bin(&self, from: BorrowedFd<'_>, entry: &str, name: &str, keep: Keep) -> Result<Trashed> {
+        let until = match keep {
+            Keep::Until(seconds) => seconds.to_string(),
+            Keep::Forever => "keep".to_owned(),
+        };
+        let folder = format!("{name}.{until}.{}", nonce()?);
+        fs::renameat_with(from, entry, &self.trash, &folder, RenameFlags::NOREPLACE)
+            .context(|| format!("move {name} into trash/"))?;
+        Ok(Trashed { folder, keep })
+    }
+
+    /// What the trash holds. A folder whose name does not tell is kept for ever.
+    ///
+    /// # Errors
+    /// What the filesystem says.
+    pub fn trashed(&self) -> Result<Vec<Trashed>> {
+        let mut all = Vec::new();
+        each_entry(self.trash.as_fd(), |folder| {
+            all.push(Trashed { folder: folder.to_owned(), keep: keep_of(folder) });
+        })
+        .context(|| "list trash/")?;
+        Ok(all)
+    }
+
+    /// Moves whatever a former process left in `work/` into the trash, to be removed at once.
+    ///
+    /// # Errors
+    /// What the filesystem says.
+    pub fn sweep(&self) -> Result<()> {
+        let mut left = Vec::new();
+        each_entry(self.work.as_fd(), |entry| left.push(entry.to_owned())).context(|| "list work/")?;
+        for entry in &left {
+            self.bin(self.work.as_fd(), entry, "work", Keep::Until(0))?;
+        }
+        Ok(())
+    }
+}
+
+/// A folder in `work/`: whole or not, nobody sees it until it is settled. Dropped before, it goes.
+#[derive(Debug)]
+pub struct Draft<'s> {
+    store: &'s Store,
+    folder: String,
+    dir: OwnedFd,
+    settled: bool,
+}
+
+impl Draft<'_> {
+    /// The draft's folder.
+    #[must_use]
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// The data folder that the backend has made in it.
+    ///
+    /// # Errors
+    /// What the filesystem says.
+    pub fn data(&self) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        fs::openat2(&self.dir, DATA, flags, Mode::empty(), INSIDE).context(|| "open the new data folder")
+    }
+
+    /// Writes the record and gives the draft its place: when this returns the object exists, also after a power cut.
+    ///
+    /// # Errors
+    /// `Conflict` when the place is taken; else what the filesystem says. Nothing is visible then.
+    pub fn settle<T: Serialize>(mut self, shelf: Shelf, name: &Name, record: &T) -> Result<()> {
+        write_file(self.dir(), shelf.record(), record).context(|| format!("write {}", shelf.record()))?;
+        fs::fsync(&self.dir).context(|| format!("sync work/{}", self.folder))?;
+        let place = self.store.shelf(shelf);
+        match fs::renameat_with(&self.store.work, &self.folder, place, name.as_str(), RenameFlags::NOREPLACE)
+        {
+            Err(Errno::EXIST) => {
+                let text = format!("{}/{name} is there already", shelf.folder());
+                return Err(Error::new(Kind::Conflict, text));
+            }
+            result => result.context(|| format!("move work/{} to {}/{name}", self.folder, shelf.folder()))?,
+        }
+        self.settled = true;
+        // It stands, but perhaps not after a power cut: take it back, so that the caller's retry starts afresh.
+        fs::fsync(place).context(|| format!("sync {}", shelf.folder())).inspect_err(|_| {
+            let _ = self.store.bin(place, name.as_str(), name.as_str(), Keep::Until(0));
+        })
+    }
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        for shelf in [Shelf::Volumes, Shelf::Snapshots] {
+            let _ = fs::unlinkat(&self.dir, shelf.record(), AtFlags::empty());
+        }
+        let _ = fs::unlinkat(&self.dir, DATA, AtFlags::REMOVEDIR);
+        let removed = fs::unlinkat(&self.store.work, &self.folder, AtFlags::REMOVEDIR);
+        if removed.is_err() {
+            // A copy that broke off: the reaper removes it; if even this fails, the sweep of the next start does.
+            let _ = self.store.bin(self.store.work.as_fd(), &self.folder, "work", Keep::Until(0));
+        }
+    }
+}
+
+/// Opens a private folder below `parent`, and makes it first when it is missing.
+fn open_or_make(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    match fs::mkdirat(parent, name, PRIVATE) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error).context(|| format!("make {name}/")),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    fs::openat2(parent, name, flags, Mode::empty(), INSIDE).context(|| format!("open {name}/"))
+}
+
+/// Writes `value` as JSON to `name` in `dir`: first to a new file, synced, then renamed over the old one.
+///
+/// # Errors
+/// What the filesystem says; an old file then still stands.
+pub fn replace_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
+    let new = format!("{name}.new");
+    let _ = fs::unlinkat(dir, &new, AtFlags::empty());
+    let written = write_file(dir, &new, value)
+        .and_then(|()| fs::renameat(dir, &new, dir, name).context(|| format!("rename {new} to {name}")));
+    if written.is_err() {
+        let _ = fs::unlinkat(dir, &new, AtFlags::empty());
+    }
+    written?;
+    fs::fsync(dir).context(|| "sync the folder")
+}
+
+fn write_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|error| Error::caused(Kind::Internal, format!("put {name} into words"), error))?;
+    bytes.push(b'\n');
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).context(|| format!("make {name}"))?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(&bytes).context(|| format!("write {name}"))?;
+    file.sync_all().context(|| format!("sync {name}"))
+}
+
+/// Calls `with` for every entry of a folder that is not `.` or `..` and is UTF-8, which all our names are.
+fn each_entry(dir: BorrowedFd<'_>, mut with: impl FnMut(&str)) -> Result<()> {
+    for entry in fs::Dir::read_from(dir).context(|| "open the folder")? {
+        let entry = entry.context(|| "read the folder")?;
+        match entry.file_name().to_str() {
+            Ok("." | "..") | Err(_) => {}
+            Ok(name) => with(name),
+        }
+    }
+    Ok(())
+}
+
+fn keep_of(folder: &str) -> Keep {
+    let until = folder.rsplit('.').nth(1);
+    until.and_then(|seconds| seconds.parse().ok()).map_or(Keep::Forever, Keep::Until)
+}
+
+/// 16 hexadecimal digits that no other folder has.
+fn nonce() -> Result<String> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        .context(|| "get random bytes")?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}
+
+impl Keep {
+    /// Whether it may go now.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Until(seconds) if seconds <= Timestamp::now().seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_in_the_trash_tells_until_when() {
+        let nonce = "0123456789abcdef";
+        assert_eq!(keep_of(&format!("pvc.1.2.1700000000.{nonce}")), Keep::Until(1_700_000_000));
+        assert_eq!(keep_of(&format!("a.keep.{nonce}")), Keep::Forever);
+        assert_eq!(keep_of("somebody's folder"), Keep::Forever);
+        assert!(Keep::Until(0).is_over() && !Keep::Forever.is_over() && !Keep::Until(i64::MAX).is_over());
+    }
+}
