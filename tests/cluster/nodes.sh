@@ -10,6 +10,10 @@ most_nodes=4
 own_folders=(kubelet cni orlop)
 
 ip_of() { echo "$network.$((${1##*-} + 1))"; }
+# Addresses that stay the same when a node boots, or a bridge loses a port: else all others would send to the old
+# one until their ARP entry is out of date, for half a minute.
+mac_of() { printf '02:00:0a:f3:00:%02x' "${1##*.}"; } # ip
+
 pods_of() { echo "10.244.$((${1##*-} - 1)).0/24"; }
 
 # Where this machine has its cgroups, of either version.
@@ -26,11 +30,11 @@ in_net() { # node command...
 
 # A link from a network namespace to the first node's bridge. An old one may be there still: of a node that was
 # killed, the kernel takes it down in its own time.
-link() { # pid interface port
+link() { # pid interface ip port
     nsenter --target "$1" --net -- ip link del "$2" 2>/dev/null || true
-    in_net "$first_node" ip link del "$3" 2>/dev/null || true
-    ip link add "$2" netns "$1" type veth peer name "$3" netns "$(node_pid "$first_node")"
-    in_net "$first_node" ip link set "$3" master eth0 up
+    in_net "$first_node" ip link del "$4" 2>/dev/null || true
+    ip link add "$2" netns "$1" address "$(mac_of "$3")" type veth peer name "$4" netns "$(node_pid "$first_node")"
+    in_net "$first_node" ip link set "$4" master eth0 up
 }
 
 # Routes to the pods of all nodes that there may ever be, so that a new node changes nothing on the others.
@@ -43,7 +47,7 @@ pod_routes() { # node|host
 }
 
 connect_host() {
-    link $$ orlop0 host
+    link $$ orlop0 "$host_ip" host
     ip addr add "$host_ip/24" dev orlop0
     ip link set orlop0 up
     { echo "route replace $services via $api_ip" && pod_routes host; } | ip -batch -
@@ -51,9 +55,9 @@ connect_host() {
 
 connect() { # node
     if [[ $1 == "$first_node" ]]; then
-        in_net "$1" ip link add eth0 type bridge
+        in_net "$1" ip link add eth0 address "$(mac_of "$api_ip")" type bridge
     else
-        link "$(node_pid "$1")" eth0 "$1"
+        link "$(node_pid "$1")" eth0 "$(ip_of "$1")" "$1"
     fi
     # kube-proxy redirects what goes to a service, but only after a route was found for it.
     {

@@ -50,11 +50,10 @@ make_cluster_state() {
 # --- nodes ---
 
 make_node_state() { # node
-    local dir folder
+    local dir
     dir=$(node_dir "$1")
     mkdir -p "$dir"/{conf/cni,log}
-    # The folders in which pods run or keep data, as a Debian machine would have them.
-    for folder in "${own_folders[@]}"; do mkdir "$dir/$folder" && mkdir -p "/var/lib/$folder"; done
+    mkdir -p "${own_folders[@]/#/$dir/}" "${own_folders[@]/#//var/lib/}"
     client_cert "$1" "/O=system:nodes/CN=system:node:$1"
     (umask 077 && kubeconfig_of "$1" >"$dir/conf/kubelet.kubeconfig" &&
         kubeconfig_of kube-proxy >"$dir/conf/kube-proxy.kubeconfig")
