@@ -61,6 +61,7 @@ connect() { # node
     fi
     # kube-proxy redirects what goes to a service, but only after a route was found for it.
     {
+        echo "link set lo up" # without it the kernel says of a gateway that it is invalid
         echo "link set eth0 up"
         pod_routes "$1" | sed "s/$/ dev eth0 onlink/"
         echo "route replace $services dev eth0"
