@@ -39,6 +39,9 @@ pub use registration::{Registration, register};
 pub mod proto {
     #![expect(
         missing_docs,
+        clippy::allow_attributes,
+        clippy::doc_overindented_list_items,
+        clippy::doc_lazy_continuation,
         clippy::too_many_lines,
         reason = "generated; its comments are those of the proto"
     )]
@@ -134,6 +137,12 @@ impl Driver {
         }
     }
 
+    /// Returns when no engine call is under way.
+    pub async fn idle(&self) {
+        let all = u32::try_from(CALLS_AT_ONCE).unwrap_or(u32::MAX);
+        let _ = self.calls.acquire_many(all).await;
+    }
+
     /// Serves CSI on a listener until `stop` ends, then until the calls under way are answered.
     ///
     /// # Errors
@@ -157,14 +166,13 @@ impl Driver {
 
 /// An instance without pools answers for the driver, not for volumes.
 fn serving(engine: &Engine) -> Result<()> {
-    if engine.pools().is_empty() {
-        return Err(nothing_served());
-    }
-    Ok(())
+    if engine.has_pools() { Ok(()) } else { Err(nothing_served()) }
 }
 
 fn nothing_served() -> Error {
-    Error::new(Kind::Unavailable, "this instance serves no pools: ask one that does")
+    let text = "this instance of the driver holds no volumes; it is there for csi-resizer alone. Volumes grow on their \
+                node, and the VolumeAttributesClass of a volume is set when it is made";
+    Error::new(Kind::Unsupported, text)
 }
 
 fn text_of(panic: &(dyn Any + Send)) -> &str {

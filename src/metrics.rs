@@ -25,7 +25,9 @@ const BUCKETS: [f64; 15] =
 type Figure = (&'static str, &'static str, fn(&PoolStatus) -> u64);
 
 const POOL: [Figure; 8] = [
-    ("orlop_pool_available", "Whether the pool is there: 1 or 0", |pool| u64::from(pool.unavailable.is_none())),
+    ("orlop_pool_available", "Whether the pool is there: 1 or 0", |pool| {
+        u64::from(pool.unavailable.is_none())
+    }),
     ("orlop_pool_capacity_bytes", "Size of the filesystem below the pool", |pool| pool.total),
     ("orlop_pool_promised_bytes", "Sizes of the pool's volumes together", |pool| pool.promised),
     ("orlop_pool_free_bytes", "What may still be promised to volumes", |pool| pool.free),

@@ -55,9 +55,9 @@ struct Pool {
     mounted: bool,
     /// The UUID that the pool's marker must have.
     uuid: Option<String>,
-    /// How much of the filesystem's size may be promised, in percent.
-    #[serde(default = "once")]
-    overcommit_percent: u32,
+    /// How many times the filesystem's size may be promised.
+    #[serde(default)]
+    overcommit: Overcommit,
     /// Bytes that are never promised, as `10Gi`.
     #[serde(default)]
     reserve: Bytes,
@@ -77,8 +77,26 @@ struct Tunes {
     usage_age: Option<Span>,
 }
 
-fn once() -> u32 {
-    100
+/// A ratio such as 1.5, kept in percent.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "f64")]
+struct Overcommit(u32);
+
+impl Default for Overcommit {
+    fn default() -> Self {
+        Self(100)
+    }
+}
+
+impl TryFrom<f64> for Overcommit {
+    type Error = Error;
+
+    fn try_from(ratio: f64) -> Result<Self> {
+        // No ratio between them is lost: both have far fewer digits than the number.
+        let percent = (1..=100_000).find(|percent| f64::from(*percent) >= ratio * 100.0 - 0.5);
+        let percent = percent.filter(|_| ratio > 0.0);
+        percent.map(Self).ok_or_else(|| invalid(format!("overcommit {ratio} is not between 0 and 1000")))
+    }
 }
 
 impl TryFrom<Serve> for Settings {
@@ -89,7 +107,8 @@ impl TryFrom<Serve> for Settings {
             Some(path) => read(path)?,
             None => File::default(),
         };
-        let endpoint = flags.endpoint().ok_or_else(|| invalid("say where to serve CSI: --csi unix:///…/csi.sock"))?;
+        let endpoint =
+            flags.endpoint().ok_or_else(|| invalid("say where to serve CSI: --csi unix:///…/csi.sock"))?;
         let csi = socket::path(endpoint).context(|| "--csi")?;
         let http = flags.http.as_deref().map(str::parse::<Address>).transpose().context(|| "--http")?;
         let driver = driver(&flags.driver)?;
@@ -104,7 +123,9 @@ impl TryFrom<Serve> for Settings {
             (false, true) => return Err(invalid("--no-pools contradicts the pools that are given")),
             (true, true) | (false, false) => {}
         }
-        let identity = Identity { driver, node, controller_expand: flags.controller_expand };
+        // A resizer in front of an instance without volumes must leave the growing to the nodes.
+        let controller_expand = flags.controller_expand && !flags.no_pools;
+        let identity = Identity { driver, node, controller_expand };
         Ok(Self { identity, pools, tuning: tuning(file.tuning)?, csi, http, registration })
     }
 }
@@ -133,7 +154,7 @@ fn pools(flags: &[crate::cli::PoolFlag], file: Vec<Pool>) -> Result<Vec<PoolSett
         path: pool.path,
         mounted: pool.mounted,
         uuid: pool.uuid,
-        overcommit_percent: pool.overcommit_percent,
+        overcommit_percent: pool.overcommit.0,
         reserve: pool.reserve.0,
     });
     let pools: Vec<_> = of_flags.chain(of_file).collect();
@@ -149,7 +170,10 @@ fn pools(flags: &[crate::cli::PoolFlag], file: Vec<Pool>) -> Result<Vec<PoolSett
             return Err(invalid(format!("pool {}: its path is not absolute", pool.name)));
         }
         if pool.overcommit_percent == 0 {
-            return Err(invalid(format!("pool {}: overcommit-percent is 0; 100 promises all once", pool.name)));
+            return Err(invalid(format!(
+                "pool {}: overcommit-percent is 0; 100 promises all once",
+                pool.name
+            )));
         }
     }
     Ok(pools)
@@ -200,7 +224,8 @@ fn registration(flags: &Serve, driver: &str) -> Result<Option<Registration>> {
     let Some(text) = &flags.kubelet_registration else { return Ok(None) };
     let socket = socket::path(text).context(|| "--kubelet-registration")?;
     let endpoint = flags.kubelet_csi_path.clone().filter(|path| path.is_absolute());
-    let endpoint = endpoint.ok_or_else(|| invalid("--kubelet-csi-path is needed: the CSI socket's path on the host"))?;
+    let endpoint =
+        endpoint.ok_or_else(|| invalid("--kubelet-csi-path is needed: the CSI socket's path on the host"))?;
     Ok(Some(Registration { driver: driver.to_owned(), endpoint, socket }))
 }
 
@@ -246,8 +271,14 @@ mod tests {
             (format!("{base} --pool a=/x --driver 0.orlop"), "--driver"),
             (format!("{base} --pool a=/x --driver Dir.dev"), "--driver"),
             ("--pool a=/x --csi /c.sock --node-id n/1".to_owned(), "--node-id"),
-            (format!("{base} --pool a=/x --kubelet-registration /r.sock --kubelet-csi-path c"), "--kubelet-csi-path"),
-            (format!("{base} --pool a=/x --kubelet-registration r --kubelet-csi-path /c"), "--kubelet-registration"),
+            (
+                format!("{base} --pool a=/x --kubelet-registration /r.sock --kubelet-csi-path c"),
+                "--kubelet-csi-path",
+            ),
+            (
+                format!("{base} --pool a=/x --kubelet-registration r --kubelet-csi-path /c"),
+                "--kubelet-registration",
+            ),
         ];
         for (words, expected) in cases {
             let error = settings(&words).unwrap_err();
@@ -266,7 +297,7 @@ mod tests {
     #[test]
     fn the_file_has_pools_and_tuning() {
         let settings = with_file(
-            "[[pool]]\nname = \"z\"\npath = \"/z\"\nmounted = true\nuuid = \"u\"\novercommit-percent = 150\n\
+            "[[pool]]\nname = \"z\"\npath = \"/z\"\nmounted = true\nuuid = \"u\"\novercommit = 1.5\n\
              reserve = \"10Gi\"\n[[pool]]\nname = \"a\"\npath = \"/a\"\n[tuning]\ncopies = 4\ncopy-wait = \"9s\"\n",
         )
         .unwrap();
@@ -282,7 +313,8 @@ mod tests {
         let cases = [
             (format!("{pool}colour = \"red\"\n"), "colour"),
             (format!("{pool}reserve = \"much\"\n"), "much"),
-            (format!("{pool}overcommit-percent = 0\n"), "overcommit-percent"),
+            (format!("{pool}overcommit = 0\n"), "overcommit"),
+            (format!("{pool}overcommit = 1e9\n"), "overcommit"),
             ("[[pool]]\nname = \"a\"\npath = \"rel\"\n".to_owned(), "not absolute"),
             (format!("{pool}[tuning]\ncopies = 0\n"), "copies"),
             (format!("pools = 1\n{pool}"), "pools"),

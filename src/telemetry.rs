@@ -37,7 +37,9 @@ pub fn init(format: Format, filter: &str) -> Result<()> {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         Format::Text => log.with_ansi(false).with_target(false).try_init(),
-        Format::Json => log.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
+        Format::Json => {
+            log.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
+        }
     };
     started.map_err(|taken| Error::new(Kind::Invalid, format!("start the log: {taken}")))
 }

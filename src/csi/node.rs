@@ -133,9 +133,8 @@ impl Node for Driver {
         request: Request<NodeGetVolumeHealthRequest>,
     ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
         let (id, path) = health(request.into_inner())?;
-        let found = self
-            .run(move |engine| Ok(answer::health(&id, engine.health(&id, path.as_deref())?)))
-            .await?;
+        let found =
+            self.run(move |engine| Ok(answer::health(&id, engine.health(&id, path.as_deref())?))).await?;
         Ok(Response::new(NodeGetVolumeHealthResponse { volume_health: Some(found) }))
     }
 

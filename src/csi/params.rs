@@ -277,7 +277,8 @@ mod tests {
 
     #[test]
     fn mutable_parameters_override() {
-        let wishes = of(&[("onDelete", "trash"), ("limit", "hard")], &[("trashFor", "2h"), ("limit", "auto")]);
+        let wishes =
+            of(&[("onDelete", "trash"), ("limit", "hard")], &[("trashFor", "2h"), ("limit", "auto")]);
         let policy = wishes.unwrap().policy;
         assert_eq!((policy.on_delete, policy.limit), (OnDelete::Trash, Limit::Auto));
         assert_eq!(policy.trash_for, Duration::from_secs(7_200));
@@ -288,15 +289,27 @@ mod tests {
     fn a_refusal_names_the_key() {
         let cases: [(&[(&str, &str)], &[(&str, &str)], &str); 17] = [
             (&[("XXX_FakeKey", "1")], &[], "unknown field `XXX_FakeKey`, expected one of `pool`, `onDelete`"),
-            (&[], &[("XXX_FakeKey", "1")], "unknown field `XXX_FakeKey`, expected one of `onDelete`, `trashFor`"),
+            (
+                &[],
+                &[("XXX_FakeKey", "1")],
+                "unknown field `XXX_FakeKey`, expected one of `onDelete`, `trashFor`",
+            ),
             (&[("ondelete", "trash")], &[], "ondelete"),
             (&[], &[("pool", "a")], "mutable_parameters: key \"pool\""),
             (&[], &[("mode", "0750")], "mutable_parameters: key \"mode\""),
             (&[("pool", "A/b")], &[], "parameters: key \"pool\""),
-            (&[("onDelete", "keep")], &[], "parameters: key \"onDelete\": unknown variant `keep`, expected one of"),
+            (
+                &[("onDelete", "keep")],
+                &[],
+                "parameters: key \"onDelete\": unknown variant `keep`, expected one of",
+            ),
             (&[("onDelete", "trash"), ("trashFor", "7")], &[], "key \"trashFor\""),
             (&[("trashFor", "7d")], &[], "trashFor needs onDelete: trash"),
-            (&[("trashFor", "7d"), ("onDelete", "trash")], &[("onDelete", "delete")], "trashFor needs onDelete"),
+            (
+                &[("trashFor", "7d"), ("onDelete", "trash")],
+                &[("onDelete", "delete")],
+                "trashFor needs onDelete",
+            ),
             (&[("trashFor", "0s"), ("onDelete", "trash")], &[], "trashFor is zero"),
             (&[("mode", "rwx")], &[], "key \"mode\""),
             (&[("mode", "10000")], &[], "key \"mode\""),

@@ -61,8 +61,7 @@ mod tests {
         let identity =
             Identity { driver: "dir.orlop.dev".into(), node: "n1".into(), controller_expand: true };
         let ask = |requisite: &[Topology], preferred: &[Topology]| {
-            let asked =
-                TopologyRequirement { requisite: requisite.to_vec(), preferred: preferred.to_vec() };
+            let asked = TopologyRequirement { requisite: requisite.to_vec(), preferred: preferred.to_vec() };
             identity.check(Some(&asked)).map_err(|error| error.kind())
         };
         let here = identity.here();
