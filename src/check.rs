@@ -140,10 +140,13 @@ fn marker(name: &PoolName, path: &Path) -> (Verdict, String) {
     };
     let text = match std::fs::read_to_string(path.join("orlop.json")) {
         Ok(text) => text,
-        Err(_) if entries == 0 => return (Verdict::Ok, "none yet: an empty folder becomes a pool at first use".into()),
+        Err(_) if entries == 0 => {
+            return (Verdict::Ok, "none yet: an empty folder becomes a pool at first use".into());
+        }
         Err(error) => return (Verdict::Bad, format!("orlop.json: {error}; and the folder is not empty")),
     };
-    let field = |marker: &serde_json::Value, key: &str| marker.get(key).and_then(|v| v.as_str()).map(str::to_owned);
+    let field =
+        |marker: &serde_json::Value, key: &str| marker.get(key).and_then(|v| v.as_str()).map(str::to_owned);
     match serde_json::from_str::<serde_json::Value>(&text) {
         Err(error) => (Verdict::Bad, format!("orlop.json: {error}")),
         Ok(marker) => {
@@ -178,7 +181,8 @@ struct Mount {
 
 impl Mount {
     fn of(path: &Path) -> Option<Self> {
-        let id = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?.stx_mnt_id;
+        let id =
+            rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?.stx_mnt_id;
         let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
         table.lines().find(|line| line.starts_with(&format!("{id} "))).and_then(Self::read)
     }

@@ -50,7 +50,10 @@ impl FromStr for Bytes {
             i64::try_from(total).ok().map(i64::unsigned_abs)
         };
         parse().map(Self).ok_or_else(|| {
-            Error::new(Kind::Invalid, format!("{:?} is not a size such as 512, 100Mi or 1.5Gi", shorten(text)))
+            Error::new(
+                Kind::Invalid,
+                format!("{:?} is not a size such as 512, 100Mi or 1.5Gi", shorten(text)),
+            )
         })
     }
 }
@@ -78,7 +81,10 @@ impl FromStr for Span {
             (!text.is_empty() && total <= 86_400 * 365_000).then(|| Duration::from_secs(total))
         };
         parse().map(Self).ok_or_else(|| {
-            Error::new(Kind::Invalid, format!("{:?} is not a time such as 30m, 12h, 7d or 1d12h", shorten(text)))
+            Error::new(
+                Kind::Invalid,
+                format!("{:?} is not a time such as 30m, 12h, 7d or 1d12h", shorten(text)),
+            )
         })
     }
 }
@@ -129,8 +135,22 @@ mod tests {
             assert_eq!(text.parse::<Bytes>().unwrap(), Bytes(bytes), "{text}");
         }
         let bad = [
-            "", "Gi", "-1", "+1", "1 Gi", "1gi", "1GiB", "1.Gi", ".5Gi", "8Ei", "1m", "1e3", "1.2.3", "٣",
-            "99999999999999999999", "1.00000000000000000000000000000000000000001",
+            "",
+            "Gi",
+            "-1",
+            "+1",
+            "1 Gi",
+            "1gi",
+            "1GiB",
+            "1.Gi",
+            ".5Gi",
+            "8Ei",
+            "1m",
+            "1e3",
+            "1.2.3",
+            "٣",
+            "99999999999999999999",
+            "1.00000000000000000000000000000000000000001",
         ];
         for text in bad {
             assert_eq!(text.parse::<Bytes>().unwrap_err().kind(), Kind::Invalid, "{text}");
@@ -139,11 +159,14 @@ mod tests {
 
     #[test]
     fn times() {
-        let good = [("45s", 45), ("30m", 1_800), ("12h", 43_200), ("7d", 604_800), ("1d12h", 129_600), ("0s", 0)];
+        let good =
+            [("45s", 45), ("30m", 1_800), ("12h", 43_200), ("7d", 604_800), ("1d12h", 129_600), ("0s", 0)];
         for (text, seconds) in good {
             assert_eq!(text.parse::<Span>().unwrap(), Span(Duration::from_secs(seconds)), "{text}");
         }
-        for text in ["", "5", "h", "-1h", "+1h", "1h ", "1w", "1.5h", "1ü", "999999999999d", "99999999999999999999s"] {
+        for text in
+            ["", "5", "h", "-1h", "+1h", "1h ", "1w", "1.5h", "1ü", "999999999999d", "99999999999999999999s"]
+        {
             assert_eq!(text.parse::<Span>().unwrap_err().kind(), Kind::Invalid, "{text}");
         }
     }

@@ -19,7 +19,7 @@ use crate::volume::{PoolName, shorten};
 pub struct Settings {
     /// Who we are.
     pub identity: Identity,
-    /// Flags' pools, then the file's; the first is the default one.
+    /// Flags' pools, then the file's; the one named "default", or the first, is for volumes that name none.
     pub pools: Vec<PoolSettings>,
     /// How long to wait for what.
     pub tuning: Tuning,
@@ -55,9 +55,9 @@ struct Pool {
     mounted: bool,
     /// The UUID that the pool's marker must have.
     uuid: Option<String>,
-    /// How much of the filesystem's size may be promised, in percent.
+    /// How many times the filesystem's size may be promised; 1: once.
     #[serde(default = "once")]
-    overcommit_percent: u32,
+    overcommit: f64,
     /// Bytes that are never promised, as `10Gi`.
     #[serde(default)]
     reserve: Bytes,
@@ -77,8 +77,15 @@ struct Tunes {
     usage_age: Option<Span>,
 }
 
-fn once() -> u32 {
-    100
+fn once() -> f64 {
+    1.0
+}
+
+/// A factor in percent, from 0.01 to 1000.
+fn percent(factor: f64) -> Option<u32> {
+    // Text on the way: there is no checked conversion from a float.
+    let percent = format!("{:.0}", factor * 100.0).parse().ok()?;
+    (1..=100_000).contains(&percent).then_some(percent)
 }
 
 impl TryFrom<Serve> for Settings {
@@ -89,7 +96,8 @@ impl TryFrom<Serve> for Settings {
             Some(path) => read(path)?,
             None => File::default(),
         };
-        let endpoint = flags.endpoint().ok_or_else(|| invalid("say where to serve CSI: --csi unix:///…/csi.sock"))?;
+        let endpoint =
+            flags.endpoint().ok_or_else(|| invalid("say where to serve CSI: --csi unix:///…/csi.sock"))?;
         let csi = socket::path(endpoint).context(|| "--csi")?;
         let http = flags.http.as_deref().map(str::parse::<Address>).transpose().context(|| "--http")?;
         let driver = driver(&flags.driver)?;
@@ -128,14 +136,7 @@ fn pools(flags: &[crate::cli::PoolFlag], file: Vec<Pool>) -> Result<Vec<PoolSett
         overcommit_percent: 100,
         reserve: 0,
     });
-    let of_file = file.into_iter().map(|pool| PoolSettings {
-        name: pool.name,
-        path: pool.path,
-        mounted: pool.mounted,
-        uuid: pool.uuid,
-        overcommit_percent: pool.overcommit_percent,
-        reserve: pool.reserve.0,
-    });
+    let of_file = file.into_iter().map(checked).collect::<Result<Vec<_>>>()?;
     let pools: Vec<_> = of_flags.chain(of_file).collect();
     let (mut names, mut paths) = (HashSet::new(), HashSet::new());
     for pool in &pools {
@@ -148,11 +149,22 @@ fn pools(flags: &[crate::cli::PoolFlag], file: Vec<Pool>) -> Result<Vec<PoolSett
         if !pool.path.is_absolute() {
             return Err(invalid(format!("pool {}: its path is not absolute", pool.name)));
         }
-        if pool.overcommit_percent == 0 {
-            return Err(invalid(format!("pool {}: overcommit-percent is 0; 100 promises all once", pool.name)));
-        }
     }
     Ok(pools)
+}
+
+fn checked(pool: Pool) -> Result<PoolSettings> {
+    let overcommit_percent = percent(pool.overcommit).ok_or_else(|| {
+        invalid(format!("pool {}: overcommit {} is not between 0.01 and 1000", pool.name, pool.overcommit))
+    })?;
+    Ok(PoolSettings {
+        name: pool.name,
+        path: pool.path,
+        mounted: pool.mounted,
+        uuid: pool.uuid,
+        overcommit_percent,
+        reserve: pool.reserve.0,
+    })
 }
 
 fn tuning(tunes: Tunes) -> Result<Tuning> {
@@ -200,7 +212,8 @@ fn registration(flags: &Serve, driver: &str) -> Result<Option<Registration>> {
     let Some(text) = &flags.kubelet_registration else { return Ok(None) };
     let socket = socket::path(text).context(|| "--kubelet-registration")?;
     let endpoint = flags.kubelet_csi_path.clone().filter(|path| path.is_absolute());
-    let endpoint = endpoint.ok_or_else(|| invalid("--kubelet-csi-path is needed: the CSI socket's path on the host"))?;
+    let endpoint =
+        endpoint.ok_or_else(|| invalid("--kubelet-csi-path is needed: the CSI socket's path on the host"))?;
     Ok(Some(Registration { driver: driver.to_owned(), endpoint, socket }))
 }
 
@@ -246,8 +259,14 @@ mod tests {
             (format!("{base} --pool a=/x --driver 0.orlop"), "--driver"),
             (format!("{base} --pool a=/x --driver Dir.dev"), "--driver"),
             ("--pool a=/x --csi /c.sock --node-id n/1".to_owned(), "--node-id"),
-            (format!("{base} --pool a=/x --kubelet-registration /r.sock --kubelet-csi-path c"), "--kubelet-csi-path"),
-            (format!("{base} --pool a=/x --kubelet-registration r --kubelet-csi-path /c"), "--kubelet-registration"),
+            (
+                format!("{base} --pool a=/x --kubelet-registration /r.sock --kubelet-csi-path c"),
+                "--kubelet-csi-path",
+            ),
+            (
+                format!("{base} --pool a=/x --kubelet-registration r --kubelet-csi-path /c"),
+                "--kubelet-registration",
+            ),
         ];
         for (words, expected) in cases {
             let error = settings(&words).unwrap_err();
@@ -266,7 +285,7 @@ mod tests {
     #[test]
     fn the_file_has_pools_and_tuning() {
         let settings = with_file(
-            "[[pool]]\nname = \"z\"\npath = \"/z\"\nmounted = true\nuuid = \"u\"\novercommit-percent = 150\n\
+            "[[pool]]\nname = \"z\"\npath = \"/z\"\nmounted = true\nuuid = \"u\"\novercommit = 1.5\n\
              reserve = \"10Gi\"\n[[pool]]\nname = \"a\"\npath = \"/a\"\n[tuning]\ncopies = 4\ncopy-wait = \"9s\"\n",
         )
         .unwrap();
@@ -282,7 +301,7 @@ mod tests {
         let cases = [
             (format!("{pool}colour = \"red\"\n"), "colour"),
             (format!("{pool}reserve = \"much\"\n"), "much"),
-            (format!("{pool}overcommit-percent = 0\n"), "overcommit-percent"),
+            (format!("{pool}overcommit = 0\n"), "overcommit"),
             ("[[pool]]\nname = \"a\"\npath = \"rel\"\n".to_owned(), "not absolute"),
             (format!("{pool}[tuning]\ncopies = 0\n"), "copies"),
             (format!("pools = 1\n{pool}"), "pools"),

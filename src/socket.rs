@@ -76,12 +76,16 @@ pub fn bind(path: &Path) -> Result<Bound> {
         ));
     }
     let address = SocketAddrUnix::new(path).map_err(|_| {
-        Error::new(Kind::Invalid, format!("listen on {}: a socket's path has at most 107 bytes", path.display()))
+        Error::new(
+            Kind::Invalid,
+            format!("listen on {}: a socket's path has at most 107 bytes", path.display()),
+        )
     })?;
     clear(path)?;
     let what = || format!("listen on {}", path.display());
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).context(what)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).context(what)?;
     // The mode of an unbound socket is that of the file which bind makes: there is no moment at which others could
     // connect.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).context(what)?;
@@ -124,7 +128,8 @@ mod tests {
         for good in ["unix:///a/csi.sock", "/a/csi.sock"] {
             assert_eq!(path(good).unwrap(), Path::new("/a/csi.sock"));
         }
-        for bad in ["", "csi.sock", "unix://csi.sock", "unix:///a/csi", "tcp://1.2.3.4:5", "unix:///a\0.sock"] {
+        for bad in ["", "csi.sock", "unix://csi.sock", "unix:///a/csi", "tcp://1.2.3.4:5", "unix:///a\0.sock"]
+        {
             assert_eq!(path(bad).unwrap_err().kind(), Kind::Invalid, "{bad:?}");
         }
     }

@@ -120,11 +120,20 @@ mod tests {
             ),
             (
                 "volumeMode: Filesystem",
-                Some(VolumeCapability { access_mode: mode, access_type: Some(AccessType::Block(BlockVolume {})) }),
+                Some(VolumeCapability {
+                    access_mode: mode,
+                    access_type: Some(AccessType::Block(BlockVolume {})),
+                }),
             ),
             ("fs_type", with(MountVolume { fs_type: "ext4".into(), ..MountVolume::default() })),
-            ("volume_mount_group", with(MountVolume { volume_mount_group: "7".into(), ..MountVolume::default() })),
-            ("mount_flags", with(MountVolume { mount_flags: vec!["x".repeat(4097)], ..MountVolume::default() })),
+            (
+                "volume_mount_group",
+                with(MountVolume { volume_mount_group: "7".into(), ..MountVolume::default() }),
+            ),
+            (
+                "mount_flags",
+                with(MountVolume { mount_flags: vec!["x".repeat(4097)], ..MountVolume::default() }),
+            ),
             ("bogus", with(MountVolume { mount_flags: vec!["bogus".into()], ..MountVolume::default() })),
         ];
         for (expected, capability) in cases {

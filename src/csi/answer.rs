@@ -85,18 +85,19 @@ pub(super) fn health(id: &VolumeId, symptoms: Vec<Symptom>) -> proto::VolumeHeal
 pub(super) fn storage_health(
     pools: &[PoolStatus],
 ) -> Vec<proto::node_get_storage_health_response::StorageBackendHealth> {
-    let entry = |status: proto::StorageHealthErrorType, reason: &str, cause: fn(&PoolStatus) -> Option<&str>| {
-        let texts: Vec<_> = pools
-            .iter()
-            .filter_map(|pool| cause(pool).map(|cause| format!("pool {}: {cause}", pool.name)))
-            .collect();
-        (!texts.is_empty()).then(|| proto::node_get_storage_health_response::StorageBackendHealth {
-            status: status.into(),
-            reason: reason.to_owned(),
-            message: bounded(texts.join("; "), 1024),
-            volume_capability: None,
-        })
-    };
+    let entry =
+        |status: proto::StorageHealthErrorType, reason: &str, cause: fn(&PoolStatus) -> Option<&str>| {
+            let texts: Vec<_> = pools
+                .iter()
+                .filter_map(|pool| cause(pool).map(|cause| format!("pool {}: {cause}", pool.name)))
+                .collect();
+            (!texts.is_empty()).then(|| proto::node_get_storage_health_response::StorageBackendHealth {
+                status: status.into(),
+                reason: reason.to_owned(),
+                message: bounded(texts.join("; "), 1024),
+                volume_capability: None,
+            })
+        };
     let unreachable = proto::StorageHealthErrorType::StorageUnreachable;
     let degraded = proto::StorageHealthErrorType::StorageDegraded;
     [
@@ -125,7 +126,8 @@ mod tests {
 
     #[test]
     fn a_status_and_reason_is_told_once() {
-        let symptom = |severity, message: &str| Symptom { severity, reason: "Odd", message: message.to_owned() };
+        let symptom =
+            |severity, message: &str| Symptom { severity, reason: "Odd", message: message.to_owned() };
         let symptoms = vec![
             symptom(Severity::Degraded, "a"),
             symptom(Severity::Degraded, "b"),

@@ -221,9 +221,8 @@ impl Controller for Driver {
         let Some(filter) = filter(&request) else {
             return Ok(Response::new(proto::ListSnapshotsResponse::default()));
         };
-        let page = self
-            .run(move |engine| engine.list_snapshots(&filter, start.after.as_ref(), start.max))
-            .await?;
+        let page =
+            self.run(move |engine| engine.list_snapshots(&filter, start.after.as_ref(), start.max)).await?;
         let entry = |found| proto::list_snapshots_response::Entry { snapshot: answer::snapshot(found) };
         let entries = page.items.iter().map(entry).collect();
         let next_token = paging::token(Listing::Snapshots, page.next.as_ref());

@@ -7,6 +7,7 @@ use super::proto::{
     ProbeRequest, ProbeResponse, identity_server::Identity,
 };
 use super::{Driver, capabilities};
+use crate::health;
 
 #[tonic::async_trait]
 impl Identity for Driver {
@@ -28,10 +29,9 @@ impl Identity for Driver {
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: capabilities::plugin() }))
     }
 
-    /// Asks what the engine knows already: nothing here touches a disk that may hang.
+    /// Never hangs on a disk: the probes of kubelet wait three seconds only.
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        let pools = self.engine.pools();
-        let ready = pools.is_empty() || pools.iter().any(|pool| pool.unavailable.is_none());
+        let ready = health::ready(&self.health.pools().await);
         Ok(Response::new(ProbeResponse { ready: Some(ready) }))
     }
 }

@@ -92,7 +92,10 @@ fn sum(bytes: &[u8]) -> [u8; 4] {
 
 fn bad(token: &str) -> Error {
     let shown = shorten(token);
-    Error::new(Kind::Busy, format!("starting_token {shown:?} is not one of this listing: list from the start"))
+    Error::new(
+        Kind::Busy,
+        format!("starting_token {shown:?} is not one of this listing: list from the start"),
+    )
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ const TRASH_FOR: Duration = Duration::from_secs(7 * 86_400);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Parameters {
-    /// The pool to make the volume in. Default: the first of the settings.
+    /// The pool to make the volume in. Default: the one named "default", or the first of the settings.
     #[serde(deserialize_with = "parsed")]
     pool: Option<PoolName>,
     /// What becomes of the data when the volume is deleted: `delete` (the default), `trash` or `retain`. Mutable.
@@ -242,7 +242,9 @@ impl FromStr for NumericId {
 mod tests {
     use super::*;
 
-    fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    type Pairs<'p> = &'p [(&'p str, &'p str)];
+
+    fn map(pairs: Pairs<'_>) -> HashMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
@@ -277,7 +279,8 @@ mod tests {
 
     #[test]
     fn mutable_parameters_override() {
-        let wishes = of(&[("onDelete", "trash"), ("limit", "hard")], &[("trashFor", "2h"), ("limit", "auto")]);
+        let wishes =
+            of(&[("onDelete", "trash"), ("limit", "hard")], &[("trashFor", "2h"), ("limit", "auto")]);
         let policy = wishes.unwrap().policy;
         assert_eq!((policy.on_delete, policy.limit), (OnDelete::Trash, Limit::Auto));
         assert_eq!(policy.trash_for, Duration::from_secs(7_200));
@@ -286,17 +289,29 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_key() {
-        let cases: [(&[(&str, &str)], &[(&str, &str)], &str); 17] = [
+        let cases: [(Pairs<'_>, Pairs<'_>, &str); 17] = [
             (&[("XXX_FakeKey", "1")], &[], "unknown field `XXX_FakeKey`, expected one of `pool`, `onDelete`"),
-            (&[], &[("XXX_FakeKey", "1")], "unknown field `XXX_FakeKey`, expected one of `onDelete`, `trashFor`"),
+            (
+                &[],
+                &[("XXX_FakeKey", "1")],
+                "unknown field `XXX_FakeKey`, expected one of `onDelete`, `trashFor`",
+            ),
             (&[("ondelete", "trash")], &[], "ondelete"),
             (&[], &[("pool", "a")], "mutable_parameters: key \"pool\""),
             (&[], &[("mode", "0750")], "mutable_parameters: key \"mode\""),
             (&[("pool", "A/b")], &[], "parameters: key \"pool\""),
-            (&[("onDelete", "keep")], &[], "parameters: key \"onDelete\": unknown variant `keep`, expected one of"),
+            (
+                &[("onDelete", "keep")],
+                &[],
+                "parameters: key \"onDelete\": unknown variant `keep`, expected one of",
+            ),
             (&[("onDelete", "trash"), ("trashFor", "7")], &[], "key \"trashFor\""),
             (&[("trashFor", "7d")], &[], "trashFor needs onDelete: trash"),
-            (&[("trashFor", "7d"), ("onDelete", "trash")], &[("onDelete", "delete")], "trashFor needs onDelete"),
+            (
+                &[("trashFor", "7d"), ("onDelete", "trash")],
+                &[("onDelete", "delete")],
+                "trashFor needs onDelete",
+            ),
             (&[("trashFor", "0s"), ("onDelete", "trash")], &[], "trashFor is zero"),
             (&[("mode", "rwx")], &[], "key \"mode\""),
             (&[("mode", "10000")], &[], "key \"mode\""),

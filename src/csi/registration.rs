@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::socket::{self, Bound, Place};
 
 mod proto {
-    #![expect(missing_docs, unreachable_pub, dead_code, reason = "generated; the client in it is kubelet's")]
+    #![expect(unreachable_pub, clippy::allow_attributes, clippy::too_many_lines, reason = "generated")]
     tonic::include_proto!("pluginregistration");
 }
 
@@ -116,8 +116,11 @@ mod tests {
     async fn kubelet_is_told_again_after_it_cleaned_its_folder() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("d-reg.sock");
-        let registration =
-            Registration { driver: "d.x".into(), endpoint: "/plugins/d/csi.sock".into(), socket: socket.clone() };
+        let registration = Registration {
+            driver: "d.x".into(),
+            endpoint: "/plugins/d/csi.sock".into(),
+            socket: socket.clone(),
+        };
         let stop = CancellationToken::new();
         let task = tokio::spawn(register(registration, stop.clone()));
         for _ in 0..2 {
@@ -126,7 +129,10 @@ mod tests {
             }
             let info = ask(&socket).await;
             assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", "d.x"));
-            assert_eq!((info.endpoint.as_str(), info.supported_versions.as_slice()), ("/plugins/d/csi.sock", &["1.0.0".to_owned()][..]));
+            assert_eq!(
+                (info.endpoint.as_str(), info.supported_versions.as_slice()),
+                ("/plugins/d/csi.sock", &["1.0.0".to_owned()][..])
+            );
             std::fs::remove_file(&socket).unwrap();
         }
         stop.cancel();

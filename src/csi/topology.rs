@@ -61,20 +61,19 @@ mod tests {
         let identity =
             Identity { driver: "dir.orlop.dev".into(), node: "n1".into(), controller_expand: true };
         let ask = |requisite: &[Topology], preferred: &[Topology]| {
-            let asked =
-                TopologyRequirement { requisite: requisite.to_vec(), preferred: preferred.to_vec() };
+            let asked = TopologyRequirement { requisite: requisite.to_vec(), preferred: preferred.to_vec() };
             identity.check(Some(&asked)).map_err(|error| error.kind())
         };
         let here = identity.here();
         let upper = place("DIR.orlop.dev/Node", "n1");
         let there = place("dir.orlop.dev/node", "n2");
         let zone = place("topology.kubernetes.io/zone", "n1");
-        assert_eq!(identity.check(None).unwrap(), false);
+        assert!(!identity.check(None).unwrap());
         assert_eq!(ask(&[], &[]), Ok(false));
-        assert_eq!(ask(&[here.clone()], &[]), Ok(true));
+        assert_eq!(ask(std::slice::from_ref(&here), &[]), Ok(true));
         assert_eq!(ask(&[there.clone(), upper], &[]), Ok(true));
         assert_eq!(ask(&[], &[here]), Ok(false));
-        assert_eq!(ask(&[there.clone()], &[]), Err(Kind::NoSpace));
+        assert_eq!(ask(std::slice::from_ref(&there), &[]), Err(Kind::NoSpace));
         assert_eq!(ask(&[], &[there]), Err(Kind::NoSpace));
         assert_eq!(ask(&[zone, Topology::default()], &[]), Err(Kind::NoSpace));
     }

@@ -22,14 +22,8 @@ pub enum Call {
 
 impl Call {
     /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::Fsopen,
-        Self::OpenTree,
-        Self::MountSetattr,
-        Self::Openat2,
-        Self::QuotactlFd,
-        Self::Statmount,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Fsopen, Self::OpenTree, Self::MountSetattr, Self::Openat2, Self::QuotactlFd, Self::Statmount];
 
     /// The name of its manual page.
     #[must_use]
