@@ -29,6 +29,7 @@ use tracing::Span;
 
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
+use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::telemetry::Rpcs;
 
@@ -40,8 +41,8 @@ pub mod proto {
     #![expect(
         missing_docs,
         clippy::allow_attributes,
-        clippy::doc_overindented_list_items,
         clippy::doc_lazy_continuation,
+        clippy::doc_overindented_list_items,
         clippy::too_many_lines,
         reason = "generated; its comments are those of the proto"
     )]
@@ -101,14 +102,18 @@ pub struct Identity {
 pub struct Driver {
     identity: Arc<Identity>,
     engine: Arc<Engine>,
+    health: Arc<Health>,
     calls: Arc<Semaphore>,
+    /// An instance without pools answers for the driver, not for volumes.
+    serves: bool,
 }
 
 impl Driver {
     /// A driver in front of an engine.
     #[must_use]
-    pub fn new(identity: Identity, engine: Arc<Engine>) -> Self {
-        Self { identity: Arc::new(identity), engine, calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)) }
+    pub fn new(identity: Identity, engine: Arc<Engine>, health: Arc<Health>) -> Self {
+        let (serves, calls) = (!health.last().is_empty(), Semaphore::new(CALLS_AT_ONCE));
+        Self { identity: Arc::new(identity), engine, health, calls: Arc::new(calls), serves }
     }
 
     /// Runs one engine call on a thread of its own.
@@ -119,6 +124,11 @@ impl Driver {
         &self,
         work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        if !self.serves {
+            let text = "this instance of the driver holds no volumes; it is there for csi-resizer alone. Volumes grow \
+                        on their node, and the VolumeAttributesClass of a volume is set when it is made";
+            return Err(Error::new(Kind::Unsupported, text));
+        }
         let permit = Arc::clone(&self.calls)
             .acquire_owned()
             .await
@@ -126,7 +136,7 @@ impl Driver {
         let (engine, span) = (Arc::clone(&self.engine), Span::current());
         let task = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            span.in_scope(|| serving(&engine).and_then(|()| work(&engine)))
+            span.in_scope(|| work(&engine))
         });
         match task.await {
             Ok(result) => result,
@@ -164,17 +174,6 @@ impl Driver {
     }
 }
 
-/// An instance without pools answers for the driver, not for volumes.
-fn serving(engine: &Engine) -> Result<()> {
-    if engine.has_pools() { Ok(()) } else { Err(nothing_served()) }
-}
-
-fn nothing_served() -> Error {
-    let text = "this instance of the driver holds no volumes; it is there for csi-resizer alone. Volumes grow on their \
-                node, and the VolumeAttributesClass of a volume is set when it is made";
-    Error::new(Kind::Unsupported, text)
-}
-
 fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic")
@@ -197,9 +196,10 @@ mod tests {
             overcommit_percent: 100,
             reserve: 0,
         };
-        let engine = Engine::open(vec![settings], Tuning::default()).unwrap();
+        let engine = Arc::new(Engine::open(vec![settings], Tuning::default()).unwrap());
+        let health = Arc::new(Health::new(Arc::clone(&engine)));
         let identity = Identity { driver: "d".into(), node: "n".into(), controller_expand: true };
-        Driver::new(identity, Arc::new(engine))
+        Driver::new(identity, engine, health)
     }
 
     #[test]

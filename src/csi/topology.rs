@@ -68,12 +68,12 @@ mod tests {
         let upper = place("DIR.orlop.dev/Node", "n1");
         let there = place("dir.orlop.dev/node", "n2");
         let zone = place("topology.kubernetes.io/zone", "n1");
-        assert_eq!(identity.check(None).unwrap(), false);
+        assert!(!identity.check(None).unwrap());
         assert_eq!(ask(&[], &[]), Ok(false));
-        assert_eq!(ask(&[here.clone()], &[]), Ok(true));
+        assert_eq!(ask(std::slice::from_ref(&here), &[]), Ok(true));
         assert_eq!(ask(&[there.clone(), upper], &[]), Ok(true));
         assert_eq!(ask(&[], &[here]), Ok(false));
-        assert_eq!(ask(&[there.clone()], &[]), Err(Kind::NoSpace));
+        assert_eq!(ask(std::slice::from_ref(&there), &[]), Err(Kind::NoSpace));
         assert_eq!(ask(&[], &[there]), Err(Kind::NoSpace));
         assert_eq!(ask(&[zone, Topology::default()], &[]), Err(Kind::NoSpace));
     }
