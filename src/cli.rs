@@ -30,13 +30,16 @@ enum Command {
     Probe(Probe),
     /// Show what this kernel and these pools can do; changes nothing
     Check(Check),
+    /// Release the claims of a Kubernetes node that is gone for good, so that their owners make new ones elsewhere
+    #[cfg(feature = "kube")]
+    ReleaseNode(ReleaseNode),
 }
 
 /// Flags of `orlop serve`.
 #[derive(Debug, Args)]
 pub struct Serve {
     /// A pool: its name and an existing directory. May be given several times, or once with commas; the one
-    /// named "default", or else the first, is for volumes that name none. Pools with more settings stand in the file of --config
+    /// named "default", or else the first, is used where none is asked for. Pools with more settings stand in the file of --config
     #[arg(long = "pool", value_name = "NAME=DIR", env = "ORLOP_POOL", value_delimiter = ',')]
     pub pools: Vec<PoolFlag>,
 
@@ -60,7 +63,7 @@ pub struct Serve {
     #[arg(long, value_name = "NAME", env = "ORLOP_NODE_ID")]
     pub node_id: Option<String>,
 
-    /// A TOML file of pools ([[pool]]) and of tuning ([tuning])
+    /// A TOML file of pools, each a `[[pool]]`, and of tuning, `[tuning]`
     #[arg(long, value_name = "FILE", env = "ORLOP_CONFIG")]
     pub config: Option<PathBuf>,
 
@@ -120,6 +123,21 @@ struct Check {
     output: Output,
 }
 
+#[cfg(feature = "kube")]
+#[derive(Debug, Args)]
+struct ReleaseNode {
+    /// The node's name; its Node object must be deleted already
+    node: String,
+
+    /// Name of the CSI driver whose volumes it had
+    #[arg(long, value_name = "NAME", env = "ORLOP_DRIVER", default_value = "dir.orlop.dev")]
+    driver: String,
+
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+}
+
 /// How something is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 enum Output {
@@ -159,6 +177,8 @@ pub fn main() -> ExitCode {
         Command::Serve(flags) => serve(*flags),
         Command::Probe(flags) => probe(&flags),
         Command::Check(flags) => check(&flags),
+        #[cfg(feature = "kube")]
+        Command::ReleaseNode(flags) => release_node(flags),
     };
     match done {
         Ok(code) => code,
@@ -179,6 +199,15 @@ fn probe(flags: &Probe) -> Result<ExitCode> {
     let endpoint = flags.csi.as_deref().or(flags.csi_endpoint.as_deref());
     let endpoint = endpoint.ok_or_else(|| Error::new(Kind::Invalid, "say which socket: --csi unix:///…"))?;
     run::probe(&socket::path(endpoint)?, Duration::from_secs(3))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(feature = "kube")]
+fn release_node(flags: ReleaseNode) -> Result<ExitCode> {
+    let ReleaseNode { node, driver, dry_run } = flags;
+    run::release_node(&crate::kube::Release { node, driver, dry_run }, |line| {
+        let _ = writeln!(io::stdout(), "{line}");
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -71,6 +71,12 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Whether there is any pool in the settings, available or not.
+    #[must_use]
+    pub fn has_pools(&self) -> bool {
+        !self.pools.is_empty()
+    }
+
     fn open_pool(&self, pool: &Pool) -> Result<Arc<OpenPool>> {
         pool.get(|opened, trashed| self.reaper.add(opened, trashed))
     }

@@ -8,6 +8,8 @@ pub mod engine;
 pub mod error;
 pub mod health;
 pub mod http;
+#[cfg(feature = "kube")]
+pub mod kube;
 pub mod metrics;
 pub mod mount;
 pub mod pool;

@@ -25,6 +25,8 @@ const WORKERS: usize = 2;
 const BLOCKING: usize = 80;
 /// How long calls under way may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long an answer may take to leave when no call is under way any more.
+const IDLE: Duration = Duration::from_millis(500);
 /// How long the engine may take to stop its jobs.
 const STOP: Duration = Duration::from_secs(5);
 
@@ -60,6 +62,7 @@ async fn doors(settings: Settings) -> Result<()> {
 
     let bound = socket::bind(&settings.csi)?;
     let driver = Driver::new(settings.identity, Arc::clone(&engine), Arc::clone(&health));
+    let calls = driver.clone();
     doors.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
     if let Some(address) = &settings.http {
         let listener = http::bind(address).await?;
@@ -76,7 +79,7 @@ async fn doors(settings: Settings) -> Result<()> {
         Some(door) = doors.join_next() => door.unwrap_or_else(|failed| Err(fault(failed, "serve"))),
     };
     stop.cancel();
-    drain(&mut doors).await;
+    drain(&mut doors, &calls).await;
     let stopping = tokio::task::spawn_blocking(move || engine.shutdown());
     if tokio::time::timeout(STOP, stopping).await.is_err() {
         warn!("a job did not stop in time; its remains are swept at the next start");
@@ -94,8 +97,9 @@ fn tell(health: &Health) {
     }
 }
 
-/// Waits for the doors to answer the calls they have.
-async fn drain(doors: &mut JoinSet<Result<()>>) {
+/// Waits for the doors to answer the calls they have. A connection without a call may stay open: its client is slow
+/// to notice, and need not be waited for.
+async fn drain(doors: &mut JoinSet<Result<()>>, calls: &Driver) {
     let all = async {
         while let Some(ended) = doors.join_next().await {
             if let Err(error) = ended.unwrap_or_else(|failed| Err(fault(failed, "stop"))) {
@@ -103,7 +107,14 @@ async fn drain(doors: &mut JoinSet<Result<()>>) {
             }
         }
     };
-    if tokio::time::timeout(DRAIN, all).await.is_err() {
+    let idle = async {
+        calls.idle().await;
+        tokio::time::sleep(IDLE).await;
+    };
+    let answered = async {
+        tokio::select! { () = all => {}, () = idle => {} }
+    };
+    if tokio::time::timeout(DRAIN, answered).await.is_err() {
         warn!("some calls were not answered in time; their callers ask again");
     }
 }
@@ -130,6 +141,16 @@ impl Signals {
             _ = self.int.recv() => "SIGINT",
         }
     }
+}
+
+/// Releases the claims of a lost Kubernetes node.
+///
+/// # Errors
+/// As [`crate::kube::release_node`].
+#[cfg(feature = "kube")]
+pub fn release_node(release: &crate::kube::Release, say: impl FnMut(String)) -> Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build().context(|| "start the runtime")?;
+    runtime.block_on(crate::kube::release_node(release, say))
 }
 
 /// Asks the orlop behind a socket whether it is ready.

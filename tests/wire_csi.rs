@@ -633,11 +633,11 @@ async fn an_instance_without_pools_answers_for_the_driver_only() {
     let mut c = server.controller().await;
     let volume_id = "p/v".to_owned();
     let delete = DeleteVolumeRequest { volume_id: volume_id.clone(), ..Default::default() };
-    refused("delete", c.delete_volume(delete).await, Code::Unavailable, "no pools");
+    refused("delete", c.delete_volume(delete).await, Code::InvalidArgument, "no volumes");
     let get = ControllerGetVolumeRequest { volume_id };
-    refused("get", c.controller_get_volume(get).await, Code::Unavailable, "no pools");
-    refused("list", c.list_volumes(ListVolumesRequest::default()).await, Code::Unavailable, "no pools");
-    refused("create", c.create_volume(create("v")).await, Code::ResourceExhausted, "no pools");
+    refused("get", c.controller_get_volume(get).await, Code::InvalidArgument, "no volumes");
+    refused("list", c.list_volumes(ListVolumesRequest::default()).await, Code::InvalidArgument, "no volumes");
+    refused("create", c.create_volume(create("v")).await, Code::InvalidArgument, "no volumes");
 }
 
 #[tokio::test]

@@ -7,7 +7,6 @@ use super::proto::{
     ProbeRequest, ProbeResponse, identity_server::Identity,
 };
 use super::{Driver, capabilities};
-use crate::health;
 
 #[tonic::async_trait]
 impl Identity for Driver {
@@ -29,9 +28,9 @@ impl Identity for Driver {
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: capabilities::plugin() }))
     }
 
-    /// Never hangs on a disk: the probes of kubelet wait three seconds only.
+    /// Ready as soon as it answers. A pool whose disk is missing is told by `/readyz`, metrics and health, and not here:
+    /// a restart, which is what a failed probe brings about, mounts no disk and takes the other pools away.
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        let ready = health::ready(&self.health.pools().await);
-        Ok(Response::new(ProbeResponse { ready: Some(ready) }))
+        Ok(Response::new(ProbeResponse { ready: Some(true) }))
     }
 }
