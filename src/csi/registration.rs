@@ -13,7 +13,12 @@ use crate::error::{Error, Kind, Result};
 use crate::socket::{self, Bound, Place};
 
 mod proto {
-    #![expect(unreachable_pub, clippy::allow_attributes, clippy::too_many_lines, reason = "generated")]
+    #![expect(
+        unreachable_pub,
+        clippy::allow_attributes,
+        clippy::too_many_lines,
+        reason = "generated; the client in it is kubelet's"
+    )]
     tonic::include_proto!("pluginregistration");
 }
 
