@@ -1,0 +1,5 @@
+//! Every rule about volumes; synchronous; knows no protocol.
+
+pub mod copy;
+pub mod remove;
+mod tree;
