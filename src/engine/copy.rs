@@ -160,9 +160,11 @@ impl<'a> Copier<'a> {
         if stat.stx_nlink == 0 {
             return Ok(());
         }
-        let copied = match kind_of(&stat) {
-            FileType::Directory => self.directory(&pinned, &entry.name)?,
-            kind => self.leaf(&pinned, &entry.name, &stat, kind)?,
+        let kind = kind_of(&stat);
+        let copied = if kind.is_dir() {
+            self.directory(&pinned, &entry.name)?
+        } else {
+            self.leaf(&pinned, &entry.name, &stat, kind)?
         };
         if let Some(size) = copied {
             self.made.entries += 1;
@@ -243,7 +245,13 @@ impl<'a> Copier<'a> {
         Ok(Some(0))
     }
 
-    fn special(&mut self, pinned: &OwnedFd, name: &CStr, stat: &Statx, kind: FileType) -> Result<Option<u64>> {
+    fn special(
+        &mut self,
+        pinned: &OwnedFd,
+        name: &CStr,
+        stat: &Statx,
+        kind: FileType,
+    ) -> Result<Option<u64>> {
         let device = rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
         let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o777);
         if !fresh(mknodat(self.to.here(), name, kind, mode, device), "make the node")? {

@@ -11,7 +11,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, Statx, StatxFlags, openat, openat2, seek, statx,
+    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, Statx, StatxFlags, openat, openat2,
+    seek, statx,
 };
 use rustix::io::{Errno, Result as Answer};
 use rustix::path::DecInt;
@@ -28,18 +29,18 @@ const DOWN: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_XDEV);
 const UP: ResolveFlags =
     ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Calls again while the kernel says that a rename somewhere else disturbed the look-up.
 pub(super) fn patiently<T>(mut call: impl FnMut() -> Answer<T>) -> Answer<T> {
-    let mut result = call();
     for _ in 0..64 {
-        match result {
-            Err(Errno::AGAIN | Errno::INTR) => result = call(),
-            _ => break,
+        let result = call();
+        if !matches!(result, Err(Errno::AGAIN | Errno::INTR)) {
+            return result;
         }
     }
-    result
+    call()
 }
 
 /// Holds an entry, whatever it is, without opening it: no device is woken, no FIFO waited for, no symlink followed.
@@ -82,7 +83,8 @@ pub(super) struct Reopen(OwnedFd);
 impl Reopen {
     pub(super) fn new() -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fds = rustix::fs::open(c"/proc/self/fd", flags, Mode::empty()).context(|| "open /proc/self/fd")?;
+        let fds =
+            rustix::fs::open(c"/proc/self/fd", flags, Mode::empty()).context(|| "open /proc/self/fd")?;
         Ok(Self(fds))
     }
 
@@ -197,7 +199,13 @@ impl Walk {
         let fd = open_directory(root, c".")?;
         let identity = Identity::of(&look(fd.as_fd())?);
         let buffer = vec![MaybeUninit::uninit(); BATCH];
-        Ok(Self { current: Reader::new(fd, 0), identity, levels: Vec::new(), window: VecDeque::new(), buffer })
+        Ok(Self {
+            current: Reader::new(fd, 0),
+            identity,
+            levels: Vec::new(),
+            window: VecDeque::new(),
+            buffer,
+        })
     }
 
     /// The directory where the walk is.

@@ -10,8 +10,8 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, Statx, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fgetxattr,
-    flistxattr, fremovexattr, fsetxattr, futimens, getxattr, listxattr, setxattr, utimensat,
+    AtFlags, Gid, Mode, Statx, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
+    fgetxattr, flistxattr, fremovexattr, fsetxattr, futimens, getxattr, listxattr, setxattr, utimensat,
 };
 use rustix::io::{Errno, Result as Answer};
 

@@ -41,7 +41,7 @@ impl<'a> Contents<'a> {
             self.count(size);
             return Ok(size);
         }
-        // an exact comparison for small files alone: blocks of attributes or preallocation may hide a hole
+        // a block of attributes counts too, and may hide a hole: in a small file that is one block lost, no more
         let dense = stat.stx_blocks.saturating_mul(512) >= size;
         if dense && usize::try_from(size).is_ok_and(|size| size <= BUFFER) {
             return self.plain(from, to, 0..size);
