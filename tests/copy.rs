@@ -329,47 +329,58 @@ fn any_size_takes_little_memory() {
 
 const SECRET: &str = "this is not of the volume";
 
-/// Copies again and again while somebody changes the tree; nothing from outside may come along.
-fn under_attack(prepare: impl Fn(&Path), attack: impl Fn(&Path, u64) + Sync) {
-    let scene = scene();
-    let (from, to) = (scene.path().join("from"), scene.path().join("to"));
-    let outside = scene.path().join("outside");
-    fs::create_dir(&outside).unwrap();
-    fs::write(outside.join("secret"), SECRET).unwrap();
-    fs::create_dir(from.join("inside")).unwrap();
-    for at in 0..50 {
-        fs::write(from.join(format!("file-{at}")), "x").unwrap();
-        fs::write(from.join(format!("inside/file-{at}")), "x").unwrap();
-    }
-    prepare(&from);
-    let done = AtomicBool::new(false);
+/// Copies again and again while somebody changes the tree; nothing from outside may come along. All in memory: the
+/// less time goes by elsewhere, the more often the two meet.
+fn under_attack(prepare: impl FnOnce(&Path) + Send, attack: impl Fn(&Path, u64) + Sync + Send) {
+    in_own_mounts(|| {
+        let scene = scene();
+        tmpfs(scene.path(), "size=256m");
+        let (from, to) = (scene.path().join("from"), scene.path().join("to"));
+        let outside = scene.path().join("outside");
+        for folder in [&from.join("inside"), &to, &outside] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        fs::write(outside.join("secret"), SECRET).unwrap();
+        for at in 0..50 {
+            fs::write(from.join(format!("file-{at}")), "x").unwrap();
+            fs::write(from.join(format!("inside/file-{at}")), "x").unwrap();
+        }
+        prepare(&from);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0.. {
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    attack(&from, round);
+                }
+            });
+            copy_for_a_while(scene.path());
+            done.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), SECRET);
+    });
+}
+
+fn copy_for_a_while(scene: &Path) {
+    let (from, to) = (scene.join("from"), scene.join("to"));
     let start = Instant::now();
     let (mut whole, mut busy) = (0, 0);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut round = 0;
-            while !done.load(Ordering::Relaxed) {
-                attack(&from, round);
-                round += 1;
-            }
-        });
-        while start.elapsed() < Duration::from_secs(3) {
-            match copy(&from, &to, &Progress::default()) {
-                Ok(_) => whole += 1,
-                Err(error) if error.kind() == Kind::Busy => busy += 1,
-                Err(error) => panic!("{}", error.chain()),
-            }
-            for (path, facts) in facts(&to) {
-                let data = facts.data.unwrap_or_default();
-                assert!(!data.starts_with(SECRET.as_bytes()), "{} was followed", path.display());
-            }
-            remove(scene.path(), "to").unwrap();
-            fs::create_dir(&to).unwrap();
+    while start.elapsed() < Duration::from_secs(3) {
+        match copy(&from, &to, &Progress::default()) {
+            Ok(_) => whole += 1,
+            Err(error) if error.kind() == Kind::Busy => busy += 1,
+            Err(error) => panic!("{}", error.chain()),
         }
-        done.store(true, Ordering::Relaxed);
-    });
+        for (path, facts) in facts(&to) {
+            let data = facts.data.unwrap_or_default();
+            assert!(!data.starts_with(SECRET.as_bytes()), "{} was followed", path.display());
+        }
+        remove(scene, "to").unwrap();
+        fs::create_dir(&to).unwrap();
+    }
     eprintln!("{whole} whole copies, {busy} given up");
-    assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), SECRET);
 }
 
 /// Puts something under a name in one step, whatever was there.
