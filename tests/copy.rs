@@ -315,10 +315,11 @@ fn any_size_takes_little_memory() {
                 }
                 most
             });
+            let stop = Stop(&done);
             assert_eq!(copy(&from, &to, &Progress::default()).unwrap().entries, FILES);
             assert_eq!(remove(scene.path(), "from").unwrap(), FILES + 1);
             assert_eq!(remove(scene.path(), "to").unwrap(), FILES + 1);
-            done.store(true, Ordering::Relaxed);
+            drop(stop);
             watcher.join().unwrap()
         });
         let grown = most.saturating_sub(before);
@@ -356,11 +357,20 @@ fn under_attack(prepare: impl FnOnce(&Path) + Send, attack: impl Fn(&Path, u64) 
                     attack(&from, round);
                 }
             });
+            let _stop = Stop(&done);
             copy_for_a_while(scene.path());
-            done.store(true, Ordering::Relaxed);
         });
         assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), SECRET);
     });
+}
+
+/// Stops the other thread, also when this one fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn copy_for_a_while(scene: &Path) {
@@ -588,7 +598,8 @@ fn a_cancelled_copy_stops() {
     let progress = Progress::default();
     let error = std::thread::scope(|scope| {
         scope.spawn(|| {
-            while progress.entries() < 100 {
+            let start = Instant::now();
+            while progress.entries() < 100 && start.elapsed() < Duration::from_secs(60) {
                 std::hint::spin_loop();
             }
             progress.cancel();
