@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::settings::Settings;
-use crate::telemetry::{self, Format};
+use crate::telemetry;
 use crate::volume::{PoolName, shorten};
 use crate::{check, run, socket};
 
@@ -63,7 +63,7 @@ pub struct Serve {
     #[arg(long, value_name = "NAME", env = "ORLOP_NODE_ID")]
     pub node_id: Option<String>,
 
-    /// A TOML file of pools ([[pool]]) and of tuning ([tuning])
+    /// A TOML file of pools, each a `[[pool]]`, and of tuning, `[tuning]`
     #[arg(long, value_name = "FILE", env = "ORLOP_CONFIG")]
     pub config: Option<PathBuf>,
 
@@ -87,7 +87,7 @@ pub struct Serve {
 
     /// How the log looks
     #[arg(long, value_name = "FORMAT", env = "ORLOP_LOG_FORMAT", value_enum, default_value_t)]
-    log_format: Format,
+    log_format: Output,
 
     /// What to log: error, warn, info, debug, or as tracing's filters
     #[arg(long, value_name = "FILTER", env = "ORLOP_LOG", default_value = "info")]
@@ -138,12 +138,13 @@ struct ReleaseNode {
     dry_run: bool,
 }
 
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+/// How something is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 enum Output {
-    /// One line per fact
+    /// For people
     #[default]
     Text,
-    /// One JSON array
+    /// For machines
     Json,
 }
 
@@ -189,7 +190,7 @@ pub fn main() -> ExitCode {
 }
 
 fn serve(flags: Serve) -> Result<ExitCode> {
-    telemetry::init(flags.log_format, &flags.log)?;
+    telemetry::init(flags.log_format == Output::Json, &flags.log)?;
     run::serve(Settings::try_from(flags)?)?;
     Ok(ExitCode::SUCCESS)
 }

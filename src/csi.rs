@@ -1,6 +1,6 @@
 //! The CSI door: Identity, Controller and Node on one unix socket.
 //!
-//! A handler parses its message into a typed request, runs one engine call, and answers. [`Driver::run`] is the only
+//! A handler parses its message into a typed request, runs one engine call, and answers. `Driver::run` is the only
 //! bridge from async to sync.
 
 mod access;
@@ -29,6 +29,7 @@ use tracing::Span;
 
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
+use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::telemetry::Rpcs;
 
@@ -40,8 +41,8 @@ pub mod proto {
     #![expect(
         missing_docs,
         clippy::allow_attributes,
-        clippy::doc_overindented_list_items,
         clippy::doc_lazy_continuation,
+        clippy::doc_overindented_list_items,
         clippy::too_many_lines,
         reason = "generated; its comments are those of the proto"
     )]
@@ -101,14 +102,16 @@ pub struct Identity {
 pub struct Driver {
     identity: Arc<Identity>,
     engine: Arc<Engine>,
+    health: Arc<Health>,
     calls: Arc<Semaphore>,
 }
 
 impl Driver {
     /// A driver in front of an engine.
     #[must_use]
-    pub fn new(identity: Identity, engine: Arc<Engine>) -> Self {
-        Self { identity: Arc::new(identity), engine, calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)) }
+    pub fn new(identity: Identity, engine: Arc<Engine>, health: Arc<Health>) -> Self {
+        let calls = Arc::new(Semaphore::new(CALLS_AT_ONCE));
+        Self { identity: Arc::new(identity), engine, health, calls }
     }
 
     /// Runs one engine call on a thread of its own.
@@ -119,6 +122,9 @@ impl Driver {
         &self,
         work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        if !self.engine.has_pools() {
+            return Err(nothing_served());
+        }
         let permit = Arc::clone(&self.calls)
             .acquire_owned()
             .await
@@ -126,7 +132,7 @@ impl Driver {
         let (engine, span) = (Arc::clone(&self.engine), Span::current());
         let task = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            span.in_scope(|| serving(&engine).and_then(|()| work(&engine)))
+            span.in_scope(|| work(&engine))
         });
         match task.await {
             Ok(result) => result,
@@ -165,10 +171,6 @@ impl Driver {
 }
 
 /// An instance without pools answers for the driver, not for volumes.
-fn serving(engine: &Engine) -> Result<()> {
-    if engine.has_pools() { Ok(()) } else { Err(nothing_served()) }
-}
-
 fn nothing_served() -> Error {
     let text = "this instance of the driver holds no volumes; it is there for csi-resizer alone. Volumes grow on their \
                 node, and the VolumeAttributesClass of a volume is set when it is made";
@@ -197,9 +199,10 @@ mod tests {
             overcommit_percent: 100,
             reserve: 0,
         };
-        let engine = Engine::open(vec![settings], Tuning::default()).unwrap();
+        let engine = Arc::new(Engine::open(vec![settings], Tuning::default()).unwrap());
+        let health = Arc::new(Health::new(Arc::clone(&engine)));
         let identity = Identity { driver: "d".into(), node: "n".into(), controller_expand: true };
-        Driver::new(identity, Arc::new(engine))
+        Driver::new(identity, engine, health)
     }
 
     #[test]

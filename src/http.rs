@@ -15,8 +15,8 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-use crate::engine::Engine;
 use crate::error::{Context, Error, Kind, Result};
+use crate::health::{self, Health};
 use crate::metrics::{self, Metrics};
 use crate::socket::{self, Place};
 use crate::volume::shorten;
@@ -78,11 +78,11 @@ pub async fn bind(address: &Address) -> Result<Listener> {
 /// When the listener fails.
 pub async fn serve(
     listener: Listener,
-    engine: Arc<Engine>,
+    health: Arc<Health>,
     metrics: Arc<Metrics>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    let pages = pages(engine, metrics);
+    let pages = pages(health, metrics);
     let served = match listener.0 {
         Either::Tcp(listener) => axum::serve(listener, pages).with_graceful_shutdown(stop).await,
         Either::Unix(listener, _place) => axum::serve(listener, pages).with_graceful_shutdown(stop).await,
@@ -90,23 +90,25 @@ pub async fn serve(
     served.context(|| "serve HTTP")
 }
 
-fn pages(engine: Arc<Engine>, metrics: Arc<Metrics>) -> Router {
+fn pages(health: Arc<Health>, metrics: Arc<Metrics>) -> Router {
     Router::new()
-        .route("/metrics", get(exposition).with_state(metrics))
+        .route("/metrics", get(exposition).with_state((Arc::clone(&health), metrics)))
         .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(ready).with_state(engine))
+        .route("/readyz", get(ready).with_state(health))
 }
 
-async fn exposition(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
+async fn exposition(State((health, metrics)): State<(Arc<Health>, Arc<Metrics>)>) -> impl IntoResponse {
+    // The figures are those of the last look: have one.
+    health.pools().await;
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.text())
 }
 
 /// Ready when a pool is there, or when none is to be.
-async fn ready(State(engine): State<Arc<Engine>>) -> impl IntoResponse {
-    let pools = engine.pools();
-    let ready = pools.is_empty() || pools.iter().any(|pool| pool.unavailable.is_none());
+async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {
+    let pools = health.pools().await;
+    let ready = health::ready(&pools);
     let mut body = String::from(if ready { "ready\n" } else { "not ready\n" });
-    for pool in &pools {
+    for pool in &*pools {
         let state = pool.unavailable.as_ref().map(|cause| format!("unavailable: {cause}"));
         let _ = writeln!(body, "pool {}: {}", pool.name, state.as_deref().unwrap_or("available"));
     }
@@ -120,6 +122,7 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
+    use crate::engine::Engine;
     use crate::engine::request::{PoolSettings, Tuning};
 
     #[test]
@@ -132,10 +135,10 @@ mod tests {
         }
     }
 
-    async fn ask(engine: &Arc<Engine>, path: &str) -> (StatusCode, String) {
-        let metrics = Arc::new(Metrics::of(Arc::clone(engine)));
+    async fn ask(health: &Arc<Health>, path: &str) -> (StatusCode, String) {
+        let metrics = Arc::new(Metrics::of(Arc::clone(health)));
         let request = Request::get(path).body(Body::empty()).unwrap();
-        let answer = pages(Arc::clone(engine), metrics).oneshot(request).await.unwrap();
+        let answer = pages(Arc::clone(health), metrics).oneshot(request).await.unwrap();
         let status = answer.status();
         let body = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
         (status, String::from_utf8(body.to_vec()).unwrap())
@@ -152,12 +155,13 @@ mod tests {
             overcommit_percent: 100,
             reserve: 0,
         };
-        let engine = Arc::new(Engine::open(vec![settings], Tuning::default()).unwrap());
-        assert_eq!(ask(&engine, "/livez").await, (StatusCode::OK, "ok\n".to_owned()));
-        assert_eq!(ask(&engine, "/readyz").await, (StatusCode::OK, "ready\npool p: available\n".to_owned()));
-        let (status, text) = ask(&engine, "/metrics").await;
+        let engine = Engine::open(vec![settings], Tuning::default()).unwrap();
+        let health = Arc::new(Health::new(Arc::new(engine)));
+        assert_eq!(ask(&health, "/livez").await, (StatusCode::OK, "ok\n".to_owned()));
+        assert_eq!(ask(&health, "/readyz").await, (StatusCode::OK, "ready\npool p: available\n".to_owned()));
+        let (status, text) = ask(&health, "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         assert!(text.contains("orlop_pool_available{pool=\"p\"} 1\n") && text.ends_with("# EOF\n"), "{text}");
-        assert_eq!(ask(&engine, "/other").await.0, StatusCode::NOT_FOUND);
+        assert_eq!(ask(&health, "/other").await.0, StatusCode::NOT_FOUND);
     }
 }

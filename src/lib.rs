@@ -6,6 +6,7 @@ pub mod cli;
 pub mod csi;
 pub mod engine;
 pub mod error;
+pub mod health;
 pub mod http;
 #[cfg(feature = "kube")]
 pub mod kube;

@@ -11,8 +11,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::engine::Engine;
 use crate::engine::request::PoolStatus;
+use crate::health::Health;
 
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -75,11 +75,11 @@ impl Metrics {
         Self { registry, operations }
     }
 
-    /// A registry of calls and of what the engine knows at the time of each look.
+    /// A registry of calls and of the pools as they were when last looked at.
     #[must_use]
-    pub fn of(engine: Arc<Engine>) -> Self {
+    pub fn of(health: Arc<Health>) -> Self {
         let mut metrics = Self::new();
-        metrics.registry.register_collector(Box::new(Figures(engine)));
+        metrics.registry.register_collector(Box::new(Figures(health)));
         metrics
     }
 
@@ -105,16 +105,16 @@ fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
 }
 
-/// What is asked of the engine and the kernel at each look.
+/// What is known besides the calls.
 #[derive(Debug)]
-struct Figures(Arc<Engine>);
+struct Figures(Arc<Health>);
 
 impl Collector for Figures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let pools = self.0.pools();
+        let pools = self.0.last();
         for (name, help, value) in POOL {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for pool in &pools {
+            for pool in &*pools {
                 let label = [("pool", pool.name.as_str())];
                 metric.encode_family(&label)?.encode_gauge(&signed(value(pool)))?;
             }
@@ -141,7 +141,7 @@ fn signed(number: u64) -> i64 {
 fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = text.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
-    pages.saturating_mul(u64::try_from(4096_usize).unwrap_or(0))
+    pages.saturating_mul(rustix::param::page_size() as u64)
 }
 
 #[cfg(test)]
@@ -149,12 +149,13 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::engine::Engine;
     use crate::engine::request::Tuning;
 
     #[test]
     fn the_page_lists_what_is_exposed() {
         let engine = Engine::open(Vec::new(), Tuning::default()).unwrap();
-        let metrics = Metrics::of(Arc::new(engine));
+        let metrics = Metrics::of(Arc::new(Health::new(Arc::new(engine))));
         metrics.observe("d", "m", "OK", Duration::from_millis(1));
         let text = metrics.text();
         let exposed: BTreeSet<_> = text

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use crate::csi::{self, Driver};
 use crate::engine::Engine;
 use crate::error::{Context, Error, Kind, Result};
+use crate::health::Health;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
@@ -49,20 +50,23 @@ pub fn serve(settings: Settings) -> Result<()> {
 async fn doors(settings: Settings) -> Result<()> {
     let mut signals = Signals::new()?;
     let (pools, tuning) = (settings.pools, settings.tuning);
-    let opened = tokio::task::spawn_blocking(move || Engine::open(pools, tuning)).await;
-    let engine = Arc::new(opened.map_err(|failed| fault(failed, "open the pools"))??);
-    tell(&engine);
-    let metrics = Arc::new(Metrics::of(Arc::clone(&engine)));
+    let opened = tokio::task::spawn_blocking(move || {
+        let engine = Arc::new(Engine::open(pools, tuning)?);
+        Ok((Arc::new(Health::new(Arc::clone(&engine))), engine))
+    });
+    let (health, engine) = opened.await.map_err(|failed| fault(failed, "open the pools"))??;
+    tell(&health);
+    let metrics = Arc::new(Metrics::of(Arc::clone(&health)));
     let stop = CancellationToken::new();
     let mut doors = JoinSet::new();
 
     let bound = socket::bind(&settings.csi)?;
-    let driver = Driver::new(settings.identity, Arc::clone(&engine));
+    let driver = Driver::new(settings.identity, Arc::clone(&engine), Arc::clone(&health));
     let calls = driver.clone();
     doors.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
     if let Some(address) = &settings.http {
         let listener = http::bind(address).await?;
-        doors.spawn(http::serve(listener, Arc::clone(&engine), metrics, stop.clone().cancelled_owned()));
+        doors.spawn(http::serve(listener, health, metrics, stop.clone().cancelled_owned()));
     }
     // Last: kubelet calls the CSI socket as soon as it sees this one.
     if let Some(registration) = settings.registration {
@@ -83,10 +87,10 @@ async fn doors(settings: Settings) -> Result<()> {
     ended
 }
 
-fn tell(engine: &Engine) {
-    for pool in engine.pools() {
+fn tell(health: &Health) {
+    for pool in &*health.last() {
         let (name, path) = (pool.name.as_str(), pool.path.display());
-        match pool.unavailable {
+        match &pool.unavailable {
             None => info!(pool = name, %path, backend = pool.backend, volumes = pool.volumes, "pool is open"),
             Some(cause) => warn!(pool = name, %path, cause, "pool is not available"),
         }

@@ -19,7 +19,7 @@ use crate::volume::{PoolName, shorten};
 pub struct Settings {
     /// Who we are.
     pub identity: Identity,
-    /// Flags' pools, then the file's; the first is the default one.
+    /// Flags' pools, then the file's; the one named "default", or the first, is for volumes that name none.
     pub pools: Vec<PoolSettings>,
     /// How long to wait for what.
     pub tuning: Tuning,
@@ -92,9 +92,9 @@ impl TryFrom<f64> for Overcommit {
     type Error = Error;
 
     fn try_from(ratio: f64) -> Result<Self> {
-        // No ratio between them is lost: both have far fewer digits than the number.
-        let percent = (1..=100_000).find(|percent| f64::from(*percent) >= ratio * 100.0 - 0.5);
-        let percent = percent.filter(|_| ratio > 0.0);
+        // Text on the way: there is no checked conversion from a float.
+        let percent =
+            format!("{:.0}", ratio * 100.0).parse().ok().filter(|percent| (1..=100_000).contains(percent));
         percent.map(Self).ok_or_else(|| invalid(format!("overcommit {ratio} is not between 0 and 1000")))
     }
 }
@@ -168,12 +168,6 @@ fn pools(flags: &[crate::cli::PoolFlag], file: Vec<Pool>) -> Result<Vec<PoolSett
         }
         if !pool.path.is_absolute() {
             return Err(invalid(format!("pool {}: its path is not absolute", pool.name)));
-        }
-        if pool.overcommit_percent == 0 {
-            return Err(invalid(format!(
-                "pool {}: overcommit-percent is 0; 100 promises all once",
-                pool.name
-            )));
         }
     }
     Ok(pools)

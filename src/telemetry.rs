@@ -17,29 +17,18 @@ use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::volume::shorten;
 
-/// How lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Format {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-/// Sends the log to standard error. `filter` is written as tracing's: `info`, `orlop=debug,warn`.
+/// Sends the log to standard error, as text or as one JSON object per line. `filter` is written as tracing's: `info`, `orlop=debug,warn`.
 ///
 /// # Errors
 /// `Invalid` for a filter that cannot be read, and when there is a log already.
-pub fn init(format: Format, filter: &str) -> Result<()> {
+pub fn init(json: bool, filter: &str) -> Result<()> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|bad| Error::caused(Kind::Invalid, format!("log filter {:?}", shorten(filter)), bad))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match format {
-        Format::Text => log.with_ansi(false).with_target(false).try_init(),
-        Format::Json => {
-            log.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
-        }
+    let started = if json {
+        log.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
+    } else {
+        log.with_ansi(false).with_target(false).try_init()
     };
     started.map_err(|taken| Error::new(Kind::Invalid, format!("start the log: {taken}")))
 }

@@ -12,14 +12,14 @@ use super::proto::{
     NodePublishVolumeResponse, NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest,
     NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, node_server::Node,
 };
-use super::{Driver, access, answer, capabilities, fields, nothing_served, params};
+use super::{Driver, access, answer, capabilities, fields, params};
 use crate::engine::Engine;
 use crate::engine::request::Publish;
 use crate::error::{Error, Result};
 use crate::telemetry;
 use crate::volume::{Name, SizeRange, VolumeId};
 
-/// Reads NodePublishVolume. An inline volume lives in the pool its attributes name, else in the first one.
+/// Reads NodePublishVolume. An inline volume lives in the pool its attributes name, else in the default one.
 fn publish(request: NodePublishVolumeRequest, engine: &Engine) -> Result<Publish> {
     telemetry::about(&request.volume_id);
     let raw = fields::raw_id("volume_id", request.volume_id)?;
@@ -31,8 +31,10 @@ fn publish(request: NodePublishVolumeRequest, engine: &Engine) -> Result<Publish
     let id = match &mut ephemeral {
         None => raw.parse()?,
         Some(wish) => {
-            let first = || engine.pools().into_iter().next().map(|pool| pool.name);
-            let pool = wish.pool.take().or_else(first).ok_or_else(nothing_served)?;
+            let pool = match wish.pool.take() {
+                Some(pool) => pool,
+                None => engine.default_pool_name()?,
+            };
             wish.pool = Some(pool.clone());
             VolumeId { pool, name: Name::of(&raw) }
         }
@@ -138,12 +140,11 @@ impl Node for Driver {
         Ok(Response::new(NodeGetVolumeHealthResponse { volume_health: Some(found) }))
     }
 
-    /// Asks what the engine knows already: nothing here touches a disk that may hang.
     async fn node_get_storage_health(
         &self,
         _: Request<NodeGetStorageHealthRequest>,
     ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
-        let backend_health = answer::storage_health(&self.engine.pools());
+        let backend_health = answer::storage_health(&self.health.pools().await);
         Ok(Response::new(NodeGetStorageHealthResponse { backend_health }))
     }
 

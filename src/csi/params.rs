@@ -31,7 +31,7 @@ const TRASH_FOR: Duration = Duration::from_secs(7 * 86_400);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Parameters {
-    /// The pool to make the volume in. Default: the first of the settings.
+    /// The pool to make the volume in. Default: the one named "default", or the first of the settings.
     #[serde(deserialize_with = "parsed")]
     pool: Option<PoolName>,
     /// What becomes of the data when the volume is deleted: `delete` (the default), `trash` or `retain`. Mutable.
@@ -242,7 +242,9 @@ impl FromStr for NumericId {
 mod tests {
     use super::*;
 
-    fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    type Pairs<'p> = &'p [(&'p str, &'p str)];
+
+    fn map(pairs: Pairs<'_>) -> HashMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
@@ -287,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_key() {
-        let cases: [(&[(&str, &str)], &[(&str, &str)], &str); 17] = [
+        let cases: [(Pairs<'_>, Pairs<'_>, &str); 17] = [
             (&[("XXX_FakeKey", "1")], &[], "unknown field `XXX_FakeKey`, expected one of `pool`, `onDelete`"),
             (
                 &[],

@@ -33,7 +33,7 @@ impl Identity {
             let named: Vec<_> = asked.requisite.iter().chain(&asked.preferred).take(4).map(shown).collect();
             return Err(Error::new(
                 Kind::NoSpace,
-                format!("this is node {:?}; the volume was asked for at {}", self.node, named.join(" or ")),
+                format!("this is node {:?}, and {} was asked for", self.node, named.join(" or ")),
             ));
         }
         Ok(!asked.requisite.is_empty())
@@ -68,12 +68,12 @@ mod tests {
         let upper = place("DIR.orlop.dev/Node", "n1");
         let there = place("dir.orlop.dev/node", "n2");
         let zone = place("topology.kubernetes.io/zone", "n1");
-        assert_eq!(identity.check(None).unwrap(), false);
+        assert!(!identity.check(None).unwrap());
         assert_eq!(ask(&[], &[]), Ok(false));
-        assert_eq!(ask(&[here.clone()], &[]), Ok(true));
+        assert_eq!(ask(std::slice::from_ref(&here), &[]), Ok(true));
         assert_eq!(ask(&[there.clone(), upper], &[]), Ok(true));
         assert_eq!(ask(&[], &[here]), Ok(false));
-        assert_eq!(ask(&[there.clone()], &[]), Err(Kind::NoSpace));
+        assert_eq!(ask(std::slice::from_ref(&there), &[]), Err(Kind::NoSpace));
         assert_eq!(ask(&[], &[there]), Err(Kind::NoSpace));
         assert_eq!(ask(&[zone, Topology::default()], &[]), Err(Kind::NoSpace));
     }

@@ -67,6 +67,14 @@ impl Engine {
         named.or(self.pools.first()).ok_or_else(|| Error::new(Kind::Unavailable, text))
     }
 
+    /// Where a volume goes whose caller names no pool.
+    ///
+    /// # Errors
+    /// `Unavailable` when there are no pools.
+    pub fn default_pool_name(&self) -> Result<crate::volume::PoolName> {
+        self.default_pool().map(|pool| pool.settings().name.clone())
+    }
+
     /// A name belongs to one volume in all pools of a driver.
     fn refuse_elsewhere(&self, id: &VolumeId) -> Result<()> {
         for pool in self.pools.iter().filter_map(Pool::opened) {
