@@ -1,2 +1,5 @@
 //! The `orlop` program.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    orlop::cli::main()
+}

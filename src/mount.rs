@@ -153,7 +153,8 @@ pub fn targets_of(source: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
     let mut targets = Vec::new();
     let Some(place) = place_of(source)? else { return Ok(targets) };
     table::each_own(|line| {
-        if line.device == place.device && *line.root().0 == *place.path {
+        let (root, removed) = line.root();
+        if line.device == place.device && *root == *place.path && !removed {
             targets.push(PathBuf::from(std::ffi::OsString::from_vec(line.target().into_owned())));
         }
         std::ops::ControlFlow::Continue(())

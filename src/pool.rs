@@ -6,6 +6,7 @@
 mod index;
 mod ledger;
 
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{self, Backend};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::mount::table;
 use crate::store::{Store, Trashed, replace_file};
 use crate::volume::{PoolName, Timestamp};
 
@@ -177,14 +179,29 @@ fn open_root(path: &Path) -> Result<OwnedFd> {
     }
 }
 
-/// Whether a directory is the root of a mount.
+/// Whether a filesystem, or a part of one, is mounted exactly at `path`, as the host sees it.
+///
+/// A container has a mount at every pool's path, whether the host has a disk there or not. Is it that of a whole
+/// filesystem, a disk is there; else the table of the host's first process tells, where it can be read.
 ///
 /// # Errors
-/// What the filesystem says.
+/// `Internal` when no mount table can be read.
 pub fn is_mount_point(path: &Path) -> Result<bool> {
-    let flags = AtFlags::NO_AUTOMOUNT;
-    let stat = fs::statx(CWD, path, flags, fs::StatxFlags::empty()).context(|| "look at the directory")?;
-    Ok(stat.stx_attributes.contains(fs::StatxAttributes::MOUNT_ROOT))
+    use std::os::unix::ffi::OsStrExt as _;
+    let path = path.as_os_str().as_bytes();
+    let Some(own) = table::by_target(path)? else { return Ok(false) };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    if own.root.as_os_str() == "/" {
+        return Ok(true);
+    }
+    let Ok(host) = fs::open("/proc/1/mountinfo", flags, Mode::empty()) else { return Ok(true) };
+    let mut found = false;
+    let look = |line: table::Line<'_>| {
+        found |= *line.target() == *path;
+        if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    table::Reader::default().each(host, look).context(|| "read the host's mount table")?;
+    Ok(found)
 }
 
 fn check_mount_point(path: &Path) -> Result<()> {

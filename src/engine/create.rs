@@ -11,7 +11,7 @@ use super::jobs::{Job, Making};
 use super::locks::Held;
 use super::request::{CreateVolume, OwnerWish};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::pool::{OpenPool, Reservation, VolumeEntry};
+use crate::pool::{OpenPool, Pool, Reservation, VolumeEntry};
 use crate::store::{Draft, Shelf};
 use crate::volume::{Enforced, Name, Owner, Source, Timestamp, Volume, VolumeId};
 
@@ -45,12 +45,9 @@ impl Engine {
         }
     }
 
-    /// The pool asked for, or the first: so a retry looks in the same place.
+    /// The pool asked for, or the default: so a retry looks in the same place.
     fn choose(&self, wish: &CreateVolume) -> Result<Arc<OpenPool>> {
-        let Some(first) = self.pools.first() else {
-            return Err(Error::new(Kind::Unavailable, "this instance serves no pools"));
-        };
-        let Some(name) = &wish.pool else { return self.open_pool(first) };
+        let Some(name) = &wish.pool else { return self.open_pool(self.default_pool()?) };
         match self.pools.iter().find(|pool| pool.settings().name == *name) {
             Some(pool) => self.open_pool(pool),
             None => {
@@ -63,9 +60,24 @@ impl Engine {
         }
     }
 
+    /// The pool named "default", or the first of the settings.
+    pub(super) fn default_pool(&self) -> Result<&Pool> {
+        let named = self.pools.iter().find(|pool| pool.settings().name.as_str() == "default");
+        let text = "this instance serves no pools: ask one that does";
+        named.or(self.pools.first()).ok_or_else(|| Error::new(Kind::Unavailable, text))
+    }
+
+    /// Where a volume goes whose caller names no pool.
+    ///
+    /// # Errors
+    /// `Unavailable` when there are no pools.
+    pub fn default_pool_name(&self) -> Result<crate::volume::PoolName> {
+        self.default_pool().map(|pool| pool.settings().name.clone())
+    }
+
     /// A name belongs to one volume in all pools of a driver.
     fn refuse_elsewhere(&self, id: &VolumeId) -> Result<()> {
-        for pool in self.pools.iter().filter_map(crate::pool::Pool::opened) {
+        for pool in self.pools.iter().filter_map(Pool::opened) {
             if pool.settings.name != id.pool && pool.index().volumes().contains_key(&id.name) {
                 let text = format!("volume {} is in pool {} already", id.name, pool.settings.name);
                 return Err(Error::new(Kind::Conflict, text));

@@ -46,15 +46,15 @@ impl Engine {
         }))
     }
 
-    /// What one pool may still promise, or the first.
+    /// What one pool may still promise, or the default one.
     ///
     /// # Errors
     /// `NotFound` when there is no such pool; `Unavailable` when it is not there.
     pub fn capacity(&self, pool: Option<&PoolName>) -> Result<Capacity> {
-        let pool = match (pool, self.pools.first()) {
-            (Some(name), _) => self.pool(name)?,
-            (None, Some(first)) => self.open_pool(first)?,
-            (None, None) => return Ok(Capacity::default()),
+        let pool = match pool {
+            Some(name) => self.pool(name)?,
+            None if self.pools.is_empty() => return Ok(Capacity::default()),
+            None => self.open_pool(self.default_pool()?)?,
         };
         let available = pool.free()?;
         Ok(Capacity { available, largest: available })

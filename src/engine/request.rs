@@ -12,7 +12,7 @@ use crate::volume::{Labels, Policy, PoolName, SizeRange, Source, VolumeId};
 pub struct CreateVolume {
     /// The name asked for: any text; the directory's name follows from it.
     pub name: String,
-    /// The pool asked for; none: the first of the settings.
+    /// The pool asked for; none: the one named "default", or the first of the settings.
     pub pool: Option<PoolName>,
     /// Acceptable sizes.
     pub size: SizeRange,

@@ -1,0 +1,116 @@
+{{/* The driver's name is part of every PersistentVolume: no value may change it. */}}
+{{- define "orlop.driver" -}}dir.orlop.dev{{- end -}}
+
+{{- define "orlop.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "orlop.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains (include "orlop.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "orlop.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Selectors cannot be changed later: nothing that may change belongs here. */}}
+{{- define "orlop.selector" -}}
+app.kubernetes.io/name: {{ include "orlop.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "orlop.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "orlop.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: orlop
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Of pods: nothing that changes with the chart's version alone, or every upgrade would replace them. */}}
+{{- define "orlop.podLabels" -}}
+{{ include "orlop.selector" . }}
+app.kubernetes.io/part-of: orlop
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "orlop.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+
+{{- define "orlop.sa.node" -}}
+{{- .Values.serviceAccount.node.name | default (ternary (printf "%s-node" (include "orlop.fullname" .)) "default" .Values.serviceAccount.node.create) -}}
+{{- end -}}
+{{- define "orlop.sa.controller" -}}
+{{- .Values.serviceAccount.controller.name | default (ternary (printf "%s-controller" (include "orlop.fullname" .)) "default" .Values.serviceAccount.controller.create) -}}
+{{- end -}}
+{{- define "orlop.sa.snapshotController" -}}
+{{- .Values.serviceAccount.snapshotController.name | default (ternary (printf "%s-snapshot-controller" (include "orlop.fullname" .)) "default" .Values.serviceAccount.snapshotController.create) -}}
+{{- end -}}
+
+{{/* "true" when snapshots are served; empty else. */}}
+{{- define "orlop.snapshots" -}}
+{{- $on := toString .Values.snapshots.enabled -}}
+{{- if or (eq $on "true") (and (eq $on "auto") (.Capabilities.APIVersions.Has "snapshot.storage.k8s.io/v1")) -}}true{{- end -}}
+{{- end -}}
+
+{{/* "true" when this release runs the snapshot-controller. auto asks who brought the CRDs: ours have a label, and keep
+     it over every upgrade, so the answer does not change from one upgrade to the next. */}}
+{{- define "orlop.snapshotController" -}}
+{{- $on := toString .Values.snapshots.controller.enabled -}}
+{{- if include "orlop.snapshots" . -}}
+{{- if eq $on "true" -}}true
+{{- else if eq $on "auto" -}}
+{{- $crd := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "volumesnapshots.snapshot.storage.k8s.io" -}}
+{{- if eq (dig "metadata" "labels" "orlop.dev/installed-by" "" $crd) "orlop" -}}true{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* For every container but orlop on the node. */}}
+{{- define "orlop.confined" -}}
+privileged: false
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{/* Contradictions that no cluster could make sense of. Called once, by the DaemonSet. */}}
+{{- define "orlop.check" -}}
+{{- $paths := dict -}}
+{{- $taken := list "bin" "boot" "csi" "dev" "etc" "lib" "lib64" "proc" "registration" "run" "sbin" "sys" "usr" -}}
+{{- range $name, $pool := .Values.pools -}}
+{{- if has (index (splitList "/" $pool.path) 1) $taken -}}
+{{- fail (printf "pool %s: %s is no place for a pool" $name $pool.path) -}}
+{{- end -}}
+{{- if hasKey $paths $pool.path -}}
+{{- fail (printf "pools %s and %s have the same path %s" (get $paths $pool.path) $name $pool.path) -}}
+{{- end -}}
+{{- range $path, $other := $paths -}}
+{{- if or (hasPrefix (printf "%s/" $path) $pool.path) (hasPrefix (printf "%s/" $pool.path) $path) -}}
+{{- fail (printf "pools %s and %s: one lies within the other" $other $name) -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $paths $pool.path $name -}}
+{{- end -}}
+{{- $seen := dict -}}
+{{- $defaults := list -}}
+{{- range .Values.storageClasses -}}
+{{- if hasKey $seen .name -}}{{- fail (printf "storageClasses: %s is there twice" .name) -}}{{- end -}}
+{{- $_ := set $seen .name true -}}
+{{- if .default -}}{{- $defaults = append $defaults .name -}}{{- end -}}
+{{- $pool := dig "parameters" "pool" "" . -}}
+{{- if and $pool (not (hasKey $.Values.pools $pool)) -}}
+{{- fail (printf "storageClasses: %s asks for the pool %s, and there is no such pool" .name $pool) -}}
+{{- end -}}
+{{- end -}}
+{{- if gt (len $defaults) 1 -}}{{- fail (printf "storageClasses: only one can be the default, not %s" (join " and " $defaults)) -}}{{- end -}}
+{{- end -}}

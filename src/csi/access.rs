@@ -1,0 +1,146 @@
+//! Volume capabilities: which a directory can have, and what they mean for a mount.
+
+use super::fields::{self, refuse, required};
+use super::proto::VolumeCapability;
+use super::proto::volume_capability::{AccessType, access_mode::Mode};
+use crate::engine::request::Sharing;
+use crate::error::Result;
+use crate::mount::options::MountFlags;
+
+/// A capability in orlop's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Access {
+    /// Attributes of the mount, read-only for the modes that read only.
+    pub(super) flags: MountFlags,
+    /// How many targets may have the volume at once.
+    pub(super) sharing: Sharing,
+}
+
+/// One capability, or why a directory cannot have it.
+pub(super) fn access(capability: Option<VolumeCapability>) -> Result<Access> {
+    let capability = required("volume_capability", capability)?;
+    let mode = required("volume_capability.access_mode", capability.access_mode)?.mode;
+    let mount = match required("volume_capability.access_type", capability.access_type)? {
+        AccessType::Mount(mount) => mount,
+        AccessType::Block(_) => {
+            return Err(refuse(
+                "volume_capability.block",
+                "is not possible: volumes are directories; set volumeMode: Filesystem",
+            ));
+        }
+    };
+    if !mount.fs_type.is_empty() {
+        return Err(refuse(
+            "volume_capability.mount.fs_type",
+            "must be empty: a directory has the filesystem of its pool; remove csi.storage.k8s.io/fstype",
+        ));
+    }
+    if !mount.volume_mount_group.is_empty() {
+        return Err(refuse(
+            "volume_capability.mount.volume_mount_group",
+            "is not possible: this driver does not advertise VOLUME_MOUNT_GROUP; use fsGroup",
+        ));
+    }
+    if mount.mount_flags.iter().map(String::len).sum::<usize>() > fields::MAP {
+        return Err(refuse("volume_capability.mount.mount_flags", "hold more than 4096 bytes"));
+    }
+    let (sharing, read_only) = shared(mode)?;
+    let mut flags = MountFlags::parse(&mount.mount_flags)?;
+    flags.read_only |= read_only;
+    Ok(Access { flags, sharing })
+}
+
+/// Every capability of a list that must not be empty.
+pub(super) fn all(capabilities: Vec<VolumeCapability>) -> Result<Vec<Access>> {
+    if capabilities.is_empty() {
+        return Err(refuse("volume_capabilities", "is required"));
+    }
+    capabilities.into_iter().map(|capability| access(Some(capability))).collect()
+}
+
+/// The table of modes: how many targets on this node, and whether they may only read.
+///
+/// `SINGLE_NODE_WRITER` is what an orchestrator sends that does not know our `SINGLE_NODE_MULTI_WRITER`; the
+/// specification then wants a second target refused.
+fn shared(mode: i32) -> Result<(Sharing, bool)> {
+    match Mode::try_from(mode).unwrap_or(Mode::Unknown) {
+        Mode::SingleNodeWriter | Mode::SingleNodeSingleWriter => Ok((Sharing::OneTarget, false)),
+        Mode::SingleNodeReaderOnly => Ok((Sharing::OneTarget, true)),
+        Mode::SingleNodeMultiWriter | Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter => {
+            Ok((Sharing::ManyTargets, false))
+        }
+        Mode::MultiNodeReaderOnly => Ok((Sharing::ManyTargets, true)),
+        Mode::Unknown => Err(refuse("volume_capability.access_mode", &format!("{mode} is not known"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::volume_capability::{AccessMode, BlockVolume, MountVolume};
+    use super::*;
+    use crate::error::Kind;
+
+    fn mounted(mode: Mode, mount: MountVolume) -> Option<VolumeCapability> {
+        Some(VolumeCapability {
+            access_mode: Some(AccessMode { mode: mode.into() }),
+            access_type: Some(AccessType::Mount(mount)),
+        })
+    }
+
+    #[test]
+    fn modes() {
+        let table = [
+            (Mode::SingleNodeWriter, Sharing::OneTarget, false),
+            (Mode::SingleNodeReaderOnly, Sharing::OneTarget, true),
+            (Mode::SingleNodeSingleWriter, Sharing::OneTarget, false),
+            (Mode::SingleNodeMultiWriter, Sharing::ManyTargets, false),
+            (Mode::MultiNodeReaderOnly, Sharing::ManyTargets, true),
+            (Mode::MultiNodeSingleWriter, Sharing::ManyTargets, false),
+            (Mode::MultiNodeMultiWriter, Sharing::ManyTargets, false),
+        ];
+        for (mode, sharing, read_only) in table {
+            let access = access(mounted(mode, MountVolume::default())).unwrap();
+            assert_eq!((access.sharing, access.flags.read_only), (sharing, read_only), "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_directory_cannot_be() {
+        let mode = Some(AccessMode { mode: Mode::SingleNodeWriter.into() });
+        let mount = || Some(AccessType::Mount(MountVolume::default()));
+        let with = |mount| mounted(Mode::SingleNodeWriter, mount);
+        let cases = [
+            ("volume_capability is", None),
+            ("access_mode is", Some(VolumeCapability { access_mode: None, access_type: mount() })),
+            ("access_type is", Some(VolumeCapability { access_mode: mode, access_type: None })),
+            ("access_mode 0", mounted(Mode::Unknown, MountVolume::default())),
+            (
+                "access_mode 99",
+                Some(VolumeCapability { access_mode: Some(AccessMode { mode: 99 }), access_type: mount() }),
+            ),
+            (
+                "volumeMode: Filesystem",
+                Some(VolumeCapability {
+                    access_mode: mode,
+                    access_type: Some(AccessType::Block(BlockVolume {})),
+                }),
+            ),
+            ("fs_type", with(MountVolume { fs_type: "ext4".into(), ..MountVolume::default() })),
+            (
+                "volume_mount_group",
+                with(MountVolume { volume_mount_group: "7".into(), ..MountVolume::default() }),
+            ),
+            (
+                "mount_flags",
+                with(MountVolume { mount_flags: vec!["x".repeat(4097)], ..MountVolume::default() }),
+            ),
+            ("bogus", with(MountVolume { mount_flags: vec!["bogus".into()], ..MountVolume::default() })),
+        ];
+        for (expected, capability) in cases {
+            let error = access(capability).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid, "{expected}");
+            assert!(error.chain().contains(expected), "{expected}: {error}");
+        }
+        assert!(all(Vec::new()).unwrap_err().chain().starts_with("volume_capabilities "));
+    }
+}

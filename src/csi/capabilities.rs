@@ -1,0 +1,52 @@
+//! What the driver advertises.
+
+use super::proto::controller_service_capability::{self as controller, rpc::Type as C};
+use super::proto::node_service_capability::{self as node, rpc::Type as N};
+use super::proto::plugin_capability::{self as plugin, service::Type as S, volume_expansion::Type as E};
+use super::proto::{ControllerServiceCapability, NodeServiceCapability, PluginCapability};
+
+const CONTROLLER: [C; 13] = [
+    C::CreateDeleteVolume,
+    C::ListVolumes,
+    C::GetCapacity,
+    C::CreateDeleteSnapshot,
+    C::ListSnapshots,
+    C::GetSnapshot,
+    C::CloneVolume,
+    C::GetVolume,
+    C::ModifyVolume,
+    C::SingleNodeMultiWriter,
+    C::GetVolumeHealth,
+    C::ListVolumeHealth,
+    C::ExpandVolume,
+];
+
+const NODE: [N; 5] =
+    [N::GetVolumeStats, N::ExpandVolume, N::SingleNodeMultiWriter, N::GetVolumeHealth, N::GetStorageHealth];
+
+/// The plugin's: the same of every instance, whatever its settings.
+pub(super) fn plugin() -> Vec<PluginCapability> {
+    let service = |kind: S| plugin::Type::Service(plugin::Service { r#type: kind.into() });
+    let online = plugin::Type::VolumeExpansion(plugin::VolumeExpansion { r#type: E::Online.into() });
+    [service(S::ControllerService), service(S::VolumeAccessibilityConstraints), online]
+        .map(|kind| PluginCapability { r#type: Some(kind) })
+        .into()
+}
+
+/// The controller's. Without `EXPAND_VOLUME` there, one resizer for the whole cluster leaves the work to the nodes.
+pub(super) fn controller(expand: bool) -> Vec<ControllerServiceCapability> {
+    let capability = |kind: C| {
+        let rpc = controller::Rpc { r#type: kind.into() };
+        ControllerServiceCapability { r#type: Some(controller::Type::Rpc(rpc)) }
+    };
+    CONTROLLER.into_iter().filter(|kind| expand || *kind != C::ExpandVolume).map(capability).collect()
+}
+
+/// The node's.
+pub(super) fn node() -> Vec<NodeServiceCapability> {
+    let capability = |kind: N| {
+        let rpc = node::Rpc { r#type: kind.into() };
+        NodeServiceCapability { r#type: Some(node::Type::Rpc(rpc)) }
+    };
+    NODE.map(capability).into()
+}

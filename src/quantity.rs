@@ -1,0 +1,173 @@
+//! Sizes and times as people write them: `10Gi`, `1.5G`, `512`; `30m`, `1d12h`.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::error::{Error, Kind, Result};
+use crate::volume::shorten;
+
+/// A number of bytes, written as Kubernetes writes quantities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Bytes(pub u64);
+
+/// A time of whole seconds, written with the units `s`, `m`, `h` and `d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Span(pub Duration);
+
+const UNITS: [(&str, u64); 13] = [
+    ("Ki", 1 << 10),
+    ("Mi", 1 << 20),
+    ("Gi", 1 << 30),
+    ("Ti", 1 << 40),
+    ("Pi", 1 << 50),
+    ("Ei", 1 << 60),
+    ("k", 1_000),
+    ("M", 1_000_000),
+    ("G", 1_000_000_000),
+    ("T", 1_000_000_000_000),
+    ("P", 1_000_000_000_000_000),
+    ("E", 1_000_000_000_000_000_000),
+    ("", 1),
+];
+
+impl FromStr for Bytes {
+    type Err = Error;
+
+    /// Fractions of a byte are rounded up, as Kubernetes does.
+    fn from_str(text: &str) -> Result<Self> {
+        let parse = || {
+            let (number, unit) =
+                UNITS.iter().find_map(|(word, unit)| Some((text.strip_suffix(word)?, *unit)))?;
+            let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+            let scale = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+            let parts = u128::from(digits(fraction)?).checked_mul(u128::from(unit))?.div_ceil(scale);
+            let total = u128::from(digits(whole)?).checked_mul(u128::from(unit))?.checked_add(parts)?;
+            // CSI counts in signed 64 bits.
+            i64::try_from(total).ok().map(i64::unsigned_abs)
+        };
+        parse().map(Self).ok_or_else(|| {
+            Error::new(
+                Kind::Invalid,
+                format!("{:?} is not a size such as 512, 100Mi or 1.5Gi", shorten(text)),
+            )
+        })
+    }
+}
+
+impl FromStr for Span {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parse = || {
+            let (mut total, mut rest) = (0_u64, text);
+            while !rest.is_empty() {
+                let end = rest.find(|c: char| !c.is_ascii_digit())?;
+                let (number, tail) = rest.split_at(end);
+                let unit = match tail.as_bytes().first()? {
+                    b's' => 1,
+                    b'm' => 60,
+                    b'h' => 3_600,
+                    b'd' => 86_400,
+                    _ => return None,
+                };
+                total = total.checked_add(digits(number)?.checked_mul(unit)?)?;
+                rest = tail.get(1..)?;
+            }
+            // A thousand years: no clock overflows when this is added to it.
+            (!text.is_empty() && total <= 86_400 * 365_000).then(|| Duration::from_secs(total))
+        };
+        parse().map(Self).ok_or_else(|| {
+            Error::new(
+                Kind::Invalid,
+                format!("{:?} is not a time such as 30m, 12h, 7d or 1d12h", shorten(text)),
+            )
+        })
+    }
+}
+
+impl TryFrom<String> for Bytes {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+/// A number of ASCII digits only: Rust's own parser also takes a sign.
+fn digits(text: &str) -> Option<u64> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        let good = [
+            ("0", 0),
+            ("512", 512),
+            ("1Ki", 1024),
+            ("100Mi", 100 << 20),
+            ("1Gi", 1 << 30),
+            ("1.5Gi", 3 << 29),
+            ("0.3k", 300),
+            ("1.0001k", 1001),
+            ("2G", 2_000_000_000),
+            ("7Ei", 7 << 60),
+        ];
+        for (text, bytes) in good {
+            assert_eq!(text.parse::<Bytes>().unwrap(), Bytes(bytes), "{text}");
+        }
+        let bad = [
+            "",
+            "Gi",
+            "-1",
+            "+1",
+            "1 Gi",
+            "1gi",
+            "1GiB",
+            "1.Gi",
+            ".5Gi",
+            "8Ei",
+            "1m",
+            "1e3",
+            "1.2.3",
+            "٣",
+            "99999999999999999999",
+            "1.00000000000000000000000000000000000000001",
+        ];
+        for text in bad {
+            assert_eq!(text.parse::<Bytes>().unwrap_err().kind(), Kind::Invalid, "{text}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        let good =
+            [("45s", 45), ("30m", 1_800), ("12h", 43_200), ("7d", 604_800), ("1d12h", 129_600), ("0s", 0)];
+        for (text, seconds) in good {
+            assert_eq!(text.parse::<Span>().unwrap(), Span(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in
+            ["", "5", "h", "-1h", "+1h", "1h ", "1w", "1.5h", "1ü", "999999999999d", "99999999999999999999s"]
+        {
+            assert_eq!(text.parse::<Span>().unwrap_err().kind(), Kind::Invalid, "{text}");
+        }
+    }
+}
