@@ -5,6 +5,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -79,6 +80,8 @@ pub struct Store {
     snapshots: OwnedFd,
     trash: OwnedFd,
     work: OwnedFd,
+    /// What was put into the trash because it came to nothing, until somebody removes it.
+    dropped: Mutex<Vec<Trashed>>,
 }
 
 impl Store {
@@ -93,6 +96,7 @@ impl Store {
             snapshots: folder("snapshots")?,
             trash: folder("trash")?,
             work: folder("work")?,
+            dropped: Mutex::default(),
             root,
         };
         fs::fsync(&store.root).context(|| "sync the pool's folder")?;
@@ -207,7 +211,25 @@ impl Store {
         let dir = fs::openat2(&self.volumes, name, flags, Mode::empty(), INSIDE)
             .context(|| format!("open volumes/{name}"))?;
         let record = Shelf::Volumes.record();
-        replace_file(dir.as_fd(), record, volume).context(|| format!("write volumes/{name}/{record}"))
+        let shown = || format!("write volumes/{name}/{record}");
+        let old: Option<Volume> = self.volume(&volume.id.name)?;
+        self.swap_record(dir.as_fd(), volume).context(shown)?;
+        fs::fsync(&dir).context(shown).inspect_err(|_| {
+            // It stands, but perhaps not after a power cut: the old one comes back, as the caller is told.
+            let _ = old.map(|old| self.swap_record(dir.as_fd(), &old));
+        })
+    }
+
+    /// Written in `work/`, where what is left of a crash is swept, and put in place by one rename.
+    fn swap_record(&self, dir: BorrowedFd<'_>, volume: &Volume) -> Result<()> {
+        let new = nonce()?;
+        let written = write_file(self.work.as_fd(), &new, volume).and_then(|()| {
+            fs::renameat(&self.work, &new, dir, Shelf::Volumes.record())
+                .context(|| "put the new record in place")
+        });
+        written.inspect_err(|_| {
+            let _ = fs::unlinkat(&self.work, &new, AtFlags::empty());
+        })
     }
 
     /// Moves an object into the trash; it is gone when this returns, also after a power cut.
@@ -215,10 +237,31 @@ impl Store {
     /// # Errors
     /// What the filesystem says; the object is then still there.
     pub fn discard(&self, shelf: Shelf, name: &Name, keep: Keep) -> Result<Trashed> {
-        let trashed = self.bin(self.shelf(shelf), name.as_str(), name.as_str(), keep)?;
-        fs::fsync(self.shelf(shelf)).context(|| format!("sync {}", shelf.folder()))?;
-        fs::fsync(&self.trash).context(|| "sync trash/")?;
+        let from = self.shelf(shelf);
+        let trashed = self.bin(from, name.as_str(), name.as_str(), keep)?;
+        // First where it is now, then where it was: what is to be kept is at no moment in neither.
+        let synced = fs::fsync(&self.trash)
+            .context(|| "sync trash/")
+            .and_then(|()| fs::fsync(from).context(|| format!("sync {}", shelf.folder())));
+        // It is gone, but perhaps not after a power cut: it comes back, as the caller is told.
+        synced.inspect_err(|_| {
+            let _ =
+                fs::renameat_with(&self.trash, &trashed.folder, from, name.as_str(), RenameFlags::NOREPLACE);
+        })?;
         Ok(trashed)
+    }
+
+    /// Puts what came to nothing into the trash, for [`Store::dropped`].
+    fn drop_entry(&self, from: BorrowedFd<'_>, entry: &str, name: &str) {
+        if let Ok(trashed) = self.bin(from, entry, name, Keep::Until(0)) {
+            self.dropped.lock().unwrap_or_else(PoisonError::into_inner).push(trashed);
+        }
+    }
+
+    /// What came to nothing since the last call, and is to be removed from the trash at once.
+    #[must_use]
+    pub fn dropped(&self) -> Vec<Trashed> {
+        std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn bin(&self, from: BorrowedFd<'_>, entry: &str, name: &str, keep: Keep) -> Result<Trashed> {
@@ -303,7 +346,7 @@ impl Draft<'_> {
         self.settled = true;
         // It stands, but perhaps not after a power cut: take it back, so that the caller's retry starts afresh.
         fs::fsync(place).context(|| format!("sync {}", shelf.folder())).inspect_err(|_| {
-            let _ = self.store.bin(place, name.as_str(), name.as_str(), Keep::Until(0));
+            self.store.drop_entry(place, name.as_str(), name.as_str());
         })
     }
 }
@@ -320,7 +363,7 @@ impl Drop for Draft<'_> {
         let removed = fs::unlinkat(&self.store.work, &self.folder, AtFlags::REMOVEDIR);
         if removed.is_err() {
             // A copy that broke off: the reaper removes it; if even this fails, the sweep of the next start does.
-            let _ = self.store.bin(self.store.work.as_fd(), &self.folder, "work", Keep::Until(0));
+            self.store.drop_entry(self.store.work.as_fd(), &self.folder, "work");
         }
     }
 }
@@ -355,6 +398,14 @@ fn write_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Resul
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|error| Error::caused(Kind::Internal, format!("put {name} into words"), error))?;
     bytes.push(b'\n');
+    if bytes.len() as u64 > RECORD_MAX {
+        // Or it could be written and never again be read.
+        let text = format!(
+            "{name} would have {} bytes, more than {RECORD_MAX}: ask with fewer or shorter labels",
+            bytes.len()
+        );
+        return Err(Error::new(Kind::Invalid, text));
+    }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).context(|| format!("make {name}"))?;
     let mut file = std::fs::File::from(file);
@@ -375,7 +426,11 @@ fn each_entry(dir: BorrowedFd<'_>, mut with: impl FnMut(&str)) -> Result<()> {
 }
 
 fn keep_of(folder: &str) -> Keep {
-    let until = folder.rsplit('.').nth(1);
+    // Somebody's `backup.2024.tar` is not ours to remove.
+    let mut parts = folder.rsplitn(3, '.');
+    let (nonce, until, name) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+    let is_nonce = nonce.len() == 16 && nonce.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let until = until.filter(|_| is_nonce && name.is_some_and(|name| !name.is_empty()));
     until.and_then(|seconds| seconds.parse().ok()).map_or(Keep::Forever, Keep::Until)
 }
 
@@ -404,7 +459,10 @@ mod tests {
         let nonce = "0123456789abcdef";
         assert_eq!(keep_of(&format!("pvc.1.2.1700000000.{nonce}")), Keep::Until(1_700_000_000));
         assert_eq!(keep_of(&format!("a.keep.{nonce}")), Keep::Forever);
-        assert_eq!(keep_of("somebody's folder"), Keep::Forever);
+        for foreign in ["somebody's folder", "backup.2024.tar", &format!(".1.{nonce}"), &format!("1.{nonce}")]
+        {
+            assert_eq!(keep_of(foreign), Keep::Forever, "{foreign}");
+        }
         assert!(Keep::Until(0).is_over() && !Keep::Forever.is_over() && !Keep::Until(i64::MAX).is_over());
     }
 }
