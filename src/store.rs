@@ -3,12 +3,14 @@
 //! Everything is opened relative to the folder's descriptor, by names that [`crate::volume::Name`] has checked, and
 //! never through a link or across a mount.
 
+use std::ffi::CStr;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -264,7 +266,7 @@ impl Store {
         std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn bin(&self, from: BorrowedFd<'_>, entry: &str, name: &str, keep: Keep) -> Result<Trashed> {
+    fn bin(&self, from: BorrowedFd<'_>, entry: impl Arg, name: &str, keep: Keep) -> Result<Trashed> {
         let until = match keep {
             Keep::Until(seconds) => seconds.to_string(),
             Keep::Forever => "keep".to_owned(),
@@ -294,9 +296,9 @@ impl Store {
     /// What the filesystem says.
     pub fn sweep(&self) -> Result<()> {
         let mut left = Vec::new();
-        each_entry(self.work.as_fd(), |entry| left.push(entry.to_owned())).context(|| "list work/")?;
+        each_raw_entry(self.work.as_fd(), |entry| left.push(entry.to_owned())).context(|| "list work/")?;
         for entry in &left {
-            self.bin(self.work.as_fd(), entry, "work", Keep::Until(0))?;
+            self.bin(self.work.as_fd(), entry.as_c_str(), "work", Keep::Until(0))?;
         }
         Ok(())
     }
@@ -415,11 +417,18 @@ fn write_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Resul
 
 /// Calls `with` for every entry of a folder that is not `.` or `..` and is UTF-8, which all our names are.
 fn each_entry(dir: BorrowedFd<'_>, mut with: impl FnMut(&str)) -> Result<()> {
+    each_raw_entry(dir, |entry| {
+        let _ = entry.to_str().map(&mut with);
+    })
+}
+
+/// Calls `with` for every entry of a folder that is not `.` or `..`.
+fn each_raw_entry(dir: BorrowedFd<'_>, mut with: impl FnMut(&CStr)) -> Result<()> {
     for entry in fs::Dir::read_from(dir).context(|| "open the folder")? {
         let entry = entry.context(|| "read the folder")?;
-        match entry.file_name().to_str() {
-            Ok("." | "..") | Err(_) => {}
-            Ok(name) => with(name),
+        match entry.file_name().to_bytes() {
+            b"." | b".." => {}
+            _ => with(entry.file_name()),
         }
     }
     Ok(())
