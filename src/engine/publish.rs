@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Engine;
 use super::request::{Publish, Sharing};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::{self, MountInfo};
 use crate::pool::{OpenPool, Pool};
 use crate::store::Shelf;
@@ -25,14 +25,16 @@ impl Engine {
         let _target = self.lock_target(&wish.target)?;
         let pool = self.pool(&wish.id.pool)?;
         let data = data_of(&pool, &wish.id)?;
-        if let Some(there) = mount::mounted_at(&wish.target)? {
-            return self.check_published(wish, &there, data.as_fd());
+        let named = || format!("publish volume {}", wish.id);
+        if let Some(there) = mount::mounted_at(&wish.target).context(named)? {
+            return self.check_published(wish, &there, data.as_fd()).context(named);
         }
         if wish.sharing == Sharing::OneTarget {
-            refuse_second_target(&wish.id, data.as_fd())?;
+            refuse_second_target(&wish.id, data.as_fd()).context(named)?;
         }
-        let target = mount::open_target(&wish.target)?;
+        let target = mount::open_target(&wish.target).context(named)?;
         mount::attach(data.as_fd(), target.as_fd(), wish.flags)
+            .context(|| format!("publish volume {} at {}", wish.id, wish.target.display()))
     }
 
     fn check_published(&self, wish: &Publish, there: &MountInfo, data: BorrowedFd<'_>) -> Result<()> {
@@ -67,7 +69,7 @@ impl Engine {
         };
         let held = self.locks.take(format!("volume {name}"))?;
         let held_target = self.lock_target(target)?;
-        match mount::mounted_at(target)? {
+        match mount::mounted_at(target).context(|| format!("unpublish volume {name}"))? {
             None if id.is_err() && !target.exists() => {
                 let text = format!("no volume can have this id, and nothing is at {}", target.display());
                 return Err(Error::new(Kind::NotFound, text));
