@@ -103,28 +103,42 @@ impl Engine {
     }
 
     fn lock_volume(&self, id: &VolumeId) -> Result<Held> {
-        self.locks.take(format!("volume {}", id.name))
+        self.locks.take(volume_key(id))
     }
 
-    /// The record of a volume, with the index brought in line with what is on disk.
+    /// The record of a volume, with the index brought in line with what is on disk. The caller holds its lock.
     fn look(&self, pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
-        if let Some(volume) = pool.store.volume(&id.name)? {
-            if !pool.index().volumes().contains_key(&id.name) {
-                pool.index().put_volume(id.name.clone(), VolumeEntry::from(&volume));
-            }
-            return Ok(Some(volume));
+        let found = read(pool, id)?;
+        let mut index = pool.index();
+        match &found {
+            Some(volume) => index.put_volume(id.name.clone(), VolumeEntry::from(volume)),
+            None => index.take_volume(&id.name),
         }
-        if pool.store.data(Shelf::Volumes, &id.name)?.is_none() {
-            pool.index().take_volume(&id.name);
-            return Ok(None);
+        drop(index);
+        Ok(found)
+    }
+
+    /// As [`Engine::look`], for who does not hold the volume's lock: while that is held, whoever holds it keeps the
+    /// index, and what was read here may be past already.
+    fn glance(&self, pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
+        let found = read(pool, id)?;
+        let entry = found.as_ref().map(VolumeEntry::from);
+        if pool.index().volumes().get(&id.name) == entry.as_ref() {
+            return Ok(found);
         }
-        let volume = unmanaged(id);
-        pool.index().put_volume(id.name.clone(), VolumeEntry::from(&volume));
-        Ok(Some(volume))
+        match self.locks.try_take(volume_key(id)) {
+            Some(_held) => self.look(pool, id),
+            None => Ok(found),
+        }
     }
 
     fn existing(&self, pool: &OpenPool, id: &VolumeId) -> Result<Volume> {
-        self.look(pool, id)?.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} does not exist")))
+        self.look(pool, id)?.ok_or_else(|| missing(id))
+    }
+
+    /// As [`Engine::existing`], for who does not hold the volume's lock.
+    fn seen(&self, pool: &OpenPool, id: &VolumeId) -> Result<Volume> {
+        self.glance(pool, id)?.ok_or_else(|| missing(id))
     }
 
     /// The volume.
@@ -133,7 +147,7 @@ impl Engine {
     /// `NotFound`; `Unavailable` when its pool is.
     pub fn get(&self, id: &VolumeId) -> Result<Volume> {
         let pool = self.pool(&id.pool)?;
-        self.existing(&pool, id)
+        self.seen(&pool, id)
     }
 
     /// Deletes a volume; one that does not exist is deleted already. Its data goes where its policy says.
@@ -196,11 +210,11 @@ impl Engine {
             let text = format!("volume {id} was put there by hand: its size is not orlop's to change");
             return Err(Error::new(Kind::Unsupported, text));
         }
-        let _reserved = pool.reserve(range.required - volume.size)?;
+        let reserved = pool.reserve(range.required - volume.size)?;
         volume.size = range.required;
         self.set_limit(&pool, &mut volume)?;
         pool.store.rewrite(&volume)?;
-        pool.index().put_volume(id.name.clone(), VolumeEntry::from(&volume));
+        reserved.keep(id.name.clone(), VolumeEntry::from(&volume));
         Ok(volume)
     }
 
@@ -251,6 +265,24 @@ impl Engine {
     pub fn shutdown(&self) {
         self.jobs.shutdown(Duration::from_secs(2));
     }
+}
+
+fn volume_key(id: &VolumeId) -> String {
+    format!("volume {}", id.name)
+}
+
+fn missing(id: &VolumeId) -> Error {
+    Error::new(Kind::NotFound, format!("volume {id} does not exist"))
+}
+
+/// The record of a volume, or what stands for it where there is only data. Where it lies says which volume it is, not
+/// what its record says: the folder may be a copy of another, or the pool may have got another name.
+fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
+    if let Some(volume) = pool.store.volume(&id.name)? {
+        return Ok(Some(Volume { id: id.clone(), ..volume }));
+    }
+    let data = pool.store.data(Shelf::Volumes, &id.name)?;
+    Ok(data.map(|_| unmanaged(id)))
 }
 
 /// A folder in `volumes/` without a record: an administrator put it there, and orlop does not delete it.

@@ -3,16 +3,22 @@
 //! Everything is opened relative to the folder's descriptor, by names that [`crate::volume::Name`] has checked, and
 //! never through a link or across a mount.
 
-use std::io::{Read as _, Write as _};
+mod draft;
+mod file;
+
+use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{DATA, Name, Snapshot, Timestamp, Volume};
+pub use draft::Draft;
+pub use file::replace_file;
+use file::{RECORD_MAX, write_file};
 
 /// Never out of the folder, through a link or across a mount.
 const INSIDE: ResolveFlags = ResolveFlags::BENEATH
@@ -22,9 +28,6 @@ const INSIDE: ResolveFlags = ResolveFlags::BENEATH
 
 /// Only root may look into what is not a volume's data.
 const PRIVATE: Mode = Mode::RWXU;
-
-/// A record is a few hundred bytes; one that is larger is not ours.
-const RECORD_MAX: u64 = 64 << 10;
 
 /// Where finished objects of one sort stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +82,8 @@ pub struct Store {
     snapshots: OwnedFd,
     trash: OwnedFd,
     work: OwnedFd,
+    /// What was put into the trash because it came to nothing, until somebody removes it.
+    dropped: Mutex<Vec<Trashed>>,
 }
 
 impl Store {
@@ -93,6 +98,7 @@ impl Store {
             snapshots: folder("snapshots")?,
             trash: folder("trash")?,
             work: folder("work")?,
+            dropped: Mutex::default(),
             root,
         };
         fs::fsync(&store.root).context(|| "sync the pool's folder")?;
@@ -207,7 +213,25 @@ impl Store {
         let dir = fs::openat2(&self.volumes, name, flags, Mode::empty(), INSIDE)
             .context(|| format!("open volumes/{name}"))?;
         let record = Shelf::Volumes.record();
-        replace_file(dir.as_fd(), record, volume).context(|| format!("write volumes/{name}/{record}"))
+        let shown = || format!("write volumes/{name}/{record}");
+        let old: Option<Volume> = self.volume(&volume.id.name)?;
+        self.swap_record(dir.as_fd(), volume).context(shown)?;
+        fs::fsync(&dir).context(shown).inspect_err(|_| {
+            // It stands, but perhaps not after a power cut: the old one comes back, as the caller is told.
+            let _ = old.map(|old| self.swap_record(dir.as_fd(), &old));
+        })
+    }
+
+    /// Written in `work/`, where what is left of a crash is swept, and put in place by one rename.
+    fn swap_record(&self, dir: BorrowedFd<'_>, volume: &Volume) -> Result<()> {
+        let new = nonce()?;
+        let written = write_file(self.work.as_fd(), &new, volume).and_then(|()| {
+            fs::renameat(&self.work, &new, dir, Shelf::Volumes.record())
+                .context(|| "put the new record in place")
+        });
+        written.inspect_err(|_| {
+            let _ = fs::unlinkat(&self.work, &new, AtFlags::empty());
+        })
     }
 
     /// Moves an object into the trash; it is gone when this returns, also after a power cut.
@@ -215,10 +239,31 @@ impl Store {
     /// # Errors
     /// What the filesystem says; the object is then still there.
     pub fn discard(&self, shelf: Shelf, name: &Name, keep: Keep) -> Result<Trashed> {
-        let trashed = self.bin(self.shelf(shelf), name.as_str(), name.as_str(), keep)?;
-        fs::fsync(self.shelf(shelf)).context(|| format!("sync {}", shelf.folder()))?;
-        fs::fsync(&self.trash).context(|| "sync trash/")?;
+        let from = self.shelf(shelf);
+        let trashed = self.bin(from, name.as_str(), name.as_str(), keep)?;
+        // First where it is now, then where it was: what is to be kept is at no moment in neither.
+        let synced = fs::fsync(&self.trash)
+            .context(|| "sync trash/")
+            .and_then(|()| fs::fsync(from).context(|| format!("sync {}", shelf.folder())));
+        // It is gone, but perhaps not after a power cut: it comes back, as the caller is told.
+        synced.inspect_err(|_| {
+            let _ =
+                fs::renameat_with(&self.trash, &trashed.folder, from, name.as_str(), RenameFlags::NOREPLACE);
+        })?;
         Ok(trashed)
+    }
+
+    /// Puts what came to nothing into the trash, for [`Store::dropped`].
+    fn drop_entry(&self, from: BorrowedFd<'_>, entry: &str, name: &str) {
+        if let Ok(trashed) = self.bin(from, entry, name, Keep::Until(0)) {
+            self.dropped.lock().unwrap_or_else(PoisonError::into_inner).push(trashed);
+        }
+    }
+
+    /// What came to nothing since the last call, and is to be removed from the trash at once.
+    #[must_use]
+    pub fn dropped(&self) -> Vec<Trashed> {
+        std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn bin(&self, from: BorrowedFd<'_>, entry: &str, name: &str, keep: Keep) -> Result<Trashed> {
@@ -259,72 +304,6 @@ impl Store {
     }
 }
 
-/// A folder in `work/`: whole or not, nobody sees it until it is settled. Dropped before, it goes.
-#[derive(Debug)]
-pub struct Draft<'s> {
-    store: &'s Store,
-    folder: String,
-    dir: OwnedFd,
-    settled: bool,
-}
-
-impl Draft<'_> {
-    /// The draft's folder.
-    #[must_use]
-    pub fn dir(&self) -> BorrowedFd<'_> {
-        self.dir.as_fd()
-    }
-
-    /// The data folder that the backend has made in it.
-    ///
-    /// # Errors
-    /// What the filesystem says.
-    pub fn data(&self) -> Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        fs::openat2(&self.dir, DATA, flags, Mode::empty(), INSIDE).context(|| "open the new data folder")
-    }
-
-    /// Writes the record and gives the draft its place: when this returns the object exists, also after a power cut.
-    ///
-    /// # Errors
-    /// `Conflict` when the place is taken; else what the filesystem says. Nothing is visible then.
-    pub fn settle<T: Serialize>(mut self, shelf: Shelf, name: &Name, record: &T) -> Result<()> {
-        write_file(self.dir(), shelf.record(), record).context(|| format!("write {}", shelf.record()))?;
-        fs::fsync(&self.dir).context(|| format!("sync work/{}", self.folder))?;
-        let place = self.store.shelf(shelf);
-        match fs::renameat_with(&self.store.work, &self.folder, place, name.as_str(), RenameFlags::NOREPLACE)
-        {
-            Err(Errno::EXIST) => {
-                let text = format!("{}/{name} is there already", shelf.folder());
-                return Err(Error::new(Kind::Conflict, text));
-            }
-            result => result.context(|| format!("move work/{} to {}/{name}", self.folder, shelf.folder()))?,
-        }
-        self.settled = true;
-        // It stands, but perhaps not after a power cut: take it back, so that the caller's retry starts afresh.
-        fs::fsync(place).context(|| format!("sync {}", shelf.folder())).inspect_err(|_| {
-            let _ = self.store.bin(place, name.as_str(), name.as_str(), Keep::Until(0));
-        })
-    }
-}
-
-impl Drop for Draft<'_> {
-    fn drop(&mut self) {
-        if self.settled {
-            return;
-        }
-        for shelf in [Shelf::Volumes, Shelf::Snapshots] {
-            let _ = fs::unlinkat(&self.dir, shelf.record(), AtFlags::empty());
-        }
-        let _ = fs::unlinkat(&self.dir, DATA, AtFlags::REMOVEDIR);
-        let removed = fs::unlinkat(&self.store.work, &self.folder, AtFlags::REMOVEDIR);
-        if removed.is_err() {
-            // A copy that broke off: the reaper removes it; if even this fails, the sweep of the next start does.
-            let _ = self.store.bin(self.store.work.as_fd(), &self.folder, "work", Keep::Until(0));
-        }
-    }
-}
-
 /// Opens a private folder below `parent`, and makes it first when it is missing.
 fn open_or_make(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     match fs::mkdirat(parent, name, PRIVATE) {
@@ -333,33 +312,6 @@ fn open_or_make(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     fs::openat2(parent, name, flags, Mode::empty(), INSIDE).context(|| format!("open {name}/"))
-}
-
-/// Writes `value` as JSON to `name` in `dir`: first to a new file, synced, then renamed over the old one.
-///
-/// # Errors
-/// What the filesystem says; an old file then still stands.
-pub fn replace_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
-    let new = format!("{name}.new");
-    let _ = fs::unlinkat(dir, &new, AtFlags::empty());
-    let written = write_file(dir, &new, value)
-        .and_then(|()| fs::renameat(dir, &new, dir, name).context(|| format!("rename {new} to {name}")));
-    if written.is_err() {
-        let _ = fs::unlinkat(dir, &new, AtFlags::empty());
-    }
-    written?;
-    fs::fsync(dir).context(|| "sync the folder")
-}
-
-fn write_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(value)
-        .map_err(|error| Error::caused(Kind::Internal, format!("put {name} into words"), error))?;
-    bytes.push(b'\n');
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).context(|| format!("make {name}"))?;
-    let mut file = std::fs::File::from(file);
-    file.write_all(&bytes).context(|| format!("write {name}"))?;
-    file.sync_all().context(|| format!("sync {name}"))
 }
 
 /// Calls `with` for every entry of a folder that is not `.` or `..` and is UTF-8, which all our names are.
@@ -375,7 +327,11 @@ fn each_entry(dir: BorrowedFd<'_>, mut with: impl FnMut(&str)) -> Result<()> {
 }
 
 fn keep_of(folder: &str) -> Keep {
-    let until = folder.rsplit('.').nth(1);
+    // Somebody's `backup.2024.tar` is not ours to remove.
+    let mut parts = folder.rsplitn(3, '.');
+    let (nonce, until, name) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+    let is_nonce = nonce.len() == 16 && nonce.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let until = until.filter(|_| is_nonce && name.is_some_and(|name| !name.is_empty()));
     until.and_then(|seconds| seconds.parse().ok()).map_or(Keep::Forever, Keep::Until)
 }
 
@@ -404,7 +360,10 @@ mod tests {
         let nonce = "0123456789abcdef";
         assert_eq!(keep_of(&format!("pvc.1.2.1700000000.{nonce}")), Keep::Until(1_700_000_000));
         assert_eq!(keep_of(&format!("a.keep.{nonce}")), Keep::Forever);
-        assert_eq!(keep_of("somebody's folder"), Keep::Forever);
+        for foreign in ["somebody's folder", "backup.2024.tar", &format!(".1.{nonce}"), &format!("1.{nonce}")]
+        {
+            assert_eq!(keep_of(foreign), Keep::Forever, "{foreign}");
+        }
         assert!(Keep::Until(0).is_over() && !Keep::Forever.is_over() && !Keep::Until(i64::MAX).is_over());
     }
 }

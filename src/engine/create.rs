@@ -31,7 +31,7 @@ impl Engine {
         let _held = self.lock_volume(&id)?;
         if let Some(job) = self.jobs.find(&Making::Volume(id.clone())) {
             check_source(&id, Some(&job.from), wish)?;
-            return self.join_copy(&pool, &id, &job);
+            return self.join_copy(&pool, &id, &job, wish);
         }
         if let Some(found) = self.look(&pool, &id)? {
             check_same(&found, wish)?;
@@ -99,9 +99,9 @@ impl Engine {
         let draft = pool.store.draft()?;
         pool.backend.make(draft.dir())?;
         volume.owner = owner_of(wish.owner, Owner::default());
-        settle(pool, draft, &mut volume, reserved)
-            .context(|| format!("create volume {}", volume.id))
-            .map(|()| volume)
+        let settled = settle(draft, &mut volume, reserved);
+        self.reaper.add(pool, pool.store.dropped());
+        settled.context(|| format!("create volume {}", volume.id)).map(|()| volume)
     }
 
     fn make_copy(
@@ -112,7 +112,7 @@ impl Engine {
         source: &Source,
     ) -> Result<Volume> {
         let job = self.start_copy(pool, &id, wish, source)?;
-        self.join_copy(pool, &id, &job)
+        self.join_copy(pool, &id, &job, wish)
     }
 
     fn start_copy(
@@ -123,7 +123,7 @@ impl Engine {
         source: &Source,
     ) -> Result<Arc<Job>> {
         // Held while the job is entered, so that a delete of the source sees either no reader or this one.
-        let _source = self.lock_source(source)?;
+        let _source = self.lock_source(source, id)?;
         let (data, size) = self.open_source(source).map_err(|error| {
             if error.kind() != Kind::NotFound || !wish.may_go_elsewhere {
                 return error;
@@ -136,19 +136,21 @@ impl Engine {
         let reserved = pool.reserve(size)?;
         let mut volume = volume_of(id.clone(), wish, size);
         let (into, owner) = (Arc::clone(pool), wish.owner);
-        self.jobs.start(Making::Volume(id.clone()), source.clone(), move |job| {
+        self.start_job(pool, Making::Volume(id.clone()), source.clone(), move |job| {
             let draft = into.store.draft()?;
             into.backend.make(draft.dir())?;
             copy_into(data.as_fd(), &draft, job)?;
             volume.owner = owner_of(owner, owner_on_disk(draft.data()?.as_fd())?);
-            settle(&into, draft, &mut volume, reserved)
+            settle(draft, &mut volume, reserved)
         })
     }
 
-    fn lock_source(&self, source: &Source) -> Result<Held> {
+    /// None for a clone of itself: its lock is held already, and that its source does not exist is said soon.
+    fn lock_source(&self, source: &Source, into: &VolumeId) -> Result<Option<Held>> {
         match source {
-            Source::Volume(id) => self.lock_volume(id),
-            Source::Snapshot(id) => self.locks.take(format!("snapshot {}", id.name)),
+            Source::Volume(id) if id.name == into.name => Ok(None),
+            Source::Volume(id) => self.lock_volume(id).map(Some),
+            Source::Snapshot(id) => self.locks.take(format!("snapshot {}", id.name)).map(Some),
         }
     }
 
@@ -164,10 +166,17 @@ impl Engine {
         Ok((reopen(data.as_fd())?, size))
     }
 
-    fn join_copy(&self, pool: &OpenPool, id: &VolumeId, job: &Arc<Job>) -> Result<Volume> {
+    fn join_copy(
+        &self,
+        pool: &OpenPool,
+        id: &VolumeId,
+        job: &Arc<Job>,
+        wish: &CreateVolume,
+    ) -> Result<Volume> {
         let making = Making::Volume(id.clone());
         match self.jobs.join(&making, job, self.tuning.copy_wait) {
-            Some(Ok(())) => self.existing(pool, id),
+            // Who joins may have asked for another size than the one who began.
+            Some(Ok(())) => self.existing(pool, id).and_then(|made| check_same(&made, wish).map(|()| made)),
             Some(Err(error)) => Err(error).context(|| format!("copy {} to volume {id}", job.from)),
             None => Err(Error::new(
                 Kind::Busy,
@@ -179,6 +188,24 @@ impl Engine {
                 ),
             )),
         }
+    }
+}
+
+impl Engine {
+    /// A job whose remains, when it fails, go to the reaper at once.
+    pub(super) fn start_job(
+        &self,
+        pool: &Arc<OpenPool>,
+        making: Making,
+        from: Source,
+        work: impl FnOnce(&Job) -> Result<()> + Send + 'static,
+    ) -> Result<Arc<Job>> {
+        let (pool, inbox) = (Arc::clone(pool), self.reaper.inbox());
+        self.jobs.start(making, from, move |job| {
+            let result = work(job);
+            inbox.add(&pool, pool.store.dropped());
+            result
+        })
     }
 }
 
@@ -212,13 +239,13 @@ fn volume_of(id: VolumeId, wish: &CreateVolume, size: u64) -> Volume {
 }
 
 /// Limit, owner, record, rename, index: the last steps of every new volume.
-fn settle(pool: &Arc<OpenPool>, draft: Draft<'_>, volume: &mut Volume, reserved: Reservation) -> Result<()> {
+fn settle(draft: Draft<'_>, volume: &mut Volume, reserved: Reservation) -> Result<()> {
+    let pool = Arc::clone(reserved.pool());
     let data = draft.data()?;
     set_owner(data.as_fd(), volume.owner)?;
     volume.enforced = pool.backend.limit(data.as_fd(), volume.size, volume.policy.limit)?;
     draft.settle(Shelf::Volumes, &volume.id.name, volume)?;
-    pool.index().put_volume(volume.id.name.clone(), VolumeEntry::from(&*volume));
-    drop(reserved);
+    reserved.keep(volume.id.name.clone(), VolumeEntry::from(&*volume));
     Ok(())
 }
 

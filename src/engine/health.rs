@@ -23,7 +23,7 @@ impl Engine {
     /// `NotFound` when the volume does not exist or is not at `path`.
     pub fn stats(&self, id: &VolumeId, path: &Path) -> Result<Usage> {
         let pool = self.pool(&id.pool)?;
-        let volume = self.existing(&pool, id)?;
+        let volume = self.seen(&pool, id)?;
         self.find_published(&pool, id, path)?;
         self.usage(&pool, id, volume.size)
     }
@@ -75,7 +75,7 @@ impl Engine {
 
     fn entry(&self, pool: &OpenPool, id: &VolumeId) -> Option<VolumeEntry> {
         // A record that cannot be read is a symptom, not a missing volume.
-        let _ = self.look(pool, id);
+        let _ = self.glance(pool, id);
         pool.index().volumes().get(&id.name).cloned()
     }
 

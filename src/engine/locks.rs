@@ -33,6 +33,13 @@ impl Locks {
         Self { inner: Arc::default(), wait }
     }
 
+    /// Takes the lock of an object if nobody has it.
+    #[must_use]
+    pub fn try_take(&self, key: String) -> Option<Held> {
+        let mut held = self.inner.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.insert(key.clone()).then(|| Held { inner: Arc::clone(&self.inner), key })
+    }
+
     /// Takes the lock of an object, such as "volume a".
     ///
     /// # Errors
@@ -70,7 +77,8 @@ mod tests {
     #[test]
     fn a_second_call_waits_and_is_then_told() {
         let locks = Locks::new(Duration::from_millis(20));
-        let held = locks.take("volume a".into()).unwrap();
+        let held = locks.try_take("volume a".into()).unwrap();
+        assert!(locks.try_take("volume a".into()).is_none());
         assert_eq!(locks.take("volume a".into()).unwrap_err().kind(), Kind::Busy);
         locks.take("volume b".into()).unwrap();
         drop(held);

@@ -90,7 +90,7 @@ impl Engine {
 
     fn delete_if_ephemeral(&self, id: &VolumeId) -> Result<()> {
         let Ok(pool) = self.pool(&id.pool) else { return Ok(()) };
-        match self.look(&pool, id) {
+        match self.glance(&pool, id) {
             Ok(Some(volume)) if volume.ephemeral => self.delete(id),
             _ => Ok(()),
         }
@@ -131,7 +131,7 @@ impl Engine {
     /// `NotFound` when it is not there; else as [`Engine::expand`].
     pub fn expand_published(&self, id: &VolumeId, path: &Path, range: SizeRange) -> Result<Volume> {
         let pool = self.pool(&id.pool)?;
-        self.existing(&pool, id)?;
+        self.seen(&pool, id)?;
         self.find_published(&pool, id, path)?;
         self.expand(id, range)
     }
@@ -155,7 +155,8 @@ fn refuse_second_target(id: &VolumeId, data: BorrowedFd<'_>) -> Result<()> {
 fn is_root_of(root: &Path, name: &Name) -> bool {
     let mut parts = root.iter().rev().map(|part| part.to_str().unwrap_or_default());
     let (data, folder, shelf) = (parts.next(), parts.next().unwrap_or_default(), parts.next());
-    let in_trash = || folder.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'));
+    // A name may have dots of its own, so only what stands before the last two is one.
+    let in_trash = || folder.rsplitn(3, '.').nth(2) == Some(name.as_str());
     data == Some(DATA)
         && match shelf {
             Some("volumes") => folder == name.as_str(),
@@ -180,6 +181,7 @@ mod tests {
             "/pool/volumes/w/data",
             "/pool/volumes/v",
             "/pool/trash/vv.17.00ff/data",
+            "/pool/trash/v.1.17.00ff/data",
             "/v/data",
         ] {
             assert!(!is_root_of(Path::new(other), &name), "{other}");

@@ -22,6 +22,12 @@ pub struct Reaper {
     shared: Arc<Shared>,
 }
 
+/// Where others lay what is to be removed.
+#[derive(Debug, Clone)]
+pub struct Inbox {
+    shared: Arc<Shared>,
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
@@ -81,14 +87,13 @@ impl Reaper {
 
     /// Takes over folders of a pool's trash.
     pub fn add(&self, pool: &Arc<OpenPool>, trashed: impl IntoIterator<Item = Trashed>) {
-        let mut state = self.shared.lock();
-        for Trashed { folder, keep } in trashed {
-            if let Keep::Until(at) = keep {
-                state.due.push(Reverse(Due { at, pool: Arc::downgrade(pool), folder }));
-            }
-        }
-        drop(state);
-        self.shared.changed.notify_all();
+        self.inbox().add(pool, trashed);
+    }
+
+    /// A way to it for other threads.
+    #[must_use]
+    pub fn inbox(&self) -> Inbox {
+        Inbox { shared: Arc::clone(&self.shared) }
     }
 
     /// How many folders of a pool wait to be removed.
@@ -115,9 +120,26 @@ impl Reaper {
     }
 }
 
+impl Inbox {
+    /// Hands over folders of a pool's trash.
+    pub fn add(&self, pool: &Arc<OpenPool>, trashed: impl IntoIterator<Item = Trashed>) {
+        let mut state = self.shared.lock();
+        for Trashed { folder, keep } in trashed {
+            if let Keep::Until(at) = keep {
+                state.due.push(Reverse(Due { at, pool: Arc::downgrade(pool), folder }));
+            }
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+}
+
 impl Drop for Reaper {
     fn drop(&mut self) {
+        // Under the lock, or the thread that has just looked would sleep on.
+        let state = self.shared.lock();
         self.shared.stop.store(true, Ordering::Relaxed);
+        drop(state);
         self.shared.changed.notify_all();
     }
 }

@@ -39,11 +39,9 @@ impl Engine {
     }
 
     fn start_snapshot(&self, pool: &Arc<OpenPool>, id: &VolumeId, wish: &CreateSnapshot) -> Result<Arc<Job>> {
-        let volume = {
-            // Held while the job is entered, so that a delete sees either no reader or this one.
-            let _held = self.lock_volume(&wish.of)?;
-            self.existing(pool, &wish.of)?
-        };
+        // Held until the job is entered, so that a delete sees either no reader or this one.
+        let _volume = self.lock_volume(&wish.of)?;
+        let volume = self.existing(pool, &wish.of)?;
         let data = pool.store.data(Shelf::Volumes, &volume.id.name)?;
         let data =
             data.ok_or_else(|| Error::new(Kind::Internal, format!("volume {} has no data", volume.id)))?;
@@ -61,7 +59,7 @@ impl Engine {
             ready: true,
         };
         let into = Arc::clone(pool);
-        self.jobs.start(Making::Snapshot(id.clone()), Source::Volume(volume.id), move |job| {
+        self.start_job(pool, Making::Snapshot(id.clone()), Source::Volume(volume.id), move |job| {
             let draft = into.store.draft()?;
             into.backend.make(draft.dir())?;
             let manifest = copy_into(data.as_fd(), &draft, job)?;
@@ -83,7 +81,7 @@ impl Engine {
             {
                 return Err(taken(&pending(&id, &job)));
             }
-            if let Some(found) = pool.store.snapshot(name)? {
+            if let Some(found) = read(&pool, &id)? {
                 let same = found.of == wish.of && found.requested_name == wish.name;
                 return if same { Ok(Some(found)) } else { Err(taken(&found)) };
             }
@@ -104,7 +102,7 @@ impl Engine {
     }
 
     pub(super) fn existing_snapshot(&self, pool: &OpenPool, id: &VolumeId) -> Result<Snapshot> {
-        let found = pool.store.snapshot(&id.name)?;
+        let found = read(pool, id)?;
         found.ok_or_else(|| Error::new(Kind::NotFound, format!("snapshot {id} does not exist")))
     }
 
@@ -148,10 +146,16 @@ impl Engine {
         });
         let mut items = Vec::with_capacity(page.items.len());
         for id in &page.items {
-            items.extend(self.pool(&id.pool)?.store.snapshot(&id.name)?);
+            items.extend(read(&*self.pool(&id.pool)?, id)?);
         }
         Ok(Page { items, next: page.next })
     }
+}
+
+/// The record of a snapshot. Where it lies says which it is, as with a volume.
+fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
+    let found = pool.store.snapshot(&id.name)?;
+    Ok(found.map(|snapshot| Snapshot { id: id.clone(), ..snapshot }))
 }
 
 fn taken(found: &Snapshot) -> Error {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::thread;
 
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Result};
 use crate::store::{Shelf, Store};
 use crate::volume::{Name, Source, Timestamp, Volume, VolumeId};
 
@@ -40,7 +40,8 @@ pub struct Index {
     volumes: BTreeMap<Name, VolumeEntry>,
     snapshots: BTreeMap<Name, SnapshotEntry>,
     /// Sum of the volumes' sizes and of what is reserved for those being made.
-    pub(super) promised: u64,
+    /// Wide, so that records that say the largest size each are still added and taken off right.
+    pub(super) promised: u128,
 }
 
 impl Index {
@@ -61,16 +62,16 @@ impl Index {
 
     /// Adds or replaces a volume, and its promise.
     pub fn put_volume(&mut self, name: Name, entry: VolumeEntry) {
-        self.promised = self.promised.saturating_add(entry.size);
+        self.promised = self.promised.saturating_add(entry.size.into());
         if let Some(old) = self.volumes.insert(name, entry) {
-            self.promised = self.promised.saturating_sub(old.size);
+            self.promised = self.promised.saturating_sub(old.size.into());
         }
     }
 
     /// Forgets a volume and its promise.
     pub fn take_volume(&mut self, name: &Name) {
         if let Some(old) = self.volumes.remove(name) {
-            self.promised = self.promised.saturating_sub(old.size);
+            self.promised = self.promised.saturating_sub(old.size.into());
         }
     }
 
@@ -99,7 +100,7 @@ impl Index {
     /// Bytes promised.
     #[must_use]
     pub fn promised(&self) -> u64 {
-        self.promised
+        u64::try_from(self.promised).unwrap_or(u64::MAX)
     }
 }
 
@@ -121,17 +122,23 @@ fn read_volumes(store: &Store) -> Result<Vec<(Name, VolumeEntry)>> {
     })
 }
 
+/// One damaged volume is one symptom: the others of its pool are served.
+fn damaged(error: &Error) -> VolumeEntry {
+    VolumeEntry { size: 0, source: None, damage: Some(error.chain().into()) }
+}
+
 fn read_entries(store: &Store, names: &[Name]) -> Result<Vec<(Name, VolumeEntry)>> {
     let mut entries = Vec::with_capacity(names.len());
     for name in names {
         let entry = match store.volume(name) {
             Ok(Some(volume)) => VolumeEntry::from(&volume),
             // Somebody put a folder there by hand: a volume without a promise, if it has data.
-            Ok(None) if store.data(Shelf::Volumes, name)?.is_some() => {
-                VolumeEntry { size: 0, source: None, damage: None }
-            }
-            Ok(None) => continue,
-            Err(error) => VolumeEntry { size: 0, source: None, damage: Some(error.chain().into()) },
+            Ok(None) => match store.data(Shelf::Volumes, name) {
+                Ok(Some(_)) => VolumeEntry { size: 0, source: None, damage: None },
+                Ok(None) => continue,
+                Err(error) => damaged(&error),
+            },
+            Err(error) => damaged(&error),
         };
         entries.push((name.clone(), entry));
     }

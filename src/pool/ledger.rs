@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use rustix::fs;
 
-use super::OpenPool;
+use super::{OpenPool, VolumeEntry};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::volume::Name;
 
 /// Bytes of a filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,11 +28,28 @@ pub struct Reservation {
     bytes: u64,
 }
 
+impl Reservation {
+    /// The pool that has set them aside.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<OpenPool> {
+        &self.pool
+    }
+
+    /// The volume is made or grown: its entry carries the promise from now on. At no moment is it counted twice, or
+    /// another call would be told that a pool is full that is not.
+    pub fn keep(mut self, name: Name, entry: VolumeEntry) {
+        let bytes = std::mem::take(&mut self.bytes);
+        let mut index = self.pool.index();
+        index.promised = index.promised.saturating_sub(bytes.into());
+        index.put_volume(name, entry);
+    }
+}
+
 impl Drop for Reservation {
-    /// The entry in the index carries the promise from now on, or there is no volume.
+    /// There is no such volume.
     fn drop(&mut self) {
         let mut index = self.pool.index();
-        index.promised = index.promised.saturating_sub(self.bytes);
+        index.promised = index.promised.saturating_sub(self.bytes.into());
     }
 }
 
@@ -78,7 +96,7 @@ impl OpenPool {
             );
             return Err(Error::new(Kind::NoSpace, text));
         }
-        index.promised = index.promised.saturating_add(bytes);
+        index.promised = index.promised.saturating_add(bytes.into());
         drop(index);
         Ok(Reservation { pool: Arc::clone(self), bytes })
     }
