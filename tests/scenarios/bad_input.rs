@@ -30,11 +30,26 @@ fn a_claim_that_cannot_be_filled_is_told_why() {
     let table: [(&str, Value, Value, &str); 8] = [
         ("unknown-parameter", json!({"colour": "red"}), json!({}), "unknown field `colour`, expected one of"),
         ("bad-value", json!({"mode": "rwx"}), json!({}), "\"rwx\" is not an octal mode such as 0750"),
-        ("missing-pool", json!({"pool": "nvme"}), json!({}), "there is no pool nvme here; there is default, small"),
-        ("hard-limit", json!({"limit": "hard", "pool": "small"}), json!({}), "cannot enforce a size; use limit=auto"),
+        (
+            "missing-pool",
+            json!({"pool": "nvme"}),
+            json!({}),
+            "there is no pool nvme here; there is default, small",
+        ),
+        (
+            "hard-limit",
+            json!({"limit": "hard", "pool": "small"}),
+            json!({}),
+            "cannot enforce a size; use limit=auto",
+        ),
         ("exbibyte", json!({}), size("1Ei"), "free"),
         ("block", json!({}), json!({"volumeMode": "Block"}), "set volumeMode: Filesystem"),
-        ("fs-type", json!({"csi.storage.k8s.io/fstype": "ext4"}), json!({}), "remove csi.storage.k8s.io/fstype"),
+        (
+            "fs-type",
+            json!({"csi.storage.k8s.io/fstype": "ext4"}),
+            json!({}),
+            "remove csi.storage.k8s.io/fstype",
+        ),
         ("trash", json!({"trashFor": "7d"}), json!({}), "trashFor needs onDelete: trash"),
     ];
     for (name, parameters, change, _) in &table {
@@ -121,7 +136,10 @@ fn a_handle_that_is_a_path_leads_nowhere() {
     }
     for (name, _) in table {
         let text = world.event(name, "FailedMount", "rpc error");
-        assert!(text.contains("code = NotFound") || text.contains("code = InvalidArgument"), "{name}: {text}");
+        assert!(
+            text.contains("code = NotFound") || text.contains("code = InvalidArgument"),
+            "{name}: {text}"
+        );
         world.delete_and_wait(PODS, name);
         world.delete_and_wait(CLAIMS, name);
         world.delete_and_wait(VOLUMES, &format!("bad-{name}"));

@@ -203,7 +203,8 @@ fn the_kubelet_knows_what_is_in_each_volume() {
     let world = World::new("stats");
     for (name, megabytes) in [("small", 3), ("large", 11)] {
         world.make(CLAIMS, &claim(name, "orlop", "64Mi"));
-        let script = format!("head -c {megabytes}M /dev/urandom > /data/file; touch /data/a /data/b; sync; {STAY}");
+        let script =
+            format!("head -c {megabytes}M /dev/urandom > /data/file; touch /data/a /data/b; sync; {STAY}");
         world.make(PODS, &on_node(pod(name, name, &script), FIRST));
     }
     for (name, megabytes) in [("small", 3.0), ("large", 11.0)] {
@@ -211,7 +212,8 @@ fn the_kubelet_knows_what_is_in_each_volume() {
         world.wait(&format!("the kubelet says that {name} has {megabytes} MiB"), || {
             let summary = world.page(&format!("/{NODES}/{FIRST}/proxy/stats/summary"));
             let pods = summary["pods"].as_array().unwrap().iter();
-            let ours = pods.filter(|pod| at(pod, "/podRef/namespace") == "stats" && at(pod, "/podRef/name") == name);
+            let ours =
+                pods.filter(|pod| at(pod, "/podRef/namespace") == "stats" && at(pod, "/podRef/name") == name);
             let volume = ours.flat_map(|pod| pod["volume"].as_array().cloned().unwrap_or_default());
             let volume = volume.into_iter().find(|volume| at(volume, "/pvcRef/name") == name)?;
             let used = volume["usedBytes"].as_f64()? / f64::from(1 << 20);

@@ -198,8 +198,12 @@ impl World {
 
     /// The claims of the namespace go, and with them their volumes.
     pub(crate) fn empty(&self) {
-        let bound: Vec<_> =
-            self.list(CLAIMS).iter().map(|claim| at(claim, "/spec/volumeName")).filter(|name| !name.is_empty()).collect();
+        let bound: Vec<_> = self
+            .list(CLAIMS)
+            .iter()
+            .map(|claim| at(claim, "/spec/volumeName"))
+            .filter(|name| !name.is_empty())
+            .collect();
         for kind in [SETS, PODS, SNAPSHOTS, CLAIMS] {
             for object in self.list(kind) {
                 self.delete(kind, &name_of(&object));
@@ -291,7 +295,9 @@ impl Bound {
     }
 
     pub(crate) fn wait_gone(&self, world: &World) {
-        world.wait(&format!("volume {} is gone", self.volume), || world.find(VOLUMES, &self.volume).is_none().then_some(()));
+        world.wait(&format!("volume {} is gone", self.volume), || {
+            world.find(VOLUMES, &self.volume).is_none().then_some(())
+        });
         assert!(!self.folder().exists(), "{} is gone", self.folder().display());
     }
 }
@@ -312,7 +318,7 @@ pub(crate) fn root_of(node: &str) -> PathBuf {
 pub(crate) fn pool_on(node: &str, pool: &str) -> PathBuf {
     let path = match pool {
         "default" => "var/lib/orlop",
-        "small" => "run/orlop-small",
+        "small" => "srv",
         other => panic!("no pool is called {other}"),
     };
     root_of(node).join(path)
