@@ -6,12 +6,14 @@
 mod draft;
 mod file;
 
+use std::ffi::CStr;
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -266,7 +268,7 @@ impl Store {
         std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn bin(&self, from: BorrowedFd<'_>, entry: &str, name: &str, keep: Keep) -> Result<Trashed> {
+    fn bin(&self, from: BorrowedFd<'_>, entry: impl Arg, name: &str, keep: Keep) -> Result<Trashed> {
         let until = match keep {
             Keep::Until(seconds) => seconds.to_string(),
             Keep::Forever => "keep".to_owned(),
@@ -296,9 +298,9 @@ impl Store {
     /// What the filesystem says.
     pub fn sweep(&self) -> Result<()> {
         let mut left = Vec::new();
-        each_entry(self.work.as_fd(), |entry| left.push(entry.to_owned())).context(|| "list work/")?;
+        each_raw_entry(self.work.as_fd(), |entry| left.push(entry.to_owned())).context(|| "list work/")?;
         for entry in &left {
-            self.bin(self.work.as_fd(), entry, "work", Keep::Until(0))?;
+            self.bin(self.work.as_fd(), entry.as_c_str(), "work", Keep::Until(0))?;
         }
         Ok(())
     }
@@ -316,11 +318,18 @@ fn open_or_make(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
 
 /// Calls `with` for every entry of a folder that is not `.` or `..` and is UTF-8, which all our names are.
 fn each_entry(dir: BorrowedFd<'_>, mut with: impl FnMut(&str)) -> Result<()> {
+    each_raw_entry(dir, |entry| {
+        let _ = entry.to_str().map(&mut with);
+    })
+}
+
+/// Calls `with` for every entry of a folder that is not `.` or `..`.
+fn each_raw_entry(dir: BorrowedFd<'_>, mut with: impl FnMut(&CStr)) -> Result<()> {
     for entry in fs::Dir::read_from(dir).context(|| "open the folder")? {
         let entry = entry.context(|| "read the folder")?;
-        match entry.file_name().to_str() {
-            Ok("." | "..") | Err(_) => {}
-            Ok(name) => with(name),
+        match entry.file_name().to_bytes() {
+            b"." | b".." => {}
+            _ => with(entry.file_name()),
         }
     }
     Ok(())

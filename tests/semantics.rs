@@ -530,3 +530,32 @@ fn unpublish_takes_away_only_what_is_its_own() {
         engine.delete(&a).unwrap();
     });
 }
+
+/// kubelet may ask again when it has forgotten that it did, and never gives up on NOT_FOUND.
+#[test]
+fn an_inline_volume_that_is_gone_is_gone_for_every_retry() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let target = dir.path().join("target");
+    let inline = format!("csi-{}", "0a".repeat(32));
+    engine.unpublish(&inline, &target).unwrap();
+    assert_eq!(kind(engine.unpublish("fake-vol-id", &target)), Kind::NotFound);
+}
+
+/// Where the volume may lie on a disk that is not there, "gone" would leave it there for ever.
+#[test]
+fn an_inline_volume_is_not_called_gone_while_a_pool_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = settings("p", &dir.path().join("missing"));
+    let engine = Engine::open(vec![missing], Tuning::default()).unwrap();
+    let inline = format!("csi-{}", "0a".repeat(32));
+    assert_eq!(kind(engine.unpublish(&inline, &dir.path().join("target"))), Kind::Unavailable);
+}
+
+#[test]
+fn a_pool_is_served_by_its_own_name_only() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let engine = Engine::open(vec![settings("other", dir.path())], Tuning::default()).unwrap();
+    assert!(engine.pools()[0].unavailable.as_ref().unwrap().contains("this is pool \"p\""));
+}

@@ -96,12 +96,13 @@ impl Engine {
         let reserved = pool.reserve(wish.size.required)?;
         let mut volume = volume_of(id, wish, wish.size.required);
         volume.ephemeral = ephemeral;
-        let draft = pool.store.draft()?;
-        pool.backend.make(draft.dir())?;
         volume.owner = owner_of(wish.owner, Owner::default());
-        let settled = settle(draft, &mut volume, reserved);
+        let made = pool.store.draft().and_then(|draft| {
+            pool.backend.make(draft.dir())?;
+            settle(draft, &mut volume, reserved)
+        });
         self.reaper.add(pool, pool.store.dropped());
-        settled.context(|| format!("create volume {}", volume.id)).map(|()| volume)
+        made.context(|| format!("create volume {}", volume.id)).map(|()| volume)
     }
 
     fn make_copy(

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::Engine;
 use super::request::{Publish, Sharing};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::{self, MountInfo};
-use crate::pool::{OpenPool, Pool};
+use crate::pool::OpenPool;
 use crate::store::Shelf;
 use crate::volume::{DATA, Name, SizeRange, Volume, VolumeId};
 
@@ -60,32 +60,21 @@ impl Engine {
     /// `InUse` while a process of this host holds it; `Conflict` when what is mounted there is not this volume;
     /// `NotFound` when nothing is there and no volume could have this id.
     pub fn unpublish(&self, id: &str, target: &Path) -> Result<()> {
-        let id = id.parse().ok().or_else(|| self.find_ephemeral(id)).ok_or(id);
-        let name = match &id {
-            Ok(VolumeId { name, .. }) => name.clone(),
-            Err(raw) => Name::of(raw),
-        };
+        let parsed: Option<VolumeId> = id.parse().ok();
+        let name = parsed.as_ref().map_or_else(|| Name::of(id), |id| id.name.clone());
         let held = self.locks.take(format!("volume {name}"))?;
         let held_target = self.lock_target(target)?;
-        match mount::mounted_at(target)? {
-            None if id.is_err() && !target.exists() => {
-                let text = format!("no volume can have this id, and nothing is at {}", target.display());
-                return Err(Error::new(Kind::NotFound, text));
-            }
-            Some(there) if !is_root_of(&there.root, &name) => {
-                let text = format!(
-                    "{} is mounted at {}, which is not volume {name}: it is left alone",
-                    there.root.display(),
-                    target.display()
-                );
-                return Err(Error::new(Kind::Conflict, text));
-            }
-            Some(_) => mount::detach(target)?,
-            None => {}
-        }
-        mount::remove_target(target)?;
+        let was_there = take_away(&name, target)?;
         drop((held, held_target));
-        id.map_or(Ok(()), |id| self.delete_if_ephemeral(&id))
+        match parsed.map_or_else(|| self.find_ephemeral(id), |id| Ok(Some(id)))? {
+            Some(id) => self.delete_if_ephemeral(&id),
+            // kubelet never gives up on NOT_FOUND, so it is not said of what may have been ours until just now.
+            None if was_there || is_inline(id) => Ok(()),
+            None => {
+                let text = format!("no volume can have this id, and nothing is at {}", target.display());
+                Err(Error::new(Kind::NotFound, text))
+            }
+        }
     }
 
     fn delete_if_ephemeral(&self, id: &VolumeId) -> Result<()> {
@@ -96,16 +85,24 @@ impl Engine {
         }
     }
 
-    /// The volume that was made for an inline volume of this id.
-    fn find_ephemeral(&self, id: &str) -> Option<VolumeId> {
+    /// The volume that was made for an inline volume of this id, which names no pool.
+    fn find_ephemeral(&self, id: &str) -> Result<Option<VolumeId>> {
         let name = Name::of(id);
-        let ids = self.pools.iter().filter_map(Pool::opened).map(|pool| {
+        for pool in &self.pools {
+            let pool = match self.open_pool(pool) {
+                // Nobody would come back for a volume that is left there.
+                Err(error) if is_inline(id) => {
+                    return Err(error).context(|| format!("look for inline volume {id}"));
+                }
+                Err(_) => continue,
+                Ok(pool) => pool,
+            };
             let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
-            (pool, id)
-        });
-        let mut ours = ids
-            .filter(|(pool, id)| matches!(pool.store.volume(&id.name), Ok(Some(volume)) if volume.ephemeral));
-        ours.next().map(|(_, id)| id)
+            if matches!(pool.store.volume(&id.name), Ok(Some(volume)) if volume.ephemeral) {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a volume is published at a path.
@@ -149,6 +146,27 @@ fn refuse_second_target(id: &VolumeId, data: BorrowedFd<'_>) -> Result<()> {
         other.display()
     );
     Err(Error::new(Kind::InUse, text))
+}
+
+/// Unmounts a volume of this name from a path and removes the folder there; says whether there was any.
+fn take_away(name: &Name, target: &Path) -> Result<bool> {
+    let mounted = mount::mounted_at(target)?;
+    if let Some(there) = &mounted {
+        if !is_root_of(&there.root, name) {
+            let (root, at) = (there.root.display(), target.display());
+            let text = format!("{root} is mounted at {at}, which is not volume {name}: it is left alone");
+            return Err(Error::new(Kind::Conflict, text));
+        }
+        mount::detach(target)?;
+    }
+    let was_there = mounted.is_some() || target.exists();
+    mount::remove_target(target).map(|()| was_there)
+}
+
+/// Whether an id is one that kubelet makes for a pod's inline volume: `csi-` and a SHA-256.
+fn is_inline(id: &str) -> bool {
+    id.strip_prefix("csi-")
+        .is_some_and(|digest| digest.len() == 64 && digest.bytes().all(|c| c.is_ascii_hexdigit()))
 }
 
 /// Whether a mount's root is the data of the volume of this name, also when that is in the trash by now.
