@@ -71,7 +71,7 @@ pub struct Serve {
     #[arg(long, value_name = "ADDRESS", env = "ORLOP_HTTP")]
     pub http: Option<String>,
 
-    /// Socket to register the driver with kubelet on, in kubelet's folder: unix:///registration/NAME-reg.sock.
+    /// Socket to register the driver with kubelet on, in kubelet's folder: unix:///registration/NAME@reg.sock.
     /// It stands in for node-driver-registrar
     #[arg(long, value_name = "SOCKET", env = "ORLOP_KUBELET_REGISTRATION", requires = "kubelet_csi_path")]
     pub kubelet_registration: Option<String>,

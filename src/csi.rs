@@ -34,7 +34,7 @@ use crate::metrics::Metrics;
 use crate::telemetry::Rpcs;
 
 pub use probe::probe;
-pub use registration::{Registration, register};
+pub use registration::{Registration, check as check_registration, register};
 
 /// The messages and services of `proto/csi/v1/csi.proto`, as tonic made them.
 pub mod proto {

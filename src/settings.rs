@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::cli::Serve;
-use crate::csi::{Identity, Registration};
+use crate::csi::{self, Identity, Registration};
 use crate::engine::request::{PoolSettings, Tuning};
 use crate::error::{Context, Error, Kind, Result};
 use crate::http::Address;
@@ -217,6 +217,7 @@ fn node(text: String) -> Result<String> {
 fn registration(flags: &Serve, driver: &str) -> Result<Option<Registration>> {
     let Some(text) = &flags.kubelet_registration else { return Ok(None) };
     let socket = socket::path(text).context(|| "--kubelet-registration")?;
+    csi::check_registration(&socket).context(|| "--kubelet-registration")?;
     let endpoint = flags.kubelet_csi_path.clone().filter(|path| path.is_absolute());
     let endpoint =
         endpoint.ok_or_else(|| invalid("--kubelet-csi-path is needed: the CSI socket's path on the host"))?;
@@ -266,12 +267,16 @@ mod tests {
             (format!("{base} --pool a=/x --driver Dir.dev"), "--driver"),
             ("--pool a=/x --csi /c.sock --node-id n/1".to_owned(), "--node-id"),
             (
-                format!("{base} --pool a=/x --kubelet-registration /r.sock --kubelet-csi-path c"),
+                format!("{base} --pool a=/x --kubelet-registration /d@reg.sock --kubelet-csi-path c"),
                 "--kubelet-csi-path",
             ),
             (
                 format!("{base} --pool a=/x --kubelet-registration r --kubelet-csi-path /c"),
                 "--kubelet-registration",
+            ),
+            (
+                format!("{base} --pool a=/x --kubelet-registration /a@b/reg.sock --kubelet-csi-path /c"),
+                "must have an @",
             ),
         ];
         for (words, expected) in cases {
