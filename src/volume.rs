@@ -91,9 +91,9 @@ impl FromStr for Name {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let digest = text
-            .strip_prefix('_')
-            .is_some_and(|rest| rest.len() == 40 && rest.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')));
+        let digest = text.strip_prefix('_').is_some_and(|rest| {
+            rest.len() == 40 && rest.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
+        });
         if digest || is_plain(text) {
             return Ok(Self(text.into()));
         }
@@ -153,9 +153,9 @@ impl FromStr for VolumeId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let parsed = text
-            .split_once('/')
-            .and_then(|(pool, name)| Some(Self { pool: pool.parse().ok()?, name: name.parse().ok()? }));
+        let parsed = text.split_once('/').and_then(|(pool, name)| {
+            Some(Self { pool: pool.parse().ok()?, name: name.parse().ok()? })
+        });
         parsed.ok_or_else(|| {
             Error::new(Kind::NotFound, format!("{:?} does not exist: an id is <pool>/<name>", shorten(text)))
         })
@@ -201,8 +201,7 @@ impl SizeRange {
             u64::try_from(value)
                 .map_err(|_| Error::new(Kind::OutOfRange, format!("{what} is negative: {value}")))
         };
-        let range =
-            Self { required: bytes("required_bytes", required)?, limit: bytes("limit_bytes", limit)? };
+        let range = Self { required: bytes("required_bytes", required)?, limit: bytes("limit_bytes", limit)? };
         if range.limit != 0 && range.limit < range.required {
             return Err(Error::new(
                 Kind::OutOfRange,
@@ -460,8 +459,7 @@ mod tests {
 
     #[test]
     fn an_id_that_does_not_parse_is_the_id_of_nothing() {
-        for bad in ["", "a", "/", "a/", "/b", "a/b/c", "A/b", "a/..", "a/.", "a/_b", "../a", "a/b\0", "a/b\n"]
-        {
+        for bad in ["", "a", "/", "a/", "/b", "a/b/c", "A/b", "a/..", "a/.", "a/_b", "../a", "a/b\0", "a/b\n"] {
             assert_eq!(bad.parse::<VolumeId>().unwrap_err().kind(), Kind::NotFound, "{bad:?}");
         }
         assert_eq!("p/v.1".parse::<VolumeId>().unwrap().to_string(), "p/v.1");
