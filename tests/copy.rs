@@ -36,9 +36,10 @@ fn able() -> bool {
     root
 }
 
-/// `from/` to be filled, `to/` to be copied into.
+/// `from/` to be filled, `to/` to be copied into; on the filesystem of the build, or where `ORLOP_TEST_DIR` says.
 fn scene() -> TempDir {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let place = std::env::var_os("ORLOP_TEST_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into());
+    let dir = tempfile::tempdir_in(place).unwrap();
     set_mode(dir.path(), 0o700);
     for name in ["from", "to"] {
         fs::create_dir(dir.path().join(name)).unwrap();
@@ -84,7 +85,8 @@ fn assert_same(
     let names = |facts: &BTreeMap<std::path::PathBuf, _>| facts.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(wanted), names(got));
     for (path, wanted) in wanted {
-        assert!(*wanted == got[path], "{}:\n{wanted:?}\n{:?}", path.display(), got[path]);
+        assert_eq!(wanted.brief(&got[path]), got[path].brief(wanted), "{}", path.display());
+        assert!(wanted.data == got[path].data, "the data of {}", path.display());
     }
 }
 

@@ -27,8 +27,16 @@ pub(crate) struct Facts {
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     target: Option<Vec<u8>>,
     pub(crate) data: Option<Vec<u8>>,
-    /// Where there is data and not a hole.
-    parts: Vec<(u64, u64)>,
+    /// Where there is data and not a hole, if that can be told.
+    parts: Option<Vec<(u64, u64)>>,
+}
+
+impl Facts {
+    /// What can be compared with another file, but for the data, which is long.
+    pub(crate) fn brief(&self, other: &Self) -> Self {
+        let parts = if other.parts.is_some() { self.parts.clone() } else { None };
+        Self { data: None, parts, ..self.clone() }
+    }
 }
 
 /// Reads a tree without changing its access times, those of symlinks apart.
@@ -68,7 +76,7 @@ fn gather(root: &Path, path: &Path, fd: OwnedFd, found: &mut BTreeMap<PathBuf, (
 
 fn one(root: &Path, path: &Path, at: BorrowedFd<'_>, name: &CStr, stat: &Statx) -> Facts {
     let kind = FileType::from_raw_mode(stat.stx_mode.into());
-    let (mut data, mut parts) = (None, Vec::new());
+    let (mut data, mut parts) = (None, None);
     if kind.is_file() {
         let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(openat(at, name, flags, Mode::empty()).unwrap());
@@ -85,7 +93,7 @@ fn one(root: &Path, path: &Path, at: BorrowedFd<'_>, name: &CStr, stat: &Statx) 
     Facts {
         mode: stat.stx_mode,
         owner: (stat.stx_uid, stat.stx_gid),
-        links: stat.stx_nlink,
+        links: if kind.is_dir() { 0 } else { stat.stx_nlink }, // of a directory each filesystem counts its own way
         first: PathBuf::new(),
         device: (stat.stx_rdev_major, stat.stx_rdev_minor),
         times: [time(stat.stx_atime), time(stat.stx_mtime)],
@@ -96,14 +104,18 @@ fn one(root: &Path, path: &Path, at: BorrowedFd<'_>, name: &CStr, stat: &Statx) 
     }
 }
 
-fn data_parts(file: &File, size: u64) -> Vec<(u64, u64)> {
+fn data_parts(file: &File, size: u64) -> Option<Vec<(u64, u64)>> {
+    const XFS: i64 = 0x5846_5342;
+    if size < 1 << 30 && rustix::fs::fstatfs(file).unwrap().f_type == XFS {
+        return None; // it makes room behind what is written, and shows it as data or not as it likes
+    }
     let (mut at, mut parts) = (0, Vec::new());
     while at < size {
         let Ok(start) = seek(file, SeekFrom::Data(at)) else { break };
         at = seek(file, SeekFrom::Hole(start)).unwrap();
         parts.push((start, at));
     }
-    parts
+    Some(parts)
 }
 
 fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
@@ -254,14 +266,14 @@ pub(crate) const ODD: &[Odd] = &[
         link("..", &root.join("up"));
         link(".", &root.join("here"));
         link("no/such/thing", &root.join("dangling"));
-        link("x".repeat(4000), &root.join("long"));
+        link("x".repeat(1000), &root.join("long"));
         lchown(root.join("up"), Some(1000), Some(1001)).unwrap();
     }),
     ("nodes", |root| {
         node(&root.join("fifo"), FileType::Fifo, 0o666, (0, 0));
         node(&root.join("whiteout"), FileType::CharacterDevice, 0, (0, 0));
         node(&root.join("null"), FileType::CharacterDevice, 0o666, (1, 3));
-        node(&root.join("big"), FileType::BlockDevice, 0o660, (259, 1_048_575));
+        node(&root.join("big"), FileType::BlockDevice, 0o660, (259, 262_143));
         drop(UnixListener::bind(root.join("socket")).unwrap());
         for (at, name) in ["fifo", "null", "big", "socket"].into_iter().enumerate() {
             chown(root.join(name), Some(1000), Some(6)).unwrap();

@@ -3,8 +3,8 @@
 //!
 //! What the destination cannot keep: an ACL is an error, since without it the mode's group bits, which then were
 //! the ACL's mask, would open the file to more people than before. Any other attribute is dropped and counted, as
-//! `cp -a` drops it without a word. `system.` attributes other than ACLs are views that a filesystem makes of what
-//! it stores elsewhere; they are not copied.
+//! `cp -a` drops it without a word. `system.` attributes other than ACLs, and a few more, are views that a
+//! filesystem makes of what it stores elsewhere; they are not copied.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -128,7 +128,7 @@ impl Attributes {
         let mut rest = &names[..length];
         while let Ok(name) = CStr::from_bytes_until_nul(rest) {
             rest = &rest[name.count_bytes() + 1..];
-            if name.to_bytes().starts_with(b"system.") && !ACLS.contains(&name) {
+            if is_view(name) {
                 continue;
             }
             let shown = || name.to_string_lossy().into_owned();
@@ -146,6 +146,13 @@ impl Attributes {
         }
         Ok(())
     }
+}
+
+/// Whether the filesystem makes this attribute of what it stores elsewhere. XFS shows each ACL a second time: laid
+/// down on another filesystem as an attribute of its own, that would come back as an ACL long out of date.
+fn is_view(name: &CStr) -> bool {
+    let system = name.to_bytes().starts_with(b"system.") && !ACLS.contains(&name);
+    system || name == c"trusted.SGI_ACL_FILE" || name == c"trusted.SGI_ACL_DEFAULT"
 }
 
 /// Whether the destination does not know, or does not allow, an attribute of this name. What a security module of
