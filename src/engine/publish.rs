@@ -62,7 +62,10 @@ impl Engine {
     /// `InUse` while a process of this host holds it; `Conflict` when what is mounted there is not this volume;
     /// `NotFound` when nothing is there and no volume could have this id.
     pub fn unpublish(&self, id: &str, target: &Path) -> Result<()> {
-        let id = id.parse().ok().or_else(|| self.find_ephemeral(id)).ok_or(id);
+        let (id, is_of_pod) = match id.parse() {
+            Ok(parsed) => (Ok(parsed), false),
+            Err(_) => (self.find_ephemeral(id)?.ok_or(id), true),
+        };
         let name = match &id {
             Ok(VolumeId { name, .. }) => name.clone(),
             Err(raw) => Name::of(raw),
@@ -70,7 +73,7 @@ impl Engine {
         let held = self.locks.take(format!("volume {name}"))?;
         let held_target = self.lock_target(target)?;
         match mount::mounted_at(target).context(|| format!("unpublish volume {name}"))? {
-            None if id.is_err() && !target.exists() => {
+            None if id.as_ref().is_err_and(|raw| !is_of_a_pod(raw)) && !target.exists() => {
                 let text = format!("no volume can have this id, and nothing is at {}", target.display());
                 return Err(Error::new(Kind::NotFound, text));
             }
@@ -87,7 +90,11 @@ impl Engine {
         }
         mount::remove_target(target)?;
         drop((held, held_target));
-        id.map_or(Ok(()), |id| self.delete_if_ephemeral(&id))
+        match id {
+            Ok(id) if is_of_pod => self.delete(&id),
+            Ok(id) => self.delete_if_ephemeral(&id),
+            Err(_) => Ok(()),
+        }
     }
 
     fn delete_if_ephemeral(&self, id: &VolumeId) -> Result<()> {
@@ -99,15 +106,16 @@ impl Engine {
     }
 
     /// The volume that was made for an inline volume of this id.
-    fn find_ephemeral(&self, id: &str) -> Option<VolumeId> {
+    fn find_ephemeral(&self, id: &str) -> Result<Option<VolumeId>> {
         let name = Name::of(id);
-        let ids = self.pools.iter().filter_map(Pool::opened).map(|pool| {
-            let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
-            (pool, id)
-        });
-        let mut ours = ids
-            .filter(|(pool, id)| matches!(pool.store.volume(&id.name), Ok(Some(volume)) if volume.ephemeral));
-        ours.next().map(|(_, id)| id)
+        for pool in self.pools.iter().filter_map(Pool::opened) {
+            // One that cannot be read now is asked for again: nobody else would ever delete it.
+            let found = pool.store.volume(&name).context(|| format!("unpublish volume {name}"))?;
+            if found.is_some_and(|volume| volume.ephemeral) {
+                return Ok(Some(VolumeId { pool: pool.settings.name.clone(), name }));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a volume is published at a path.
@@ -137,6 +145,13 @@ impl Engine {
         self.find_published(&pool, id, path)?;
         self.expand(id, range)
     }
+}
+
+/// Whether kubelet made this id, for a volume that goes with its pod: `csi-` and a digest. Such a volume that is gone was
+/// taken away by a former call whose answer got lost, and kubelet asks again until it is told so.
+fn is_of_a_pod(id: &str) -> bool {
+    let digest = id.strip_prefix("csi-").unwrap_or_default();
+    digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn data_of(pool: &OpenPool, id: &VolumeId) -> Result<OwnedFd> {
