@@ -39,7 +39,7 @@ enum Command {
 #[derive(Debug, Args)]
 pub struct Serve {
     /// A pool: its name and an existing directory. May be given several times, or once with commas; the one
-    /// named "default", or else the first, is for volumes that name none. Pools with more settings stand in the file of --config
+    /// named "default", or else the first, is used where none is asked for. Pools with more settings stand in the file of --config
     #[arg(long = "pool", value_name = "NAME=DIR", env = "ORLOP_POOL", value_delimiter = ',')]
     pub pools: Vec<PoolFlag>,
 
@@ -63,7 +63,7 @@ pub struct Serve {
     #[arg(long, value_name = "NAME", env = "ORLOP_NODE_ID")]
     pub node_id: Option<String>,
 
-    /// A TOML file of pools ([[pool]]) and of tuning ([tuning])
+    /// A TOML file of pools, each a `[[pool]]`, and of tuning, `[tuning]`
     #[arg(long, value_name = "FILE", env = "ORLOP_CONFIG")]
     pub config: Option<PathBuf>,
 
@@ -71,7 +71,7 @@ pub struct Serve {
     #[arg(long, value_name = "ADDRESS", env = "ORLOP_HTTP")]
     pub http: Option<String>,
 
-    /// Socket to register the driver with kubelet on, in kubelet's folder: unix:///registration/NAME-reg.sock.
+    /// Socket to register the driver with kubelet on, in kubelet's folder: unix:///registration/NAME@reg.sock.
     /// It stands in for node-driver-registrar
     #[arg(long, value_name = "SOCKET", env = "ORLOP_KUBELET_REGISTRATION", requires = "kubelet_csi_path")]
     pub kubelet_registration: Option<String>,

@@ -1,6 +1,6 @@
 //! The CSI door: Identity, Controller and Node on one unix socket.
 //!
-//! A handler parses its message into a typed request, runs one engine call, and answers. [`Driver::run`] is the only
+//! A handler parses its message into a typed request, runs one engine call, and answers. `Driver::run` is the only
 //! bridge from async to sync.
 
 mod access;
@@ -34,7 +34,7 @@ use crate::metrics::Metrics;
 use crate::telemetry::Rpcs;
 
 pub use probe::probe;
-pub use registration::{Registration, register};
+pub use registration::{Registration, check as check_registration, register};
 
 /// The messages and services of `proto/csi/v1/csi.proto`, as tonic made them.
 pub mod proto {
@@ -104,16 +104,14 @@ pub struct Driver {
     engine: Arc<Engine>,
     health: Arc<Health>,
     calls: Arc<Semaphore>,
-    /// An instance without pools answers for the driver, not for volumes.
-    serves: bool,
 }
 
 impl Driver {
     /// A driver in front of an engine.
     #[must_use]
     pub fn new(identity: Identity, engine: Arc<Engine>, health: Arc<Health>) -> Self {
-        let (serves, calls) = (!health.last().is_empty(), Semaphore::new(CALLS_AT_ONCE));
-        Self { identity: Arc::new(identity), engine, health, calls: Arc::new(calls), serves }
+        let calls = Arc::new(Semaphore::new(CALLS_AT_ONCE));
+        Self { identity: Arc::new(identity), engine, health, calls }
     }
 
     /// Runs one engine call on a thread of its own.
@@ -124,10 +122,8 @@ impl Driver {
         &self,
         work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        if !self.serves {
-            let text = "this instance of the driver holds no volumes; it is there for csi-resizer alone. Volumes grow \
-                        on their node, and the VolumeAttributesClass of a volume is set when it is made";
-            return Err(Error::new(Kind::Unsupported, text));
+        if !self.engine.has_pools() {
+            return Err(nothing_served());
         }
         let permit = Arc::clone(&self.calls)
             .acquire_owned()
@@ -172,6 +168,13 @@ impl Driver {
             .await
             .map_err(|failed| Error::caused(Kind::Unavailable, "serve CSI", failed))
     }
+}
+
+/// An instance without pools answers for the driver, not for volumes.
+fn nothing_served() -> Error {
+    let text = "this instance of the driver holds no volumes; it is there for csi-resizer alone. Volumes grow on their \
+                node, and the VolumeAttributesClass of a volume is set when it is made";
+    Error::new(Kind::Unsupported, text)
 }
 
 fn text_of(panic: &(dyn Any + Send)) -> &str {

@@ -71,6 +71,12 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Whether there is any pool in the settings, available or not.
+    #[must_use]
+    pub fn has_pools(&self) -> bool {
+        !self.pools.is_empty()
+    }
+
     fn open_pool(&self, pool: &Pool) -> Result<Arc<OpenPool>> {
         pool.get(|opened, trashed| self.reaper.add(opened, trashed))
     }
@@ -81,6 +87,19 @@ impl Engine {
             Some(pool) => self.open_pool(pool),
             None => Err(Error::new(Kind::NotFound, format!("there is no pool {name} here"))),
         }
+    }
+
+    /// The pool of what is to be deleted. Where it is not in the settings, "it is gone" would be a lie: the data may
+    /// still lie there, and nobody would come back for it.
+    fn pool_to_delete_from(&self, id: &VolumeId) -> Result<Arc<OpenPool>> {
+        if self.pools.iter().any(|pool| pool.settings().name == id.pool) {
+            return self.pool(&id.pool);
+        }
+        let text = format!(
+            "delete {id}: pool {} is not in the settings of this instance: add it, try again",
+            id.pool
+        );
+        Err(Error::new(Kind::Unavailable, text))
     }
 
     fn lock_volume(&self, id: &VolumeId) -> Result<Held> {
@@ -138,11 +157,8 @@ impl Engine {
     pub fn delete(&self, id: &VolumeId) -> Result<()> {
         let _held = self.lock_volume(id)?;
         self.jobs.cancel(&Making::Volume(id.clone()), self.tuning.lock_wait)?;
-        match self.pool(&id.pool) {
-            Ok(pool) => self.delete_locked(&pool, id),
-            Err(error) if error.kind() == Kind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
+        let pool = self.pool_to_delete_from(id)?;
+        self.delete_locked(&pool, id)
     }
 
     fn delete_locked(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<()> {

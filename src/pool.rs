@@ -232,6 +232,11 @@ fn check_marker(marker: Marker, settings: &PoolSettings) -> Result<Marker> {
         let text = format!("{MARKER} has schema {}: a newer orlop made this pool", marker.schema);
         return Err(Error::new(Kind::Unavailable, text));
     }
+    if marker.name != settings.name {
+        // The ids of its volumes begin with its name.
+        let text = format!("this is pool {:?}; give it this name in the settings", marker.name.as_str());
+        return Err(Error::new(Kind::Unavailable, text));
+    }
     match &settings.uuid {
         Some(uuid) if *uuid != marker.uuid => Err(Error::new(
             Kind::Unavailable,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::cli::Serve;
-use crate::csi::{Identity, Registration};
+use crate::csi::{self, Identity, Registration};
 use crate::engine::request::{PoolSettings, Tuning};
 use crate::error::{Context, Error, Kind, Result};
 use crate::http::Address;
@@ -55,9 +55,9 @@ struct Pool {
     mounted: bool,
     /// The UUID that the pool's marker must have.
     uuid: Option<String>,
-    /// How many times the filesystem's size may be promised; 1: once.
-    #[serde(default = "once")]
-    overcommit: f64,
+    /// How many times the filesystem's size may be promised.
+    #[serde(default)]
+    overcommit: Overcommit,
     /// Bytes that are never promised, as `10Gi`.
     #[serde(default)]
     reserve: Bytes,
@@ -77,15 +77,26 @@ struct Tunes {
     usage_age: Option<Span>,
 }
 
-fn once() -> f64 {
-    1.0
+/// A ratio such as 1.5, kept in percent.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "f64")]
+struct Overcommit(u32);
+
+impl Default for Overcommit {
+    fn default() -> Self {
+        Self(100)
+    }
 }
 
-/// A factor in percent, from 0.01 to 1000.
-fn percent(factor: f64) -> Option<u32> {
-    // Text on the way: there is no checked conversion from a float.
-    let percent = format!("{:.0}", factor * 100.0).parse().ok()?;
-    (1..=100_000).contains(&percent).then_some(percent)
+impl TryFrom<f64> for Overcommit {
+    type Error = Error;
+
+    fn try_from(ratio: f64) -> Result<Self> {
+        // Text on the way: there is no checked conversion from a float.
+        let percent =
+            format!("{:.0}", ratio * 100.0).parse().ok().filter(|percent| (1..=100_000).contains(percent));
+        percent.map(Self).ok_or_else(|| invalid(format!("overcommit {ratio} is not between 0 and 1000")))
+    }
 }
 
 impl TryFrom<Serve> for Settings {
@@ -112,7 +123,9 @@ impl TryFrom<Serve> for Settings {
             (false, true) => return Err(invalid("--no-pools contradicts the pools that are given")),
             (true, true) | (false, false) => {}
         }
-        let identity = Identity { driver, node, controller_expand: flags.controller_expand };
+        // A resizer in front of an instance without volumes must leave the growing to the nodes.
+        let controller_expand = flags.controller_expand && !flags.no_pools;
+        let identity = Identity { driver, node, controller_expand };
         Ok(Self { identity, pools, tuning: tuning(file.tuning)?, csi, http, registration })
     }
 }
@@ -136,7 +149,14 @@ fn pools(flags: &[crate::cli::PoolFlag], file: Vec<Pool>) -> Result<Vec<PoolSett
         overcommit_percent: 100,
         reserve: 0,
     });
-    let of_file = file.into_iter().map(checked).collect::<Result<Vec<_>>>()?;
+    let of_file = file.into_iter().map(|pool| PoolSettings {
+        name: pool.name,
+        path: pool.path,
+        mounted: pool.mounted,
+        uuid: pool.uuid,
+        overcommit_percent: pool.overcommit.0,
+        reserve: pool.reserve.0,
+    });
     let pools: Vec<_> = of_flags.chain(of_file).collect();
     let (mut names, mut paths) = (HashSet::new(), HashSet::new());
     for pool in &pools {
@@ -151,20 +171,6 @@ fn pools(flags: &[crate::cli::PoolFlag], file: Vec<Pool>) -> Result<Vec<PoolSett
         }
     }
     Ok(pools)
-}
-
-fn checked(pool: Pool) -> Result<PoolSettings> {
-    let overcommit_percent = percent(pool.overcommit).ok_or_else(|| {
-        invalid(format!("pool {}: overcommit {} is not between 0.01 and 1000", pool.name, pool.overcommit))
-    })?;
-    Ok(PoolSettings {
-        name: pool.name,
-        path: pool.path,
-        mounted: pool.mounted,
-        uuid: pool.uuid,
-        overcommit_percent,
-        reserve: pool.reserve.0,
-    })
 }
 
 fn tuning(tunes: Tunes) -> Result<Tuning> {
@@ -211,6 +217,7 @@ fn node(text: String) -> Result<String> {
 fn registration(flags: &Serve, driver: &str) -> Result<Option<Registration>> {
     let Some(text) = &flags.kubelet_registration else { return Ok(None) };
     let socket = socket::path(text).context(|| "--kubelet-registration")?;
+    csi::check_registration(&socket).context(|| "--kubelet-registration")?;
     let endpoint = flags.kubelet_csi_path.clone().filter(|path| path.is_absolute());
     let endpoint =
         endpoint.ok_or_else(|| invalid("--kubelet-csi-path is needed: the CSI socket's path on the host"))?;
@@ -260,12 +267,16 @@ mod tests {
             (format!("{base} --pool a=/x --driver Dir.dev"), "--driver"),
             ("--pool a=/x --csi /c.sock --node-id n/1".to_owned(), "--node-id"),
             (
-                format!("{base} --pool a=/x --kubelet-registration /r.sock --kubelet-csi-path c"),
+                format!("{base} --pool a=/x --kubelet-registration /d@reg.sock --kubelet-csi-path c"),
                 "--kubelet-csi-path",
             ),
             (
                 format!("{base} --pool a=/x --kubelet-registration r --kubelet-csi-path /c"),
                 "--kubelet-registration",
+            ),
+            (
+                format!("{base} --pool a=/x --kubelet-registration /a@b/reg.sock --kubelet-csi-path /c"),
+                "must have an @",
             ),
         ];
         for (words, expected) in cases {
@@ -302,6 +313,7 @@ mod tests {
             (format!("{pool}colour = \"red\"\n"), "colour"),
             (format!("{pool}reserve = \"much\"\n"), "much"),
             (format!("{pool}overcommit = 0\n"), "overcommit"),
+            (format!("{pool}overcommit = 1e9\n"), "overcommit"),
             ("[[pool]]\nname = \"a\"\npath = \"rel\"\n".to_owned(), "not absolute"),
             (format!("{pool}[tuning]\ncopies = 0\n"), "copies"),
             (format!("pools = 1\n{pool}"), "pools"),

@@ -3,19 +3,24 @@
 //! Everything is opened relative to the folder's descriptor, by names that [`crate::volume::Name`] has checked, and
 //! never through a link or across a mount.
 
+mod draft;
+mod file;
+
 use std::ffi::CStr;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{DATA, Name, Snapshot, Timestamp, Volume};
+pub use draft::Draft;
+pub use file::replace_file;
+use file::{RECORD_MAX, write_file};
 
 /// Never out of the folder, through a link or across a mount.
 const INSIDE: ResolveFlags = ResolveFlags::BENEATH
@@ -25,9 +30,6 @@ const INSIDE: ResolveFlags = ResolveFlags::BENEATH
 
 /// Only root may look into what is not a volume's data.
 const PRIVATE: Mode = Mode::RWXU;
-
-/// A record is a few hundred bytes; one that is larger is not ours.
-const RECORD_MAX: u64 = 64 << 10;
 
 /// Where finished objects of one sort stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -304,72 +306,6 @@ impl Store {
     }
 }
 
-/// A folder in `work/`: whole or not, nobody sees it until it is settled. Dropped before, it goes.
-#[derive(Debug)]
-pub struct Draft<'s> {
-    store: &'s Store,
-    folder: String,
-    dir: OwnedFd,
-    settled: bool,
-}
-
-impl Draft<'_> {
-    /// The draft's folder.
-    #[must_use]
-    pub fn dir(&self) -> BorrowedFd<'_> {
-        self.dir.as_fd()
-    }
-
-    /// The data folder that the backend has made in it.
-    ///
-    /// # Errors
-    /// What the filesystem says.
-    pub fn data(&self) -> Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        fs::openat2(&self.dir, DATA, flags, Mode::empty(), INSIDE).context(|| "open the new data folder")
-    }
-
-    /// Writes the record and gives the draft its place: when this returns the object exists, also after a power cut.
-    ///
-    /// # Errors
-    /// `Conflict` when the place is taken; else what the filesystem says. Nothing is visible then.
-    pub fn settle<T: Serialize>(mut self, shelf: Shelf, name: &Name, record: &T) -> Result<()> {
-        write_file(self.dir(), shelf.record(), record).context(|| format!("write {}", shelf.record()))?;
-        fs::fsync(&self.dir).context(|| format!("sync work/{}", self.folder))?;
-        let place = self.store.shelf(shelf);
-        match fs::renameat_with(&self.store.work, &self.folder, place, name.as_str(), RenameFlags::NOREPLACE)
-        {
-            Err(Errno::EXIST) => {
-                let text = format!("{}/{name} is there already", shelf.folder());
-                return Err(Error::new(Kind::Conflict, text));
-            }
-            result => result.context(|| format!("move work/{} to {}/{name}", self.folder, shelf.folder()))?,
-        }
-        self.settled = true;
-        // It stands, but perhaps not after a power cut: take it back, so that the caller's retry starts afresh.
-        fs::fsync(place).context(|| format!("sync {}", shelf.folder())).inspect_err(|_| {
-            self.store.drop_entry(place, name.as_str(), name.as_str());
-        })
-    }
-}
-
-impl Drop for Draft<'_> {
-    fn drop(&mut self) {
-        if self.settled {
-            return;
-        }
-        for shelf in [Shelf::Volumes, Shelf::Snapshots] {
-            let _ = fs::unlinkat(&self.dir, shelf.record(), AtFlags::empty());
-        }
-        let _ = fs::unlinkat(&self.dir, DATA, AtFlags::REMOVEDIR);
-        let removed = fs::unlinkat(&self.store.work, &self.folder, AtFlags::REMOVEDIR);
-        if removed.is_err() {
-            // A copy that broke off: the reaper removes it; if even this fails, the sweep of the next start does.
-            self.store.drop_entry(self.store.work.as_fd(), &self.folder, "work");
-        }
-    }
-}
-
 /// Opens a private folder below `parent`, and makes it first when it is missing.
 fn open_or_make(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     match fs::mkdirat(parent, name, PRIVATE) {
@@ -378,41 +314,6 @@ fn open_or_make(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     fs::openat2(parent, name, flags, Mode::empty(), INSIDE).context(|| format!("open {name}/"))
-}
-
-/// Writes `value` as JSON to `name` in `dir`: first to a new file, synced, then renamed over the old one.
-///
-/// # Errors
-/// What the filesystem says; an old file then still stands.
-pub fn replace_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
-    let new = format!("{name}.new");
-    let _ = fs::unlinkat(dir, &new, AtFlags::empty());
-    let written = write_file(dir, &new, value)
-        .and_then(|()| fs::renameat(dir, &new, dir, name).context(|| format!("rename {new} to {name}")));
-    if written.is_err() {
-        let _ = fs::unlinkat(dir, &new, AtFlags::empty());
-    }
-    written?;
-    fs::fsync(dir).context(|| "sync the folder")
-}
-
-fn write_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(value)
-        .map_err(|error| Error::caused(Kind::Internal, format!("put {name} into words"), error))?;
-    bytes.push(b'\n');
-    if bytes.len() as u64 > RECORD_MAX {
-        // Or it could be written and never again be read.
-        let text = format!(
-            "{name} would have {} bytes, more than {RECORD_MAX}: ask with fewer or shorter labels",
-            bytes.len()
-        );
-        return Err(Error::new(Kind::Invalid, text));
-    }
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).context(|| format!("make {name}"))?;
-    let mut file = std::fs::File::from(file);
-    file.write_all(&bytes).context(|| format!("write {name}"))?;
-    file.sync_all().context(|| format!("sync {name}"))
 }
 
 /// Calls `with` for every entry of a folder that is not `.` or `..` and is UTF-8, which all our names are.

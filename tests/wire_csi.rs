@@ -259,7 +259,10 @@ async fn odd_names_become_safe_ids() {
 async fn what_does_not_exist() {
     let server = Server::start(true);
     let mut c = server.controller().await;
-    for id in ["p/none", "fake-vol-id", "../../etc", "p/..", "q/none"] {
+    let unknown = DeleteVolumeRequest { volume_id: "q/none".to_owned(), ..Default::default() };
+    let why = "not in the settings";
+    refused("a pool that may hold it still", c.delete_volume(unknown).await, Code::Unavailable, why);
+    for id in ["p/none", "fake-vol-id", "../../etc", "p/.."] {
         let volume_id = id.to_owned();
         c.delete_volume(DeleteVolumeRequest { volume_id: volume_id.clone(), ..Default::default() })
             .await
@@ -637,7 +640,7 @@ async fn an_instance_without_pools_answers_for_the_driver_only() {
     let get = ControllerGetVolumeRequest { volume_id };
     refused("get", c.controller_get_volume(get).await, Code::InvalidArgument, "no volumes");
     refused("list", c.list_volumes(ListVolumesRequest::default()).await, Code::InvalidArgument, "no volumes");
-    refused("create", c.create_volume(create("v")).await, Code::ResourceExhausted, "no pools");
+    refused("create", c.create_volume(create("v")).await, Code::InvalidArgument, "no volumes");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ impl Backend for Dir {
             Limit::Hard => Err(Error::new(
                 Kind::Unsupported,
                 "limit=hard: this pool keeps plain directories and cannot enforce a size; \
-                 use limit=auto, or a pool with project quotas",
+                 use limit=auto or limit=none",
             )),
         }
     }

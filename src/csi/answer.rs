@@ -56,6 +56,7 @@ pub(super) fn snapshot(found: &Snapshot) -> Option<proto::Snapshot> {
         }),
         ready_to_use: found.ready,
         group_snapshot_id: String::new(),
+        // Belongs to SNAPSHOT_ACCESSIBILITY_CONSTRAINTS, which is not advertised: docs/conformance.md.
         accessible_topology: Vec::new(),
     })
 }

@@ -197,7 +197,9 @@ impl Controller for Driver {
         &self,
         request: Request<proto::CreateSnapshotRequest>,
     ) -> Result<Response<proto::CreateSnapshotResponse>, Status> {
-        let wish = CreateSnapshot::try_from(request.into_inner())?;
+        let request = request.into_inner();
+        self.identity.check(request.accessibility_requirements.as_ref())?;
+        let wish = CreateSnapshot::try_from(request)?;
         let snapshot = self.run(move |engine| engine.create_snapshot(&wish)).await?;
         Ok(Response::new(proto::CreateSnapshotResponse { snapshot: answer::snapshot(&snapshot) }))
     }

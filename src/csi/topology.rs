@@ -33,7 +33,7 @@ impl Identity {
             let named: Vec<_> = asked.requisite.iter().chain(&asked.preferred).take(4).map(shown).collect();
             return Err(Error::new(
                 Kind::NoSpace,
-                format!("this is node {:?}; the volume was asked for at {}", self.node, named.join(" or ")),
+                format!("this is node {:?}, and {} was asked for", self.node, named.join(" or ")),
             ));
         }
         Ok(!asked.requisite.is_empty())

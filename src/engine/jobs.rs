@@ -104,7 +104,7 @@ impl Jobs {
     }
 
     fn work<F: FnOnce(&Job) -> Result<()>>(&self, making: &Making, job: &Job, work: F) {
-        let turn = self.wait_for_turn();
+        let turn = self.wait_for_turn(job);
         let work = std::panic::AssertUnwindSafe(|| work(job));
         let result = std::panic::catch_unwind(work)
             .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the copy panicked; see the log")));
@@ -117,13 +117,24 @@ impl Jobs {
         job.end.notify_all();
     }
 
-    fn wait_for_turn(&self) -> Turn<'_> {
+    /// Waits until another copy may begin, or this one need not.
+    fn wait_for_turn(&self, job: &Job) -> Option<Turn<'_>> {
         let mut turns = self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner);
         while *turns == 0 {
+            if job.progress.is_cancelled() {
+                return None;
+            }
             turns = self.inner.turn.wait(turns).unwrap_or_else(PoisonError::into_inner);
         }
         *turns -= 1;
-        Turn { inner: &self.inner }
+        Some(Turn { inner: &self.inner })
+    }
+
+    fn stop(&self, job: &Job) {
+        job.progress.cancel();
+        // Taken so that the wish is not made between a waiter's look and its wait.
+        drop(self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner));
+        self.inner.turn.notify_all();
     }
 
     /// Waits for a job; `None`: it still runs. An error is told once, and the next retry starts afresh.
@@ -142,7 +153,7 @@ impl Jobs {
     /// `Busy` when it has not ended by then.
     pub fn cancel(&self, making: &Making, wait: Duration) -> Result<()> {
         let Some(job) = self.find(making) else { return Ok(()) };
-        job.progress.cancel();
+        self.stop(&job);
         match self.join(making, &job, wait) {
             Some(_) => Ok(()),
             None => Err(Error::new(Kind::Busy, "the copy that makes it is being stopped: try again")),
@@ -152,7 +163,7 @@ impl Jobs {
     /// Stops all, and waits a little.
     pub fn shutdown(&self, wait: Duration) {
         let all: Vec<_> = self.lock().values().cloned().collect();
-        all.iter().for_each(|job| job.progress.cancel());
+        all.iter().for_each(|job| self.stop(job));
         let deadline = Instant::now() + wait;
         for job in all {
             job.wait(deadline.saturating_duration_since(Instant::now()));

@@ -7,7 +7,7 @@ use super::Engine;
 use super::request::{Publish, Sharing};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::{self, MountInfo};
-use crate::pool::{OpenPool, Pool};
+use crate::pool::OpenPool;
 use crate::store::Shelf;
 use crate::volume::{DATA, Name, SizeRange, Volume, VolumeId};
 
@@ -62,38 +62,23 @@ impl Engine {
     /// `InUse` while a process of this host holds it; `Conflict` when what is mounted there is not this volume;
     /// `NotFound` when nothing is there and no volume could have this id.
     pub fn unpublish(&self, id: &str, target: &Path) -> Result<()> {
-        let (id, is_of_pod) = match id.parse() {
-            Ok(parsed) => (Ok(parsed), false),
-            Err(_) => (self.find_ephemeral(id)?.ok_or(id), true),
-        };
-        let name = match &id {
-            Ok(VolumeId { name, .. }) => name.clone(),
-            Err(raw) => Name::of(raw),
-        };
+        let parsed: Option<VolumeId> = id.parse().ok();
+        let name = parsed.as_ref().map_or_else(|| Name::of(id), |id| id.name.clone());
         let held = self.locks.take(format!("volume {name}"))?;
         let held_target = self.lock_target(target)?;
-        match mount::mounted_at(target).context(|| format!("unpublish volume {name}"))? {
-            None if id.as_ref().is_err_and(|raw| !is_of_a_pod(raw)) && !target.exists() => {
-                let text = format!("no volume can have this id, and nothing is at {}", target.display());
-                return Err(Error::new(Kind::NotFound, text));
-            }
-            Some(there) if !is_root_of(&there.root, &name) => {
-                let text = format!(
-                    "{} is mounted at {}, which is not volume {name}: it is left alone",
-                    there.root.display(),
-                    target.display()
-                );
-                return Err(Error::new(Kind::Conflict, text));
-            }
-            Some(_) => mount::detach(target)?,
-            None => {}
-        }
-        mount::remove_target(target)?;
+        let was_there = take_away(&name, target).context(|| format!("unpublish volume {name}"))?;
         drop((held, held_target));
-        match id {
-            Ok(id) if is_of_pod => self.delete(&id),
-            Ok(id) => self.delete_if_ephemeral(&id),
-            Err(_) => Ok(()),
+        let is_of_pod = parsed.is_none();
+        match parsed.map_or_else(|| self.find_ephemeral(id), |id| Ok(Some(id)))? {
+            // Known to be ephemeral when its id named no pool, and then nobody else would ever delete it.
+            Some(id) if is_of_pod => self.delete(&id),
+            Some(id) => self.delete_if_ephemeral(&id),
+            // kubelet never gives up on NOT_FOUND, so it is not said of what may have been ours until just now.
+            None if was_there || is_inline(id) => Ok(()),
+            None => {
+                let text = format!("no volume can have this id, and nothing is at {}", target.display());
+                Err(Error::new(Kind::NotFound, text))
+            }
         }
     }
 
@@ -105,14 +90,23 @@ impl Engine {
         }
     }
 
-    /// The volume that was made for an inline volume of this id.
+    /// The volume that was made for an inline volume of this id, which names no pool.
     fn find_ephemeral(&self, id: &str) -> Result<Option<VolumeId>> {
         let name = Name::of(id);
-        for pool in self.pools.iter().filter_map(Pool::opened) {
-            // One that cannot be read now is asked for again: nobody else would ever delete it.
-            let found = pool.store.volume(&name).context(|| format!("unpublish volume {name}"))?;
+        for pool in &self.pools {
+            let pool = match self.open_pool(pool) {
+                // Nobody would come back for a volume that is left there.
+                Err(error) if is_inline(id) => {
+                    return Err(error).context(|| format!("look for inline volume {id}"));
+                }
+                Err(_) => continue,
+                Ok(pool) => pool,
+            };
+            let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
+            let found =
+                pool.store.volume(&id.name).context(|| format!("look for inline volume {}", id.name))?;
             if found.is_some_and(|volume| volume.ephemeral) {
-                return Ok(Some(VolumeId { pool: pool.settings.name.clone(), name }));
+                return Ok(Some(id));
             }
         }
         Ok(None)
@@ -147,13 +141,6 @@ impl Engine {
     }
 }
 
-/// Whether kubelet made this id, for a volume that goes with its pod: `csi-` and a digest. Such a volume that is gone was
-/// taken away by a former call whose answer got lost, and kubelet asks again until it is told so.
-fn is_of_a_pod(id: &str) -> bool {
-    let digest = id.strip_prefix("csi-").unwrap_or_default();
-    digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
 fn data_of(pool: &OpenPool, id: &VolumeId) -> Result<OwnedFd> {
     let data = pool.store.data(Shelf::Volumes, &id.name)?;
     data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} does not exist")))
@@ -166,6 +153,27 @@ fn refuse_second_target(id: &VolumeId, data: BorrowedFd<'_>) -> Result<()> {
         other.display()
     );
     Err(Error::new(Kind::InUse, text))
+}
+
+/// Unmounts a volume of this name from a path and removes the folder there; says whether there was any.
+fn take_away(name: &Name, target: &Path) -> Result<bool> {
+    let mounted = mount::mounted_at(target)?;
+    if let Some(there) = &mounted {
+        if !is_root_of(&there.root, name) {
+            let (root, at) = (there.root.display(), target.display());
+            let text = format!("{root} is mounted at {at}, which is not volume {name}: it is left alone");
+            return Err(Error::new(Kind::Conflict, text));
+        }
+        mount::detach(target)?;
+    }
+    let was_there = mounted.is_some() || target.exists();
+    mount::remove_target(target).map(|()| was_there)
+}
+
+/// Whether an id is one that kubelet makes for a pod's inline volume: `csi-` and a SHA-256.
+fn is_inline(id: &str) -> bool {
+    id.strip_prefix("csi-")
+        .is_some_and(|digest| digest.len() == 64 && digest.bytes().all(|c| c.is_ascii_hexdigit()))
 }
 
 /// Whether a mount's root is the data of the volume of this name, also when that is in the trash by now.

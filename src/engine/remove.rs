@@ -42,7 +42,7 @@ pub fn remove_tree(parent: BorrowedFd<'_>, name: &str, stop: &AtomicBool) -> Res
         Remover { reopen: Reopen::new()?, stop, removed: Removed::default(), came_up: false, futile: 0 };
     let top = Entry { name: top, kind: FileType::Unknown };
     loop {
-        match remover.take(parent, &top, false).context(failed)? {
+        match remover.take(parent, &top).context(failed)? {
             Taken::Gone => return Ok(remover.removed),
             Taken::Full(folder) => remover.clear(folder.as_fd()).context(failed)?,
         }
@@ -79,9 +79,7 @@ impl Remover<'_> {
                 trail.pop();
                 continue;
             };
-            if let Taken::Full(folder) =
-                self.take(walk.here(), &entry, true).context(|| trail.at(&entry.name))?
-            {
+            if let Taken::Full(folder) = self.take(walk.here(), &entry).context(|| trail.at(&entry.name))? {
                 trail.push(&entry.name);
                 walk.put_back(entry);
                 walk.enter(folder).context(|| trail.here())?;
@@ -89,14 +87,14 @@ impl Remover<'_> {
         }
     }
 
-    /// Removes one entry. `ours`: the directory may be changed so that it can be.
-    fn take(&mut self, at: BorrowedFd<'_>, entry: &Entry, ours: bool) -> Result<Taken> {
+    /// Removes one entry.
+    fn take(&mut self, at: BorrowedFd<'_>, entry: &Entry) -> Result<Taken> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(stopped());
         }
         let name = &entry.name;
         let mut result = self.unlink(at, name, entry.kind);
-        if matches!(result, Err(Errno::PERM)) && self.unlock(at, name, ours) {
+        if matches!(result, Err(Errno::PERM)) && self.unlock(at, name) {
             result = self.unlink(at, name, entry.kind);
         }
         match result {
@@ -159,20 +157,19 @@ impl Remover<'_> {
         Ok(())
     }
 
-    /// Clears the flags that forbid changes, from the entry and, if it is ours, from its directory; true if there
-    /// were any.
-    fn unlock(&self, at: BorrowedFd<'_>, name: &CStr, ours: bool) -> bool {
-        let directory = ours && clear_flags(at);
-        let Ok(pinned) = pin(at, name) else { return directory };
+    /// Clears the flags that forbid changes; true if there were any. Those of the directory need no thought: it was
+    /// an entry itself before it was entered.
+    fn unlock(&self, at: BorrowedFd<'_>, name: &CStr) -> bool {
+        let Ok(pinned) = pin(at, name) else { return false };
         let kind = look(pinned.as_fd()).map_or(FileType::Unknown, |stat| kind_of(&stat));
         let open = if kind.is_dir() {
             open_directory(pinned.as_fd(), c".")
         } else if kind.is_file() {
             self.reopen.for_reading(pinned.as_fd())
         } else {
-            return directory; // what cannot be opened cannot have got such flags
+            return false; // what cannot be opened cannot have got such flags
         };
-        open.is_ok_and(|file| clear_flags(file.as_fd())) || directory
+        open.is_ok_and(|file| clear_flags(file.as_fd()))
     }
 
     fn open(&mut self, at: BorrowedFd<'_>, name: &CStr) -> Result<Taken> {

@@ -113,10 +113,7 @@ impl Engine {
     pub fn delete_snapshot(&self, id: &VolumeId) -> Result<()> {
         let _held = self.locks.take(format!("snapshot {}", id.name))?;
         self.jobs.cancel(&Making::Snapshot(id.clone()), self.tuning.lock_wait)?;
-        let pool = match self.pool(&id.pool) {
-            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
-            other => other?,
-        };
+        let pool = self.pool_to_delete_from(id)?;
         if pool.store.snapshot(&id.name)?.is_none() {
             return Ok(());
         }

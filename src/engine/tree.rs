@@ -23,11 +23,9 @@ use crate::error::{Context, Error, Kind, Result};
 pub(super) const WINDOW: usize = 8;
 const BATCH: usize = 32 << 10;
 
-const DOWN: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
-const UP: ResolveFlags =
+/// Without `BENEATH`: a name read from a directory has no slash, so there is nothing for it to forbid; and it answers
+/// `EXDEV`, which is to mean a mount and nothing else, also when a rename takes the entry away at that moment.
+const RESOLVE: ResolveFlags =
     ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -45,12 +43,12 @@ pub(super) fn patiently<T>(mut call: impl FnMut() -> Answer<T>) -> Answer<T> {
 
 /// Holds an entry, whatever it is, without opening it: no device is woken, no FIFO waited for, no symlink followed.
 pub(super) fn pin(at: BorrowedFd<'_>, name: &CStr) -> Answer<OwnedFd> {
-    patiently(|| openat2(at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), DOWN))
+    patiently(|| openat2(at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), RESOLVE))
 }
 
 /// Opens a directory for reading; `.` opens a pinned one.
 pub(super) fn open_directory(at: BorrowedFd<'_>, name: &CStr) -> Answer<OwnedFd> {
-    quietly(|flags| patiently(|| openat2(at, name, DIRECTORY | flags, Mode::empty(), DOWN)))
+    quietly(|flags| patiently(|| openat2(at, name, DIRECTORY | flags, Mode::empty(), RESOLVE)))
 }
 
 /// Opens without touching the access time, where that is allowed.
@@ -256,7 +254,7 @@ impl Walk {
     fn climb(&self, level: &Level) -> Result<OwnedFd> {
         let moved = || Error::new(Kind::Busy, "the directory was moved meanwhile");
         let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
-        let up = |more| patiently(|| openat2(self.here(), c"..", flags | more, Mode::empty(), UP));
+        let up = |more| patiently(|| openat2(self.here(), c"..", flags | more, Mode::empty(), RESOLVE));
         let fd = match quietly(up) {
             Err(Errno::NOENT | Errno::XDEV) => return Err(moved()),
             fd => fd.context(|| "go back up")?,

@@ -1,5 +1,5 @@
 # What brings nodes to life and ends them. Sourced by up, down and node.
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2034,SC2154
 
 # One network for the host and the nodes: a bridge, eth0 of the first node. orlop-N has the address N + 1.
 network=10.243.0 host_ip=10.243.0.1 api_ip=10.243.0.2
@@ -105,12 +105,15 @@ make_cgroups() { # node
     for root in $(cgroup_roots); do make_cgroup "$root" "orlop/$1"; done
 }
 
+# A process that was killed counts for a moment longer.
 remove_cgroups() { # path
     local root
     for root in $(cgroup_roots); do
-        [[ ! -d $root/$1 ]] || find "$root/$1" -depth -type d -exec rmdir {} +
+        if [[ -d $root/$1 ]]; then wait_for 20 "the end of the cgroup $root/$1" remove_tree "$root/$1"; fi
     done
 }
+
+remove_tree() { find "$1" -depth -type d -exec rmdir {} +; }
 
 # --- life ---
 

@@ -40,6 +40,7 @@ make_cluster_state() {
         -keyout "$state/pki/ca.key" -out "$state/pki/ca.crt" 2>/dev/null
     openssl ecparam -genkey -name prime256v1 -noout -out "$state/pki/sa.key"
     openssl ec -in "$state/pki/sa.key" -pubout -out "$state/pki/sa.pub" 2>/dev/null
+    openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:prime256v1 -out "$state/pki/ssh.key"
     cert apiserver /CN=kube-apiserver \
         "subjectAltName = IP:$api_ip, IP:${services%.*}.1, DNS:kubernetes.default.svc"
     client_cert admin /O=system:masters/CN=admin
