@@ -68,7 +68,10 @@ impl Engine {
         let held_target = self.lock_target(target)?;
         let was_there = take_away(&name, target).context(|| format!("unpublish volume {name}"))?;
         drop((held, held_target));
+        let is_of_pod = parsed.is_none();
         match parsed.map_or_else(|| self.find_ephemeral(id), |id| Ok(Some(id)))? {
+            // Known to be ephemeral when its id named no pool, and then nobody else would ever delete it.
+            Some(id) if is_of_pod => self.delete(&id),
             Some(id) => self.delete_if_ephemeral(&id),
             // kubelet never gives up on NOT_FOUND, so it is not said of what may have been ours until just now.
             None if was_there || is_inline(id) => Ok(()),
@@ -100,7 +103,9 @@ impl Engine {
                 Ok(pool) => pool,
             };
             let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
-            if matches!(pool.store.volume(&id.name), Ok(Some(volume)) if volume.ephemeral) {
+            let found =
+                pool.store.volume(&id.name).context(|| format!("look for inline volume {}", id.name))?;
+            if found.is_some_and(|volume| volume.ephemeral) {
                 return Ok(Some(id));
             }
         }
