@@ -101,7 +101,7 @@ fn an_inline_volume_that_cannot_be_had_is_told_why() {
         ("negative", json!({"size": "-1Mi"}), "size"),
         ("words", json!({"size": "$(rm -rf /)"}), "size"),
         ("huge", json!({"size": "16Ei"}), "size"),
-        ("too-much", json!({"size": "1Ei"}), "free"),
+        ("too-much", json!({"size": "1Ei"}), "left to promise"),
         ("path", json!({"pool": "../../etc"}), "../../etc"),
         ("no-pool", json!({"pool": "nvme"}), "there is no pool nvme here"),
         ("unknown", json!({"colour": "red"}), "unknown field `colour`"),
