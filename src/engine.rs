@@ -19,7 +19,7 @@ mod tree;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::{OpenPool, Pool, VolumeEntry};
 use crate::store::{Keep, Shelf};
 use crate::volume::{
@@ -175,7 +175,8 @@ impl Engine {
             ));
         }
         self.refuse_if_used(pool, id)?;
-        let trashed = pool.store.discard(Shelf::Volumes, &id.name, keep(volume.policy))?;
+        let trashed = pool.store.discard(Shelf::Volumes, &id.name, keep(volume.policy));
+        let trashed = trashed.context(|| format!("delete volume {id}"))?;
         pool.index().take_volume(&id.name);
         self.meter.forget(id);
         self.reaper.add(pool, [trashed]);
@@ -184,7 +185,8 @@ impl Engine {
 
     fn refuse_if_used(&self, pool: &OpenPool, id: &VolumeId) -> Result<()> {
         let Some(data) = pool.store.data(Shelf::Volumes, &id.name)? else { return Ok(()) };
-        let users = self.users.of(std::os::fd::AsFd::as_fd(&data))?;
+        let users = self.users.of(std::os::fd::AsFd::as_fd(&data));
+        let users = users.context(|| format!("find who uses volume {id}"))?;
         let Some(first) = users.first() else { return Ok(()) };
         let more = if users.len() > 1 { format!(" and {} more", users.len() - 1) } else { String::new() };
         let text = format!("volume {id} is in use by {first}{more}: stop what uses it first");

@@ -164,7 +164,8 @@ impl Engine {
         };
         let data = pool.store.data(shelf, &source.id().name)?;
         let data = data.ok_or_else(|| Error::new(Kind::Internal, format!("{source} has no data")))?;
-        Ok((reopen(data.as_fd())?, size))
+        let data = reopen(data.as_fd()).context(|| format!("copy {source}"))?;
+        Ok((data, size))
     }
 
     fn join_copy(

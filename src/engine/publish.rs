@@ -25,14 +25,16 @@ impl Engine {
         let _target = self.lock_target(&wish.target)?;
         let pool = self.pool(&wish.id.pool)?;
         let data = data_of(&pool, &wish.id)?;
-        if let Some(there) = mount::mounted_at(&wish.target)? {
-            return self.check_published(wish, &there, data.as_fd());
+        let named = || format!("publish volume {}", wish.id);
+        if let Some(there) = mount::mounted_at(&wish.target).context(named)? {
+            return self.check_published(wish, &there, data.as_fd()).context(named);
         }
         if wish.sharing == Sharing::OneTarget {
-            refuse_second_target(&wish.id, data.as_fd())?;
+            refuse_second_target(&wish.id, data.as_fd()).context(named)?;
         }
-        let target = mount::open_target(&wish.target)?;
+        let target = mount::open_target(&wish.target).context(named)?;
         mount::attach(data.as_fd(), target.as_fd(), wish.flags)
+            .context(|| format!("publish volume {} at {}", wish.id, wish.target.display()))
     }
 
     fn check_published(&self, wish: &Publish, there: &MountInfo, data: BorrowedFd<'_>) -> Result<()> {
@@ -64,7 +66,7 @@ impl Engine {
         let name = parsed.as_ref().map_or_else(|| Name::of(id), |id| id.name.clone());
         let held = self.locks.take(format!("volume {name}"))?;
         let held_target = self.lock_target(target)?;
-        let was_there = take_away(&name, target)?;
+        let was_there = take_away(&name, target).context(|| format!("unpublish volume {name}"))?;
         drop((held, held_target));
         match parsed.map_or_else(|| self.find_ephemeral(id), |id| Ok(Some(id)))? {
             Some(id) => self.delete_if_ephemeral(&id),

@@ -45,7 +45,7 @@ impl Engine {
         let data = pool.store.data(Shelf::Volumes, &volume.id.name)?;
         let data =
             data.ok_or_else(|| Error::new(Kind::Internal, format!("volume {} has no data", volume.id)))?;
-        let data = reopen(data.as_fd())?;
+        let data = reopen(data.as_fd()).context(|| format!("copy volume {} to snapshot {id}", volume.id))?;
         let mut snapshot = Snapshot {
             schema: 1,
             id: id.clone(),
@@ -122,7 +122,8 @@ impl Engine {
             return Err(Error::new(Kind::Busy, text));
         }
         let now = Keep::Until(Timestamp::now().seconds);
-        let trashed = pool.store.discard(Shelf::Snapshots, &id.name, now)?;
+        let trashed = pool.store.discard(Shelf::Snapshots, &id.name, now);
+        let trashed = trashed.context(|| format!("delete snapshot {id}"))?;
         pool.index().take_snapshot(&id.name);
         self.reaper.add(&pool, [trashed]);
         Ok(())

@@ -100,12 +100,13 @@ pub(crate) fn seal(dir: &Path) -> BTreeMap<String, String> {
 }
 
 fn walk(top: &Path, path: &Path, with: &mut impl FnMut(String, &fs::Metadata, String)) {
-    let stat = path.symlink_metadata().unwrap();
+    // The reaper may be at it, in the trash.
+    let Ok(stat) = path.symlink_metadata() else { return };
     let kind = stat.file_type();
     let text = if kind.is_symlink() {
-        format!("-> {}", fs::read_link(path).unwrap().display())
+        format!("-> {}", fs::read_link(path).unwrap_or_default().display())
     } else if kind.is_file() {
-        format!("{:?}", String::from_utf8_lossy(&fs::read(path).unwrap()))
+        format!("{:?}", String::from_utf8_lossy(&fs::read(path).unwrap_or_default()))
     } else if kind.is_fifo() {
         "fifo".to_owned()
     } else {
