@@ -182,8 +182,8 @@ impl Controller for Driver {
         };
         let capacity = self.run(move |engine| engine.capacity(pool.as_ref())).await?;
         Ok(Response::new(proto::GetCapacityResponse {
-            available_capacity: answer::signed(capacity.available),
-            maximum_volume_size: Some(answer::signed(capacity.largest)),
+            available_capacity: answer::signed(answer::coarse(capacity.available)),
+            maximum_volume_size: Some(answer::signed(answer::coarse(capacity.largest))),
             minimum_volume_size: None,
         }))
     }
