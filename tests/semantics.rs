@@ -350,13 +350,11 @@ fn what_is_not_on_this_node_sends_the_caller_to_another() {
     let engine = open(dir.path());
     let missing: VolumeId = "p/none".parse().unwrap();
     let pool = Some("q".parse().unwrap());
-    for (may_go_elsewhere, source, other_pool) in
-        [(true, Kind::NoSpace, Kind::NoSpace), (false, Kind::NotFound, Kind::Invalid)]
-    {
+    for (may_go_elsewhere, source) in [(true, Kind::NoSpace), (false, Kind::NotFound)] {
         let copy = CreateVolume { may_go_elsewhere, ..clone_of("a", &missing) };
         assert_eq!(kind(engine.create(&copy)), source);
         let elsewhere = CreateVolume { may_go_elsewhere, pool: pool.clone(), ..wish("a") };
-        assert_eq!(kind(engine.create(&elsewhere)), other_pool);
+        assert_eq!(kind(engine.create(&elsewhere)), Kind::Invalid, "no node has it");
     }
     assert!(listed(&engine).is_empty());
 }
@@ -370,6 +368,8 @@ fn one_pool_that_is_not_there_leaves_the_others_alone() {
     let volume = engine.create(&here).unwrap();
     assert_eq!(engine.get(&volume.id).unwrap(), volume);
     assert!(engine.capacity(Some(&"q".parse().unwrap())).unwrap().available > 0);
+    assert_eq!(engine.capacity(Some(&"gone".parse().unwrap())).unwrap().available, 0);
+    assert_eq!(kind(engine.capacity(Some(&"unknown".parse().unwrap()))), Kind::Invalid);
     let gone: VolumeId = "gone/a".parse().unwrap();
     assert_eq!(kind(engine.get(&gone)), Kind::Unavailable, "not: it does not exist");
     assert_eq!(kind(engine.list(None, 10)), Kind::Unavailable, "a list without it would be untrue");

@@ -14,6 +14,13 @@ pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
+/// A capacity, less at most a 256th. The last bytes of a disk change all the time, and every change is an object that
+/// each node writes to the API server for each of its classes.
+pub(super) fn coarse(bytes: u64) -> u64 {
+    let step = 1 << bytes.checked_ilog2().unwrap_or_default().saturating_sub(8);
+    bytes - bytes % step
+}
+
 fn volume(identity: &Identity, id: &VolumeId, size: u64, source: Option<&Source>) -> proto::Volume {
     let content_source = source.map(|source| {
         let kind = match source {
@@ -137,6 +144,15 @@ mod tests {
         let health = health(&"p/v".parse().unwrap(), symptoms);
         assert_eq!(health.health_statuses.len(), 2);
         assert!(health.health_statuses.iter().all(|entry| entry.message.len() <= SYMPTOM));
+    }
+
+    #[test]
+    fn a_capacity_is_rounded_down_a_little() {
+        for bytes in [0, 1, 255, 256, 1 << 30, 40_000_000_001, u64::MAX] {
+            let rounded = coarse(bytes);
+            assert!(rounded <= bytes && bytes - rounded <= bytes / 256, "{bytes}: {rounded}");
+        }
+        assert_eq!(coarse(42_318_044 << 10), coarse((42_318_044 << 10) - 4096));
     }
 
     #[test]

@@ -75,12 +75,15 @@ fn filter(request: &proto::ListSnapshotsRequest) -> Option<SnapshotFilter> {
     Some(SnapshotFilter { id: read(&request.snapshot_id)?, of: read(&request.source_volume_id)? })
 }
 
-/// Reads GetCapacity; `None`: here is none of what was asked for.
+/// Reads GetCapacity; `None`: here is none of what was asked for. What no node can make is an error, not "no room":
+/// the provisioner asks before it takes a claim, and leaves one without room to others, who know no more.
 fn place(request: proto::GetCapacityRequest, identity: &Identity) -> Result<Option<Option<PoolName>>> {
     let pool = params::wishes(request.parameters, [].into())?.pool;
     let elsewhere = request.accessible_topology.is_some_and(|place| !identity.is_here(&place));
-    let possible = request.volume_capabilities.into_iter().all(|one| access::access(Some(one)).is_ok());
-    Ok((possible && !elsewhere).then_some(pool))
+    for capability in request.volume_capabilities {
+        access::access(Some(capability))?;
+    }
+    Ok((!elsewhere).then_some(pool))
 }
 
 /// Reads ValidateVolumeCapabilities: the volume, and why what was asked is not possible, if it is not.
@@ -179,8 +182,8 @@ impl Controller for Driver {
         };
         let capacity = self.run(move |engine| engine.capacity(pool.as_ref())).await?;
         Ok(Response::new(proto::GetCapacityResponse {
-            available_capacity: answer::signed(capacity.available),
-            maximum_volume_size: Some(answer::signed(capacity.largest)),
+            available_capacity: answer::signed(answer::coarse(capacity.available)),
+            maximum_volume_size: Some(answer::signed(answer::coarse(capacity.largest))),
             minimum_volume_size: None,
         }))
     }

@@ -13,7 +13,7 @@ use super::request::{CreateVolume, OwnerWish};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::{OpenPool, Pool, Reservation, VolumeEntry};
 use crate::store::{Draft, Shelf};
-use crate::volume::{Enforced, Name, Owner, Source, Timestamp, Volume, VolumeId};
+use crate::volume::{Enforced, Name, Owner, PoolName, Source, Timestamp, Volume, VolumeId};
 
 impl Engine {
     /// Makes a volume, or finds the one that an earlier call of this name made.
@@ -47,17 +47,18 @@ impl Engine {
 
     /// The pool asked for, or the default: so a retry looks in the same place.
     fn choose(&self, wish: &CreateVolume) -> Result<Arc<OpenPool>> {
-        let Some(name) = &wish.pool else { return self.open_pool(self.default_pool()?) };
-        match self.pools.iter().find(|pool| pool.settings().name == *name) {
-            Some(pool) => self.open_pool(pool),
-            None => {
-                let known: Vec<_> = self.pools.iter().map(|pool| pool.settings().name.as_str()).collect();
-                let kind = if wish.may_go_elsewhere { Kind::NoSpace } else { Kind::Invalid };
-                let text =
-                    format!("parameter pool: there is no pool {name} here; there is {}", known.join(", "));
-                Err(Error::new(kind, text))
-            }
-        }
+        self.open_pool(self.wanted_pool(wish.pool.as_ref())?)
+    }
+
+    /// The pool of this name, or the default. All nodes have the same settings, so a name that is not in them is a
+    /// mistake, and no node has it: to send the caller to the next one would go on for ever.
+    pub(super) fn wanted_pool(&self, name: Option<&PoolName>) -> Result<&Pool> {
+        let Some(name) = name else { return self.default_pool() };
+        self.pools.iter().find(|pool| pool.settings().name == *name).ok_or_else(|| {
+            let known: Vec<_> = self.pools.iter().map(|pool| pool.settings().name.as_str()).collect();
+            let text = format!("parameter pool: there is no pool {name} here; there is {}", known.join(", "));
+            Error::new(Kind::Invalid, text)
+        })
     }
 
     /// The pool named "default", or the first of the settings.

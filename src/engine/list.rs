@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::request::{Capacity, Listed, Page, PoolStatus, Symptom};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::pool::{Index, OpenPool, Pool};
 use crate::volume::{Name, PoolName, VolumeId};
 
@@ -46,15 +46,17 @@ impl Engine {
         }))
     }
 
-    /// What one pool may still promise, or the default one.
+    /// What one pool may still promise, or the default one. A pool that is not there promises nothing.
     ///
     /// # Errors
-    /// `NotFound` when there is no such pool; `Unavailable` when it is not there.
+    /// `Invalid` when there is no such pool.
     pub fn capacity(&self, pool: Option<&PoolName>) -> Result<Capacity> {
-        let pool = match pool {
-            Some(name) => self.pool(name)?,
-            None if self.pools.is_empty() => return Ok(Capacity::default()),
-            None => self.open_pool(self.default_pool()?)?,
+        if self.pools.is_empty() {
+            return Ok(Capacity::default());
+        }
+        let pool = match self.open_pool(self.wanted_pool(pool)?) {
+            Err(error) if error.kind() == Kind::Unavailable => return Ok(Capacity::default()),
+            pool => pool?,
         };
         let available = pool.free()?;
         Ok(Capacity { available, largest: available })

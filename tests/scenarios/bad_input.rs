@@ -26,8 +26,7 @@ fn folders(space: &str) -> BTreeSet<String> {
 #[test]
 fn a_claim_that_cannot_be_filled_is_told_why() {
     let world = World::new("bad-claims");
-    let size = |size: &str| json!({"resources": {"requests": {"storage": size}}});
-    let table: [(&str, Value, Value, &str); 8] = [
+    let table: [(&str, Value, Value, &str); 7] = [
         ("unknown-parameter", json!({"colour": "red"}), json!({}), "unknown field `colour`, expected one of"),
         ("bad-value", json!({"mode": "rwx"}), json!({}), "\"rwx\" is not an octal mode such as 0750"),
         (
@@ -42,7 +41,6 @@ fn a_claim_that_cannot_be_filled_is_told_why() {
             json!({}),
             "cannot enforce a size; use limit=auto",
         ),
-        ("exbibyte", json!({}), size("1Ei"), "free"),
         ("block", json!({}), json!({"volumeMode": "Block"}), "set volumeMode: Filesystem"),
         (
             "fs-type",
@@ -73,6 +71,22 @@ fn a_claim_that_cannot_be_filled_is_told_why() {
     }
 }
 
+/// The scheduler has the numbers, so it says so; a claim without a pod waits for room without a word of its own.
+#[test]
+fn a_claim_larger_than_any_node_is_told_so_at_its_pod() {
+    let world = World::new("too-large");
+    for (name, class) in [("large", "orlop"), ("large-now", "orlop-now")] {
+        world.make(CLAIMS, &claim(name, class, "1Ei"));
+        world.make(PODS, &pod(name, name, "true"));
+    }
+    world.event("large", "FailedScheduling", "2 node(s) did not have enough free storage");
+    world.event("large-now", "ExternalProvisioning", "");
+    assert_eq!(folders("too-large"), BTreeSet::new());
+    let refused = world.try_make(CLAIMS, &claim("nothing", "orlop", "0"));
+    assert!(refused.unwrap_err().contains("must be greater than zero"), "the API server knows of 0 bytes");
+    world.empty();
+}
+
 #[test]
 fn a_copy_smaller_than_its_source_or_of_nothing_is_told_why() {
     let world = World::new("bad-copies");
@@ -101,7 +115,7 @@ fn an_inline_volume_that_cannot_be_had_is_told_why() {
         ("negative", json!({"size": "-1Mi"}), "size"),
         ("words", json!({"size": "$(rm -rf /)"}), "size"),
         ("huge", json!({"size": "16Ei"}), "size"),
-        ("too-much", json!({"size": "1Ei"}), "free"),
+        ("too-much", json!({"size": "1Ei"}), "left to promise"),
         ("path", json!({"pool": "../../etc"}), "../../etc"),
         ("no-pool", json!({"pool": "nvme"}), "there is no pool nvme here"),
         ("unknown", json!({"colour": "red"}), "unknown field `colour`"),

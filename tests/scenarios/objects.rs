@@ -30,7 +30,10 @@ pub(crate) fn from_claim(name: &str) -> Value {
 }
 
 pub(crate) fn snapshot(name: &str, of: &str) -> Value {
+    // Only of built-in kinds does the API server know by the address what they are.
     json!({
+        "apiVersion": "snapshot.storage.k8s.io/v1",
+        "kind": "VolumeSnapshot",
         "metadata": {"name": name},
         "spec": {"volumeSnapshotClassName": "orlop", "source": {"persistentVolumeClaimName": of}},
     })

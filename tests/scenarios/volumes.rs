@@ -203,8 +203,9 @@ fn the_kubelet_knows_what_is_in_each_volume() {
     let world = World::new("stats");
     for (name, megabytes) in [("small", 3), ("large", 11)] {
         world.make(CLAIMS, &claim(name, "orlop", "64Mi"));
-        let script =
-            format!("head -c {megabytes}M /dev/urandom > /data/file; touch /data/a /data/b; sync; {STAY}");
+        let script = format!(
+            "dd if=/dev/urandom of=/data/file bs=1024k count={megabytes} 2>/dev/null; touch /data/a /data/b; sync; {STAY}"
+        );
         world.make(PODS, &on_node(pod(name, name, &script), FIRST));
     }
     for (name, megabytes) in [("small", 3.0), ("large", 11.0)] {

@@ -43,6 +43,11 @@ impl World {
     /// A namespace for the test `name`.
     pub(crate) fn new(name: &str) -> Self {
         let world = Self::in_space(name);
+        // A failed run left it.
+        if world.find(SPACES, name).is_some() {
+            world.empty();
+            world.delete_and_wait(SPACES, name);
+        }
         world.make(SPACES, &json!({"metadata": {"name": name}}));
         // A pod needs it, and it comes a moment later.
         world.wait("a service account", || world.find("api/v1/serviceaccounts", "default"));
