@@ -79,10 +79,12 @@ fn one_name_asked_for_by_many_is_one_volume() {
 #[test]
 fn one_copy_asked_for_by_many_is_made_once() {
     let dir = ground::place();
-    let engine = engine(dir.path());
+    // Nobody waits for the whole copy, so that those who join it at its end are many and want different sizes.
+    let tuning = Tuning { copy_wait: Duration::from_millis(3), ..Tuning::default() };
+    let engine = Engine::open(vec![settings(dir.path())], tuning).unwrap();
     engine.create(&wish("source", 4096)).unwrap();
-    for file in 0..200 {
-        fs::write(dir.path().join(format!("volumes/source/data/{file}")), vec![0; 10_000]).unwrap();
+    for file in 0..1000 {
+        fs::write(dir.path().join(format!("volumes/source/data/{file}")), vec![0; 1000]).unwrap();
     }
     for round in 0..5 {
         let name = format!("v{round}");
@@ -110,7 +112,7 @@ fn one_copy_asked_for_by_many_is_made_once() {
             }
         }
         assert_eq!(made.len(), 1);
-        assert_eq!(names(&dir.path().join("volumes").join(&name).join("data")).len(), 200);
+        assert_eq!(names(&dir.path().join("volumes").join(&name).join("data")).len(), 1000);
     }
     assert_eq!(engine.jobs_running(), 0);
     check(&engine, dir.path());
