@@ -80,6 +80,12 @@ pub struct Serve {
     #[arg(long, value_name = "PATH", env = "ORLOP_KUBELET_CSI_PATH")]
     pub kubelet_csi_path: Option<PathBuf>,
 
+    /// Send a Kubernetes claim whose source is on another node there, by the annotation that the scheduler obeys. Needs
+    /// to run in the cluster with the right to patch claims
+    #[cfg(feature = "kube")]
+    #[arg(long, env = "ORLOP_FOLLOW_SOURCES")]
+    pub follow_sources: bool,
+
     /// Whether to advertise the controller's EXPAND_VOLUME. Say false where one csi-resizer serves many nodes:
     /// volumes are then expanded on their node only
     #[arg(long, env = "ORLOP_CONTROLLER_EXPAND", default_value_t = true, action = clap::ArgAction::Set)]

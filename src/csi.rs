@@ -8,6 +8,7 @@ mod answer;
 mod capabilities;
 mod controller;
 mod fields;
+mod follow;
 mod identity;
 mod node;
 mod paging;
@@ -33,6 +34,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::telemetry::Rpcs;
 
+pub use follow::{Away, Follow};
 pub use probe::probe;
 pub use registration::{Registration, check as check_registration, register};
 
@@ -104,6 +106,7 @@ pub struct Driver {
     engine: Arc<Engine>,
     health: Arc<Health>,
     calls: Arc<Semaphore>,
+    follow: Option<Follow>,
 }
 
 impl Driver {
@@ -111,7 +114,13 @@ impl Driver {
     #[must_use]
     pub fn new(identity: Identity, engine: Arc<Engine>, health: Arc<Health>) -> Self {
         let calls = Arc::new(Semaphore::new(CALLS_AT_ONCE));
-        Self { identity: Arc::new(identity), engine, health, calls }
+        Self { identity: Arc::new(identity), engine, health, calls, follow: None }
+    }
+
+    /// The same driver, which sends claims to the node of their source.
+    #[must_use]
+    pub fn following(self, follow: Option<Follow>) -> Self {
+        Self { follow, ..self }
     }
 
     /// Runs one engine call on a thread of its own.

@@ -1,5 +1,7 @@
 //! The commands that talk to a Kubernetes API server.
 
+mod follow;
+
 use std::time::Duration;
 
 use ::kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams};
@@ -9,6 +11,8 @@ use k8s_openapi::api::storage::v1::CSIStorageCapacity;
 use serde_json::json;
 
 use crate::error::{Error, Kind, Result};
+
+pub use follow::Follower;
 
 /// How long to wait for a claim to go after its pods were removed.
 const CLAIM_WAIT: Duration = Duration::from_secs(60);
@@ -90,6 +94,18 @@ fn is_on(volume: &PersistentVolume, driver: &str, node: &str) -> bool {
     spec.csi.as_ref().is_some_and(|csi| csi.driver == driver)
         && !terms.is_empty()
         && terms.iter().all(only_here)
+}
+
+/// The one node that a volume is on.
+fn node_of(volume: &PersistentVolume, driver: &str) -> Option<String> {
+    let required = volume.spec.as_ref()?.node_affinity.as_ref()?.required.as_ref()?;
+    let [term] = required.node_selector_terms.as_slice() else { return None };
+    let key = format!("{driver}/node");
+    let at = term.match_expressions.iter().flatten().find(|at| at.key == key)?;
+    match at.values.as_deref()? {
+        [node] => Some(node.clone()),
+        _ => None,
+    }
 }
 
 fn claim_of(volume: &PersistentVolume) -> Option<(String, String)> {
@@ -228,6 +244,9 @@ mod tests {
         assert!(!is_on(&volume("other.dev", key, &["n1"]), driver, "n1"));
         assert!(!is_on(&volume(driver, "other/node", &["n1"]), driver, "n1"));
         assert!(!is_on(&PersistentVolume::default(), driver, "n1"));
+        assert_eq!(node_of(&volume(driver, key, &["n1"]), driver), Some("n1".into()));
+        assert_eq!(node_of(&volume(driver, key, &["n1", "n2"]), driver), None);
+        assert_eq!(node_of(&volume(driver, "other/node", &["n1"]), driver), None);
         assert_eq!(claim_of(&volume(driver, key, &["n1"])), Some(("s".into(), "c".into())));
     }
 }

@@ -61,7 +61,11 @@ async fn doors(settings: Settings) -> Result<()> {
     let mut doors = JoinSet::new();
 
     let bound = socket::bind(&settings.csi)?;
-    let driver = Driver::new(settings.identity, Arc::clone(&engine), Arc::clone(&health));
+    #[cfg(feature = "kube")]
+    let follow = settings.follow_sources.then(|| follow(&settings.identity));
+    #[cfg(not(feature = "kube"))]
+    let follow = None;
+    let driver = Driver::new(settings.identity, Arc::clone(&engine), Arc::clone(&health)).following(follow);
     let calls = driver.clone();
     doors.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
     if let Some(address) = &settings.http {
@@ -85,6 +89,36 @@ async fn doors(settings: Settings) -> Result<()> {
         warn!("a job did not stop in time; its remains are swept at the next start");
     }
     ended
+}
+
+/// How long the API server may take to move a claim: without it the caller comes again.
+#[cfg(feature = "kube")]
+const FOLLOW: Duration = Duration::from_secs(5);
+
+#[cfg(feature = "kube")]
+fn follow(identity: &csi::Identity) -> csi::Follow {
+    let follower = Arc::new(crate::kube::Follower::new(identity.driver.clone(), identity.node.clone()));
+    csi::Follow::by(move |csi::Away { space, claim, source }| {
+        let follower = Arc::clone(&follower);
+        async move {
+            let sent = tokio::time::timeout(FOLLOW, follower.send(&space, &claim, &source)).await;
+            match sent {
+                Ok(Ok(Some(node))) => {
+                    info!(claim, namespace = space, %source, node, "the claim goes to its source")
+                }
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => {
+                    warn!(
+                        claim,
+                        namespace = space,
+                        error = error.chain(),
+                        "cannot send the claim to its source"
+                    );
+                }
+                Err(_) => warn!(claim, namespace = space, "the API server did not answer in time"),
+            }
+        }
+    })
 }
 
 fn tell(health: &Health) {

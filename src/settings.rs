@@ -29,6 +29,9 @@ pub struct Settings {
     pub http: Option<Address>,
     /// What to tell kubelet.
     pub registration: Option<Registration>,
+    /// Whether to send claims to the node of their source.
+    #[cfg(feature = "kube")]
+    pub follow_sources: bool,
 }
 
 /// The file of `--config`.
@@ -126,7 +129,16 @@ impl TryFrom<Serve> for Settings {
         // A resizer in front of an instance without volumes must leave the growing to the nodes.
         let controller_expand = flags.controller_expand && !flags.no_pools;
         let identity = Identity { driver, node, controller_expand };
-        Ok(Self { identity, pools, tuning: tuning(file.tuning)?, csi, http, registration })
+        Ok(Self {
+            identity,
+            pools,
+            tuning: tuning(file.tuning)?,
+            csi,
+            http,
+            registration,
+            #[cfg(feature = "kube")]
+            follow_sources: flags.follow_sources,
+        })
     }
 }
 

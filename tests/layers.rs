@@ -41,7 +41,7 @@ const LAYERS: &[Row] = &[
         ],
     ),
     ("http", &["engine", "error", "health", "metrics", "socket", "volume"], &["axum", "tokio"]),
-    ("kube", &["error"], &["k8s_openapi", "kube", "serde_json", "tokio"]),
+    ("kube", &["error", "volume"], &["k8s_openapi", "kube", "serde_json", "tokio"]),
 ];
 
 /// These put the parts together and may know all: `lib`, `main`, `run`, `cli`, `settings`, `check`, `probe`.

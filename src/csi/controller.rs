@@ -4,9 +4,9 @@ use tonic::{Request, Response, Status};
 
 use super::paging::{self, Listing};
 use super::proto::{self, controller_server::Controller, volume_content_source as content};
-use super::{Driver, Identity, access, answer, capabilities, fields, params, status};
+use super::{Away, Driver, Identity, access, answer, capabilities, fields, params, status};
 use crate::engine::request::{CreateSnapshot, CreateVolume, SnapshotFilter};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::telemetry;
 use crate::volume::{PolicyChange, PoolName, SizeRange, Source, VolumeId};
 
@@ -127,7 +127,14 @@ impl Controller for Driver {
         request: Request<proto::CreateVolumeRequest>,
     ) -> Result<Response<proto::CreateVolumeResponse>, Status> {
         let wish = create(request.into_inner(), &self.identity)?;
-        let made = self.run(move |engine| engine.create(&wish)).await.map_err(status::of_create)?;
+        let away = Away::of(&wish);
+        let made = self.run(move |engine| engine.create(&wish)).await;
+        if let (Err(error), Some(away), Some(follow)) = (&made, away, &self.follow)
+            && error.kind() == Kind::NoSpace
+        {
+            follow.send(away).await;
+        }
+        let made = made.map_err(status::of_create)?;
         Ok(Response::new(proto::CreateVolumeResponse { volume: answer::made(&self.identity, &made) }))
     }
 

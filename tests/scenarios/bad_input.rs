@@ -101,7 +101,7 @@ fn a_copy_smaller_than_its_source_or_of_nothing_is_told_why() {
     world.make(CLAIMS, &copy("less-clone", "orlop-now", "16Mi", &from_claim("source")));
     world.make(CLAIMS, &copy("nothing", "orlop-now", "16Mi", &from_snapshot("no-such")));
     world.event("less", "ProvisioningFailed", "is less than");
-    world.event("less-clone", "ProvisioningFailed", "less than");
+    world.event("less-clone", "ProvisioningFailed", "must be greater than or equal");
     world.event("nothing", "ProvisioningFailed", "no-such");
     world.event("of-nothing", "SnapshotContentCreationFailed", "missing");
     assert_eq!(folders("bad-copies").len(), 1);
