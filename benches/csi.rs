@@ -2,7 +2,8 @@
 //!
 //! The real program serves a pool below `target/` on a real socket; the clients are in this process. Other work on the
 //! machine disturbs both sides alike, so the two are measured in turns and the middle ratio counts. Words on the
-//! command line choose parts (`cargo bench --bench csi -- lifecycle`); `--quick` takes smaller sizes.
+//! command line choose parts (`cargo bench --bench csi -- lifecycle`); `--quick` takes smaller sizes, `--callers=8` only
+//! so many at once.
 //!
 //! All runs in a mount namespace of its own: nothing is seen outside, and nothing stays.
 #![expect(clippy::unwrap_used, reason = "a benchmark that panics has no figures")]
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 use orlop::csi::proto::volume_content_source::{SnapshotSource, Type, VolumeSource};
 
 use bare::{Bare, Syncs};
-use server::{PROGRAM, Server, id, rate_of};
+use server::{PROGRAM, Server, id, processor, rate_of};
 use table::{Bar, Table, median, ms};
 
 /// Set in the process that has a mount namespace of its own.
@@ -44,6 +45,8 @@ struct Sizes {
     many: usize,
     files: usize,
     huge: usize,
+    /// Callers at once.
+    callers: &'static [usize],
 }
 
 const FULL: Sizes = Sizes {
@@ -53,6 +56,7 @@ const FULL: Sizes = Sizes {
     many: 100_000,
     files: 100_000,
     huge: 1_000_000,
+    callers: &[1, 8, 32],
 };
 const QUICK: Sizes = Sizes {
     turns: 3,
@@ -61,6 +65,7 @@ const QUICK: Sizes = Sizes {
     many: 10_000,
     files: 10_000,
     huge: 50_000,
+    callers: &[1, 8, 32],
 };
 
 fn main() -> ExitCode {
@@ -79,7 +84,10 @@ fn main() -> ExitCode {
         println!("unshare, of util-linux: {failed}");
         return ExitCode::FAILURE;
     }
-    let sizes = if words.iter().any(|word| word == "--quick") { QUICK } else { FULL };
+    let mut sizes = if words.iter().any(|word| word == "--quick") { QUICK } else { FULL };
+    if let Some(callers) = words.iter().find_map(|word| word.strip_prefix("--callers=")) {
+        sizes.callers = vec![callers.parse().unwrap()].leak();
+    }
     let parts: Vec<_> = words.into_iter().filter(|word| !word.starts_with("--")).collect();
     // One thread is enough for the callers, and leaves the processors to what is measured.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -158,24 +166,43 @@ async fn lifecycle(table: &mut Table, sizes: &Sizes, dir: &Path) {
     bare.rate(1, Duration::from_millis(200), Syncs::All);
 
     table.part("create + publish + unpublish + delete");
-    for (callers, bar) in [(1, 2.0), (8, 1.5), (32, 1.5)] {
-        let (mut ours, mut all, mut lean) = (Vec::new(), Vec::new(), Vec::new());
+    for &callers in sizes.callers {
+        let bar = if callers == 1 { 2.0 } else { 1.5 };
+        let [mut ours, mut all, mut lean, mut work, mut bare_work, mut calling] = [const { Vec::new() }; 6];
+        let turn = sizes.turn.as_secs_f64();
         for _ in 0..sizes.turns {
+            let before = processor("self");
             all.push(bare.rate(callers, sizes.turn, Syncs::All));
+            bare_work.push((processor("self") - before) * 1e3 / (all[all.len() - 1] * turn));
+            let (before, before_us) = (server.processor(), processor("self"));
             ours.push(server.rate(&client, callers, sizes.turn).await);
+            let took = (ours[ours.len() - 1] * turn) / 1e3;
+            calling.push((processor("self") - before_us) / took);
             server.reaped().await;
+            work.push((server.processor() - before) / took);
             lean.push(bare.rate(callers, sizes.turn / 2, Syncs::Record));
             bare.clean().unwrap();
         }
-        let ratio = |other: &[f64]| median(other.iter().zip(&ours).map(|(other, ours)| other / ours).collect());
+        let ratio =
+            |other: &[f64]| median(other.iter().zip(&ours).map(|(other, ours)| other / ours).collect());
         let (to_all, to_lean) = (ratio(&all), ratio(&lean));
         let who = if callers == 1 { "1 caller".to_owned() } else { format!("{callers} callers") };
         let rate = median(ours);
         table.beside(&who, (rate, "/s"), (median(all), "/s"), to_all, Bar::Ratio(bar));
         let what = "  beside calls that sync the record alone";
         table.beside(what, (rate, "/s"), (median(lean), "/s"), to_lean, Bar::None);
+        let (work, bare_work) = (median(work), median(bare_work));
+        let what = "  processor time of one, and of the bare calls";
+        table.beside(what, (work, "ms"), (bare_work, "ms"), work / bare_work, Bar::None);
+        table.alone("  processor time of its caller", (median(calling), "ms"), Bar::None);
         if callers == 1 {
-            table.beside("  beside the 55/s of a known driver", (rate, "/s"), (55.0, "/s"), 55.0 / rate, Bar::Above(1100.0));
+            table.beside(
+                "  beside the 55/s of a known driver",
+                (rate, "/s"),
+                (55.0, "/s"),
+                55.0 / rate,
+                Bar::Above(1100.0),
+            );
         }
     }
     calls(table, sizes, &server, &bare).await;
@@ -189,7 +216,7 @@ async fn lifecycle(table: &mut Table, sizes: &Sizes, dir: &Path) {
 async fn calls(table: &mut Table, sizes: &Sizes, server: &Server, bare: &Bare) {
     let client = server.client().await;
     let (mut ours, mut other) = ([const { Vec::new() }; 4], [const { Vec::new() }; 4]);
-    let mut note = |times: &mut [Vec<f64>; 4], call: usize, began: Instant| {
+    let note = |times: &mut [Vec<f64>; 4], call: usize, began: Instant| {
         times[call].push(ms(began.elapsed()));
         Instant::now()
     };
@@ -350,9 +377,21 @@ async fn copy(table: &mut Table, sizes: &Sizes, dir: &Path) {
     table.part(&format!("copying {} files of 4 KiB", sizes.files));
     let cp = median(cp);
     let (synced, snapshot, clone) = (median(synced), median(snapshots), median(clones));
-    table.beside("snapshot, beside cp -a and sync -f", (snapshot, "s"), (synced, "s"), snapshot / synced, Bar::None);
+    table.beside(
+        "snapshot, beside cp -a and sync -f",
+        (snapshot, "s"),
+        (synced, "s"),
+        snapshot / synced,
+        Bar::None,
+    );
     table.beside("clone, beside cp -a and sync -f", (clone, "s"), (synced, "s"), clone / synced, Bar::None);
-    table.beside("snapshot, beside cp -a alone, which syncs nothing", (snapshot, "s"), (cp, "s"), snapshot / cp, Bar::None);
+    table.beside(
+        "snapshot, beside cp -a alone, which syncs nothing",
+        (snapshot, "s"),
+        (cp, "s"),
+        snapshot / cp,
+        Bar::None,
+    );
     deletes(table, sizes, &server).await;
     for turn in 0..3 {
         client.delete_snapshot(&format!("cut-{turn}")).await;
@@ -400,7 +439,10 @@ async fn huge(table: &mut Table, sizes: &Sizes, dir: &Path) {
     client.create("small", None).await;
     client.snapshot("small", "warm").await;
     let before = server.memory("VmRSS");
-    let cut = { let client = client.clone(); tokio::spawn(async move { client.snapshot("huge", "cut").await }) };
+    let cut = {
+        let client = client.clone();
+        tokio::spawn(async move { client.snapshot("huge", "cut").await })
+    };
     let (began, mut most) = (Instant::now(), before);
     while !cut.is_finished() {
         tokio::time::sleep(Duration::from_millis(20)).await;

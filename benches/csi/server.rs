@@ -113,6 +113,11 @@ impl Server {
         kib / 1024.0
     }
 
+    /// Seconds of processor time that it has taken so far, its reaper's among them.
+    pub(crate) fn processor(&self) -> f64 {
+        processor(&self.child.id().to_string())
+    }
+
     /// Waits until the reaper has emptied the trash but for what others put there.
     pub(crate) async fn reaped(&self) -> Duration {
         let began = Instant::now();
@@ -135,6 +140,14 @@ impl Server {
         })
         .await
     }
+}
+
+/// Seconds of processor time that a process has taken so far.
+pub(crate) fn processor(process: &str) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let after_name = stat.rsplit(')').next().unwrap().split_whitespace();
+    let ticks: f64 = after_name.skip(11).take(2).map(|field| field.parse::<f64>().unwrap()).sum();
+    ticks / rustix::param::clock_ticks_per_second() as f64
 }
 
 /// How often a second so many callers do something.

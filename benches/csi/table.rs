@@ -28,7 +28,14 @@ impl Table {
     }
 
     /// One figure beside another; `ratio` is how many times better the other is.
-    pub(crate) fn beside(&mut self, what: &str, orlop: (f64, &str), other: (f64, &str), ratio: f64, bar: Bar) {
+    pub(crate) fn beside(
+        &mut self,
+        what: &str,
+        orlop: (f64, &str),
+        other: (f64, &str),
+        ratio: f64,
+        bar: Bar,
+    ) {
         self.line(what, &shown(orlop), &shown(other), Some(ratio), orlop.0, bar);
     }
 
