@@ -9,7 +9,6 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark that panics has no figures")]
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
 #![expect(clippy::disallowed_methods, reason = "the program under measurement is a process")]
-#![expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "figures for people")]
 
 #[path = "csi/bare.rs"]
 mod bare;

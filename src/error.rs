@@ -51,7 +51,11 @@ impl Error {
     }
 
     /// An error of a chosen kind, caused by another.
-    pub fn caused(kind: Kind, what: impl Into<String>, source: impl StdError + Send + Sync + 'static) -> Self {
+    pub fn caused(
+        kind: Kind,
+        what: impl Into<String>,
+        source: impl StdError + Send + Sync + 'static,
+    ) -> Self {
         Self { kind, what: what.into(), source: Some(Box::new(source)) }
     }
 
@@ -99,7 +103,10 @@ impl<T> Context<T> for Result<T> {
 }
 
 /// The remedy for a failed system call. `ENOENT` is no `NotFound`: a missing file is not a missing volume.
-#[expect(clippy::wildcard_enum_match_arm, reason = "io::ErrorKind is open; what is not named here is a fault")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "io::ErrorKind is open; what is not named here is a fault"
+)]
 fn kind_of(error: &io::Error) -> Kind {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::NoSpace,
