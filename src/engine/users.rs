@@ -8,6 +8,7 @@
 //! What is not seen: namespaces of processes that `/proc` does not show (the node's pod needs `hostPID`), a namespace
 //! that only a thread is in or only a descriptor keeps alive, and a mount that is not attached anywhere.
 
+mod quick;
 mod scan;
 mod who;
 
@@ -18,9 +19,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 pub use self::who::User;
 
+use self::quick::Known;
 use self::scan::Scan;
 use crate::error::Result;
-use crate::mount::place::Handle;
+use crate::mount::place::{Handle, Place};
 use crate::mount::table::Device;
 
 /// Finds who uses a directory, and shares the scans of those who ask at once.
@@ -28,6 +30,8 @@ use crate::mount::table::Device;
 pub struct Users {
     proc: PathBuf,
     state: Mutex<State>,
+    /// Of the scan that runs: there is one at a time.
+    known: Mutex<Known>,
     done: Condvar,
 }
 
@@ -48,7 +52,7 @@ impl Users {
     /// Reads the processes of `proc`, which is `/proc` or the host's at another place.
     #[must_use]
     pub fn new(proc: PathBuf) -> Self {
-        Self { proc, state: Mutex::default(), done: Condvar::new() }
+        Self { proc, state: Mutex::default(), known: Mutex::default(), done: Condvar::new() }
     }
 
     /// Who uses this directory, as of some moment after the call. A mount that has propagated to several namespaces
@@ -67,13 +71,21 @@ impl Users {
     pub fn of_each(&self, dirs: &[BorrowedFd<'_>]) -> Result<Vec<Vec<User>>> {
         let handles: Vec<Handle> = dirs.iter().map(|dir| Handle::of(*dir)).collect::<Result<_>>()?;
         let scan = self.scan(&handles)?;
-        handles
-            .iter()
-            .map(|handle| {
-                let place = handle.place(scan.anchor(handle.mount))?;
-                Ok(who::users(&self.proc, scan.in_place(&place)))
-            })
-            .collect()
+        let places = places(&scan, &handles)?;
+        if !scan.nameless {
+            return Ok(self.named(&scan, &places));
+        }
+        if places.iter().all(|place| scan.in_place(place).is_empty()) {
+            return Ok(places.iter().map(|_| Vec::new()).collect());
+        }
+        // Somebody does. Who, only the processes tell, and what none of them shows is nobody's.
+        let asked = handles.iter().map(|handle| (handle.mount, handle.device)).collect();
+        let scan = scan::processes(&self.proc, &asked)?;
+        Ok(self.named(&scan, &self::places(&scan, &handles)?))
+    }
+
+    fn named(&self, scan: &Scan, places: &[Place]) -> Vec<Vec<User>> {
+        places.iter().map(|place| who::users(&self.proc, scan.in_place(place))).collect()
     }
 
     /// How many processes did not let themselves be looked at: not 0 means that uses may go unseen, for want of the
@@ -82,7 +94,7 @@ impl Users {
     /// # Errors
     /// `Internal` if the processes cannot be listed.
     pub fn unseen(&self) -> Result<usize> {
-        Ok(self.scan(&[])?.refused)
+        Ok(scan::processes(&self.proc, &BTreeMap::new())?.refused)
     }
 
     /// How many scans have begun since the start.
@@ -111,7 +123,9 @@ impl Users {
         drop(state);
 
         let running = Running(self);
-        let scan = Arc::new(scan::run(&self.proc, &asked)?);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let scan = Arc::new(scan::run(&self.proc, &asked, &mut known)?);
+        drop(known);
         self.lock().last = Some((number, Arc::clone(&scan)));
         drop(running);
         Ok(scan)
@@ -120,6 +134,11 @@ impl Users {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where the directories lie.
+fn places(scan: &Scan, handles: &[Handle]) -> Result<Vec<Place>> {
+    handles.iter().map(|handle| handle.place(scan.anchor(handle.mount))).collect()
 }
 
 /// A scan under way; when it ends, well or not, those who wait are woken, and one of them scans if it must.

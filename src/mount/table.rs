@@ -17,7 +17,7 @@ use crate::error::{Context as _, Result};
 const OWN: &str = "/proc/thread-self/mountinfo";
 
 /// The kernel adds this to the root of a mount whose directory was removed.
-const DELETED: &[u8] = b"//deleted";
+pub const DELETED: &[u8] = b"//deleted";
 
 /// The number of a filesystem, as the mount table has it. On btrfs `st_dev` is another one in every subvolume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -68,6 +68,6 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, change: Change) -> Result<(), Errno>
 }
 
 /// The reason why the call before has failed.
-fn last_errno() -> Errno {
+pub(super) fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -1,4 +1,5 @@
-//! One pass over `/proc`: each mount namespace found there is read once.
+//! One pass over all mount namespaces: by the kernel's own list of them ([`quick`]) or by `/proc`, where each namespace
+//! that is found is read once.
 //!
 //! Most processes are in a namespace that has been read, and cost one `readlinkat`. A line of a mount table costs the
 //! cutting of its first fields unless it is of a filesystem that was asked for.
@@ -15,7 +16,10 @@ use rustix::io::Errno;
 
 use crate::error::{Context as _, Result};
 use crate::mount::place::{Anchor, Place, below};
-use crate::mount::table::{Device, Line, Reader};
+use crate::mount::table::{DELETED, Device, Line, Reader};
+use crate::sys::namespace::Described;
+
+use super::quick::{self, Known};
 
 /// What a scan has found.
 #[derive(Debug, Default)]
@@ -26,6 +30,8 @@ pub(super) struct Scan {
     seen: Vec<Seen>,
     /// How many processes could not be looked at, for want of the right to.
     pub(super) refused: usize,
+    /// The other namespaces were looked at, not their processes: who uses what is not known.
+    pub(super) nameless: bool,
 }
 
 /// A mount in some namespace.
@@ -72,11 +78,26 @@ fn lies_somewhere(root: &[u8], end: &[u8]) -> bool {
     slashes.map(|(at, _)| at).any(|at| below(&root[at..], end).is_some())
 }
 
-/// Scans `proc` for mounts of the filesystems that the mounts `asked` are of.
-pub(super) fn run(proc: &Path, asked: &BTreeMap<u64, Device>) -> Result<Scan> {
+/// Scans for mounts of the filesystems that the mounts `asked` are of: the namespaces themselves where the kernel lets
+/// us, else the processes of `proc`.
+pub(super) fn run(proc: &Path, asked: &BTreeMap<u64, Device>, known: &mut Known) -> Result<Scan> {
     let dir = open(CWD, proc, OFlags::DIRECTORY).context(|| format!("open {}", proc.display()))?;
-    let mut pass = Pass::new(dir.as_fd());
-    pass.own(asked).context(|| format!("read {}/thread-self/mountinfo", proc.display()))?;
+    let mut pass = Pass::begin(proc, dir.as_fd(), asked)?;
+    match quick::others(dir.as_fd(), &pass.devices, known) {
+        Some(seen) => {
+            pass.scan.seen.extend(seen);
+            pass.scan.nameless = true;
+        }
+        None => pass.others().context(|| format!("list {}", proc.display()))?,
+    }
+    pass.scan.seen.sort_unstable();
+    Ok(pass.scan)
+}
+
+/// Scans the processes, and so knows who uses what.
+pub(super) fn processes(proc: &Path, asked: &BTreeMap<u64, Device>) -> Result<Scan> {
+    let dir = open(CWD, proc, OFlags::DIRECTORY).context(|| format!("open {}", proc.display()))?;
+    let mut pass = Pass::begin(proc, dir.as_fd(), asked)?;
     pass.others().context(|| format!("list {}", proc.display()))?;
     pass.scan.seen.sort_unstable();
     Ok(pass.scan)
@@ -96,8 +117,9 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(proc: BorrowedFd<'a>) -> Self {
-        Self {
+    /// Begins with the scanner's own table.
+    fn begin(path: &Path, proc: BorrowedFd<'a>, asked: &BTreeMap<u64, Device>) -> Result<Self> {
+        let mut pass = Self {
             proc,
             reader: Reader::default(),
             name: Vec::with_capacity(32),
@@ -105,7 +127,9 @@ impl<'a> Pass<'a> {
             read: BTreeSet::new(),
             partial: BTreeMap::new(),
             scan: Scan::default(),
-        }
+        };
+        pass.own(asked).context(|| format!("read {}/thread-self/mountinfo", path.display()))?;
+        Ok(pass)
     }
 
     /// Reads the scanner's own table, which also tells what filesystems to look for. Of this one table all lines are
@@ -199,6 +223,15 @@ impl Seen {
         let (root, target) = (root.into_owned(), line.target().into_owned());
         Some(Self { device: line.device, root, pid, target, group })
     }
+
+    /// A mount of another namespace, of which no process is known.
+    pub(super) fn elsewhere(device: Device, mount: Described) -> Option<Self> {
+        if mount.root.ends_with(DELETED) {
+            return None;
+        }
+        let group = [mount.group, mount.master].into_iter().find(|group| *group != 0);
+        Some(Self { device, root: mount.root, pid: None, target: mount.target, group })
+    }
 }
 
 fn open(dir: impl AsFd, path: impl rustix::path::Arg, more: OFlags) -> Result<OwnedFd, Errno> {
@@ -281,6 +314,28 @@ mod tests {
 
     #[test]
     fn a_proc_that_is_not_there_is_an_error() {
-        assert!(run(Path::new("/nonexistent"), &BTreeMap::new()).is_err());
+        assert!(run(Path::new("/nonexistent"), &BTreeMap::new(), &mut Known::default()).is_err());
+    }
+
+    #[test]
+    fn the_namespaces_show_what_their_processes_show() {
+        use crate::mount::place::Handle;
+        let root = std::fs::File::open("/").unwrap();
+        let handle = Handle::of(root.as_fd()).unwrap();
+        let (asked, mut known) = (BTreeMap::from([(handle.mount, handle.device)]), Known::default());
+        let shown = |scan: &Scan| -> BTreeSet<_> {
+            scan.seen.iter().map(|seen| (seen.root.clone(), seen.target.clone(), seen.group)).collect()
+        };
+        // Others come and go meanwhile.
+        for _ in 0..50 {
+            let before = processes(Path::new("/proc"), &asked).unwrap();
+            let quick = run(Path::new("/proc"), &asked, &mut known).unwrap();
+            let after = processes(Path::new("/proc"), &asked).unwrap();
+            let (before, after) = (shown(&before), shown(&after));
+            if before == after && before.is_subset(&shown(&quick)) {
+                return;
+            }
+        }
+        panic!("the two ways do not agree");
     }
 }
