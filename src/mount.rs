@@ -10,6 +10,7 @@ mod busy;
 mod classic;
 mod target;
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -150,15 +151,28 @@ pub fn is_of(info: &MountInfo, source: BorrowedFd<'_>) -> Result<bool> {
 /// `Internal` if the mount table cannot be read or `source` has been removed.
 pub fn targets_of(source: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
     use std::os::unix::ffi::OsStringExt as _;
-    let mut targets = Vec::new();
-    let Some(place) = place_of(source)? else { return Ok(targets) };
+    let handle = Handle::of(source)?;
+    let (mut targets, mut place, mut before) = (Vec::new(), None, Vec::new());
+    // One reading: the mount that the directory lies on is older than those made of it, and nearly always comes first.
     table::each_own(|line| {
+        if line.id == handle.mount {
+            place = Some(handle.place(Some(&Anchor::of(&line))));
+        }
         let (root, removed) = line.root();
-        if line.device == place.device && *root == *place.path && !removed {
-            targets.push(PathBuf::from(std::ffi::OsString::from_vec(line.target().into_owned())));
+        match &place {
+            _ if removed => {}
+            None => before.push((line.device, root.into_owned(), line.target().into_owned())),
+            Some(Ok(place)) if line.device == place.device && *root == *place.path => {
+                targets.push(PathBuf::from(OsString::from_vec(line.target().into_owned())));
+            }
+            Some(_) => {}
         }
         std::ops::ControlFlow::Continue(())
     })?;
+    let Some(place) = place.transpose()? else { return Ok(targets) };
+    let earlier =
+        before.into_iter().filter(|(device, root, _)| (*device, root) == (place.device, &place.path));
+    targets.extend(earlier.map(|(_, _, target)| PathBuf::from(OsString::from_vec(target))));
     Ok(targets)
 }
 

@@ -15,8 +15,21 @@ pub struct Locks {
 
 #[derive(Debug, Default)]
 struct Inner {
-    held: Mutex<HashSet<String>>,
+    state: Mutex<State>,
     freed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: HashSet<String>,
+    /// Callers that wait. To wake nobody is a system call too, and there is nearly always nobody.
+    waiting: usize,
+}
+
+impl Inner {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The right to work on one object, until dropped.
@@ -36,8 +49,7 @@ impl Locks {
     /// Takes the lock of an object if nobody has it.
     #[must_use]
     pub fn try_take(&self, key: String) -> Option<Held> {
-        let mut held = self.inner.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.insert(key.clone()).then(|| Held { inner: Arc::clone(&self.inner), key })
+        self.inner.lock().held.insert(key.clone()).then(|| Held { inner: Arc::clone(&self.inner), key })
     }
 
     /// Takes the lock of an object, such as "volume a".
@@ -46,8 +58,8 @@ impl Locks {
     /// `Busy` when another call still has it after the wait.
     pub fn take(&self, key: String) -> Result<Held> {
         let deadline = Instant::now() + self.wait;
-        let mut held = self.inner.held.lock().unwrap_or_else(PoisonError::into_inner);
-        while held.contains(&key) {
+        let mut state = self.inner.lock();
+        while state.held.contains(&key) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Error::new(
@@ -55,18 +67,25 @@ impl Locks {
                     format!("another call for {key} is still running: try again"),
                 ));
             }
-            held = self.inner.freed.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting += 1;
+            state = self.inner.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting -= 1;
         }
-        held.insert(key.clone());
-        drop(held);
+        state.held.insert(key.clone());
+        drop(state);
         Ok(Held { inner: Arc::clone(&self.inner), key })
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.inner.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
-        self.inner.freed.notify_all();
+        let mut state = self.inner.lock();
+        state.held.remove(&self.key);
+        let waiting = state.waiting > 0;
+        drop(state);
+        if waiting {
+            self.inner.freed.notify_all();
+        }
     }
 }
 
