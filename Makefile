@@ -21,7 +21,7 @@ test: ## everything that this machine can run, csi-sanity included
 lint: ## formatting, clippy, documentation, scripts
 	@tests/install rust lint
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet
 	tests/shellcheck
 
@@ -63,10 +63,9 @@ cluster-up: image ## a real Kubernetes on this machine, with orlop installed by 
 cluster-down: ## end it; nothing is left
 	tests/cluster/down
 
-e2e: ## our scenarios, on the cluster
+e2e: cluster-up ## our scenarios, on the cluster
 	tests/cluster/scenarios
 
-e2e-storage: ## Kubernetes' own storage suite, on the cluster
-	tests/cluster/install
-	tests/cluster/build cluster e2e
+e2e-storage: cluster-up ## Kubernetes' own storage suite, on the cluster
+	tests/cluster/build e2e
 	tests/cluster/storage-suite

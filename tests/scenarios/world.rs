@@ -332,7 +332,7 @@ pub(crate) fn pool_on(node: &str, pool: &str) -> PathBuf {
 /// Runs a script of `tests/cluster`; its output.
 pub(crate) fn script(name: &str, args: &[&str]) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster").join(name);
-    run(&mut Command::new(path).args(args))
+    run(Command::new(path).args(args))
 }
 
 pub(crate) fn run(command: &mut Command) -> String {
