@@ -18,7 +18,6 @@ use crate::http;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::socket;
-use crate::sys::memory;
 
 /// gRPC is never the bottleneck: two threads keep memory small.
 const WORKERS: usize = 2;
@@ -78,7 +77,6 @@ async fn doors(settings: Settings) -> Result<()> {
         doors.spawn(csi::register(registration, stop.clone()));
     }
     info!(csi = %settings.csi.display(), version = env!("CARGO_PKG_VERSION"), "serving");
-    memory::forget_start();
 
     let ended = tokio::select! {
         name = signals.any() => { info!(signal = name, "stopping"); Ok(()) }
