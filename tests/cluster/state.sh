@@ -113,6 +113,7 @@ failSwapOn: false
 clusterDNS: [${services%.*}.10]
 clusterDomain: cluster.local
 syncFrequency: 10s
+crashLoopBackOff: {maxContainerRestartPeriod: 1s}
 nodeLeaseDurationSeconds: 10
 resolvConf: $(node_dir "$1")/conf/resolv.conf
 imageGCHighThresholdPercent: 100

@@ -103,7 +103,7 @@ fn a_copy_smaller_than_its_source_or_of_nothing_is_told_why() {
     world.event("less", "ProvisioningFailed", "is less than");
     world.event("less-clone", "ProvisioningFailed", "must be greater than or equal");
     world.event("nothing", "ProvisioningFailed", "no-such");
-    world.event("of-nothing", "SnapshotContentCreationFailed", "missing");
+    world.event("of-nothing", "SnapshotContentCreationFailed", "cannot get claim");
     assert_eq!(folders("bad-copies").len(), 1);
     world.empty();
 }

@@ -41,9 +41,8 @@ impl<'a> Contents<'a> {
             self.count(size);
             return Ok(size);
         }
-        // a block of attributes counts too, and may hide a hole: in a small file that is one block lost, no more
-        let dense = stat.stx_blocks.saturating_mul(512) >= size;
-        if dense && usize::try_from(size).is_ok_and(|size| size <= BUFFER) {
+        let small = usize::try_from(size).is_ok_and(|size| size <= BUFFER);
+        if small && stat.stx_blocks.saturating_mul(512) >= size && has_no_hole(from, size) {
             return self.plain(from, to, 0..size);
         }
         self.parts(from, to, size)
@@ -135,4 +134,9 @@ impl<'a> Contents<'a> {
         }
         Ok(start)
     }
+}
+
+/// The number of blocks alone does not tell: a block of attributes counts, too.
+fn has_no_hole(from: BorrowedFd<'_>, size: u64) -> bool {
+    seek(from, SeekFrom::Hole(0)).map_or(true, |hole| hole >= size)
 }
