@@ -292,6 +292,7 @@ async fn many(table: &mut Table, sizes: &Sizes, base: &Path) {
                 ours.push(creates(server, callers, sizes.turn / 2).await);
                 other.push(bare.rate_of(callers, sizes.turn / 2, || bare.create(&bare.name(), Syncs::All)));
                 sweep(&server.pool);
+                rustix::fs::sync();
             }
         }
         let ratio = |few: &[f64], many: &[f64]| median(few.iter().zip(many).map(|(a, b)| a / b).collect());
@@ -357,13 +358,16 @@ async fn copy(table: &mut Table, sizes: &Sizes, dir: &Path) {
     let [mut cp, mut synced, mut snapshots, mut clones] = [const { Vec::new() }; 4];
     let mut turn = 0;
     while turn < 3 {
+        rustix::fs::sync();
         let one = timed("cp", &["-a", from, to]);
         synced.push(one + timed("sync", &["-f", to]));
         cp.push(one);
         trees::remove(Path::new(to));
+        rustix::fs::sync();
         let began = Instant::now();
         client.snapshot("full", &format!("cut-{turn}")).await;
         snapshots.push(began.elapsed().as_secs_f64());
+        rustix::fs::sync();
         let began = Instant::now();
         let source = match turn {
             0 => Type::Snapshot(SnapshotSource { snapshot_id: id("cut-0") }),
