@@ -152,7 +152,7 @@ impl Store {
         let path = format!("{name}/{}", shelf.record());
         let shown = || format!("read {}/{path}", shelf.folder());
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = match fs::openat2(self.shelf(shelf), &path, flags, Mode::empty(), INSIDE) {
+        let file = match open_inside(self.shelf(shelf), &path, flags) {
             Err(Errno::NOENT) => return Ok(None),
             result => result.context(shown)?,
         };
@@ -170,7 +170,7 @@ impl Store {
     pub fn data(&self, shelf: Shelf, name: &Name) -> Result<Option<OwnedFd>> {
         let path = format!("{name}/{DATA}");
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        match fs::openat2(self.shelf(shelf), &path, flags, Mode::empty(), INSIDE) {
+        match open_inside(self.shelf(shelf), &path, flags) {
             Err(Errno::NOENT) => Ok(None),
             result => result.map(Some).context(|| format!("open {}/{path}", shelf.folder())),
         }
@@ -195,7 +195,7 @@ impl Store {
         let folder = nonce()?;
         fs::mkdirat(&self.work, &folder, PRIVATE).context(|| "make a folder in work/")?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let opened = fs::openat2(&self.work, &folder, flags, Mode::empty(), INSIDE);
+        let opened = open_inside(&self.work, &folder, flags);
         match opened.context(|| format!("open work/{folder}")) {
             Ok(dir) => Ok(Draft { store: self, folder, dir, settled: false }),
             Err(error) => {
@@ -212,8 +212,7 @@ impl Store {
     pub fn rewrite(&self, volume: &Volume) -> Result<()> {
         let name = volume.id.name.as_str();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let dir = fs::openat2(&self.volumes, name, flags, Mode::empty(), INSIDE)
-            .context(|| format!("open volumes/{name}"))?;
+        let dir = open_inside(&self.volumes, name, flags).context(|| format!("open volumes/{name}"))?;
         let record = Shelf::Volumes.record();
         let shown = || format!("write volumes/{name}/{record}");
         let old: Option<Volume> = self.volume(&volume.id.name)?;
@@ -306,6 +305,22 @@ impl Store {
     }
 }
 
+/// Opens what is in a folder, never out of it, through a link or across a mount.
+///
+/// A rename of a part of the path, while it is walked, is answered EXDEV (the walk has ended outside) or EAGAIN: asked
+/// again, the kernel says what is there now. A mount stays one however often it is asked.
+fn open_inside<P: Arg + Copy>(dir: impl AsFd, path: P, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let open = || fs::openat2(&dir, path, flags, Mode::empty(), INSIDE);
+    let mut opened = open();
+    for _ in 0..64 {
+        match opened {
+            Err(Errno::XDEV | Errno::AGAIN | Errno::INTR) => opened = open(),
+            _ => break,
+        }
+    }
+    opened
+}
+
 /// Opens a private folder below `parent`, and makes it first when it is missing.
 fn open_or_make(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     match fs::mkdirat(parent, name, PRIVATE) {
@@ -313,7 +328,7 @@ fn open_or_make(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
         Err(error) => return Err(error).context(|| format!("make {name}/")),
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    fs::openat2(parent, name, flags, Mode::empty(), INSIDE).context(|| format!("open {name}/"))
+    open_inside(parent, name, flags).context(|| format!("open {name}/"))
 }
 
 /// Calls `with` for every entry of a folder that is not `.` or `..` and is UTF-8, which all our names are.

@@ -187,3 +187,27 @@ fn pages_stay_right_while_volumes_come_and_go() {
     let names: Vec<_> = rest.items.iter().map(|v| v.id.name.as_str()).collect();
     assert_eq!((names, rest.next), (vec!["bb", "c", "d", "e"], None));
 }
+
+/// The kernel answers EXDEV when a folder is moved away while a path in it is walked: that is no mount, and no fault.
+#[test]
+fn a_folder_that_is_moved_while_it_is_looked_at_is_there_or_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let id = engine.create(&wish("a")).unwrap().id;
+    let (here, away) = (dir.path().join("volumes/a"), dir.path().join("trash/a"));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..100_000 {
+                fs::rename(&here, &away).unwrap();
+                fs::rename(&away, &here).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            if let Err(error) = engine.get(&id) {
+                assert_eq!(error.kind(), Kind::NotFound, "{}", error.chain());
+            }
+        }
+    });
+}

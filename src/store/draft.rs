@@ -2,11 +2,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{self, AtFlags, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::{INSIDE, Shelf, Store, write_file};
+use super::{Shelf, Store, open_inside, write_file};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{DATA, Name};
 
@@ -32,7 +32,7 @@ impl Draft<'_> {
     /// What the filesystem says.
     pub fn data(&self) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        fs::openat2(&self.dir, DATA, flags, Mode::empty(), INSIDE).context(|| "open the new data folder")
+        open_inside(&self.dir, DATA, flags).context(|| "open the new data folder")
     }
 
     /// Writes the record and gives the draft its place: when this returns the object exists, also after a power cut.
