@@ -353,16 +353,16 @@ async fn copy(table: &mut Table, sizes: &Sizes, dir: &Path) {
     client.create("full", None).await;
     trees::files(&data(&server, "full"), sizes.files, 4096);
     rustix::fs::sync();
-    let (from, to) = (data(&server, "full"), dir.join("cp"));
-    let (from, to) = (from.to_str().unwrap(), to.to_str().unwrap());
+    let from = data(&server, "full");
     let [mut cp, mut synced, mut snapshots, mut clones] = [const { Vec::new() }; 4];
     let mut turn = 0;
     while turn < 3 {
         rustix::fs::sync();
-        let one = timed("cp", &["-a", from, to]);
+        let to = dir.join(format!("cp-{turn}"));
+        let to = to.to_str().unwrap();
+        let one = timed("cp", &["-a", from.to_str().unwrap(), to]);
         synced.push(one + timed("sync", &["-f", to]));
         cp.push(one);
-        trees::remove(Path::new(to));
         rustix::fs::sync();
         let began = Instant::now();
         client.snapshot("full", &format!("cut-{turn}")).await;
@@ -395,6 +395,8 @@ async fn copy(table: &mut Table, sizes: &Sizes, dir: &Path) {
         snapshot / cp,
         Bar::None,
     );
+    // Not before: a disk that is told what is free any more is slow for a while.
+    (0..turn).for_each(|turn| trees::remove(&dir.join(format!("cp-{turn}"))));
     deletes(table, sizes, &server).await;
     for turn in 0..3 {
         client.delete_snapshot(&format!("cut-{turn}")).await;
