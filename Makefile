@@ -1,7 +1,8 @@
 # What a person runs. Each target installs what it needs itself; `.ci/run` calls these too.
 .DEFAULT_GOAL := help
 SHELL := bash
-MUSL := x86_64-unknown-linux-musl
+# What static binaries and the image are built for: amd64, arm64 or both.
+ARCH ?= $(shell uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 
 .PHONY: help demo test lint deny sanity bench static image manifest chart cluster-up cluster-down e2e e2e-storage
 
@@ -38,13 +39,12 @@ bench: ## the figures, each beside the same work by bare system calls
 	cargo build --release --bin orlop
 	cargo bench --bench csi
 
-static: ## a static binary
-	@tests/install rust
-	CC_x86_64_unknown_linux_musl=gcc cargo build --release --bin orlop --target $(MUSL)
-	@ls -l target/$(MUSL)/release/orlop
+static: ## static binaries (ARCH='amd64 arm64' for both architectures)
+	@tests/install rust static $(filter arm64,$(ARCH))
+	deploy/static $(ARCH)
 
 image: static ## a container image as target/image/orlop.tar, for `ctr images import` and `docker load`
-	deploy/image
+	deploy/image $(addprefix --arch ,$(ARCH))
 
 manifest: ## deploy/orlop.yaml, for people without Helm
 	tests/cluster/build helm
