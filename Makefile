@@ -4,7 +4,7 @@ SHELL := bash
 # What static binaries and the image are built for: amd64, arm64 or both.
 ARCH ?= $(shell uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 
-.PHONY: help demo test lint deny sanity bench static image manifest chart cluster-up cluster-down e2e e2e-storage
+.PHONY: help demo test lint deny sanity bench static image manifest chart cluster-up cluster-down e2e e2e-storage figures
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,7 +51,8 @@ manifest: ## deploy/orlop.yaml, for people without Helm
 	deploy/manifest
 
 chart: ## the chart: lint, schemas, bad values
-	tests/cluster/build helm kubeconform schemas
+	@tests/install go chart
+	tests/cluster/build chart
 	tests/chart/check
 
 cluster-up: image ## a real Kubernetes on this machine, with orlop installed by Helm
@@ -65,6 +66,9 @@ cluster-down: ## end it; nothing is left
 
 e2e: cluster-up ## our scenarios, on the cluster
 	tests/cluster/scenarios
+
+figures: cluster-up ## time to a running pod, orlop's part of it, and memory, on the cluster
+	tests/cluster/figures
 
 e2e-storage: cluster-up ## Kubernetes' own storage suite, on the cluster
 	tests/cluster/build e2e

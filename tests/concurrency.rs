@@ -2,15 +2,15 @@
 //!
 //! `ORLOP_STRESS_SECONDS` says how long; 60 when it does not.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
-#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 #[path = "ground/pool.rs"]
 mod ground;
+#[path = "ground/mounts.rs"]
+mod mounts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -386,28 +386,9 @@ impl Caller<'_> {
     }
 }
 
-/// Runs this test again in a mount namespace of its own; false: this is it.
-#[expect(clippy::disallowed_methods, reason = "users of a volume are found by process, so this must be one")]
-fn in_a_namespace_of_its_own(test: &str) -> bool {
-    const INSIDE: &str = "ORLOP_STRESS_INSIDE";
-    if std::env::var_os(INSIDE).is_some() {
-        return false;
-    }
-    if !rustix::process::geteuid().is_root() {
-        assert!(std::env::var_os("CI").is_none(), "mounts need root, and with CI set nothing is skipped");
-        eprintln!("skipped: mounts need root");
-        return true;
-    }
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe().unwrap());
-    let status = command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").status().unwrap();
-    assert!(status.success(), "{status}");
-    true
-}
-
 #[test]
 fn everything_at_once_for_a_minute() {
-    if in_a_namespace_of_its_own("everything_at_once_for_a_minute") {
+    if mounts::in_a_process_of_its_own("everything_at_once_for_a_minute") {
         return;
     }
     let dir = ground::place();

@@ -8,6 +8,8 @@
 
 #[path = "ground/pool.rs"]
 mod ground;
+#[path = "ground/mounts.rs"]
+mod mounts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -622,12 +624,6 @@ fn failed(
     log.contains("(INJECTED)")
 }
 
-#[expect(deprecated, reason = "only descriptors make unshare unsafe, and they are not unshared")]
-fn enter_new_namespace() {
-    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
-    rustix::mount::mount_change("/", Propagation::PRIVATE | Propagation::REC).unwrap();
-}
-
 /// What is missing to stop processes here, if anything.
 #[expect(clippy::disallowed_methods, reason = "strace is a program")]
 fn missing() -> Option<&'static str> {
@@ -670,7 +666,7 @@ fn in_parallel<T: Send, R: Send>(
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                enter_new_namespace();
+                mounts::enter_new_namespace(Propagation::PRIVATE);
                 loop {
                     let Some(item) = queue.lock().unwrap().pop() else { return };
                     let result = catch_unwind(AssertUnwindSafe(|| with(&item))).map_err(said);

@@ -1,7 +1,10 @@
 //! The real program under load is killed again and again; its clients remember what they were told, and hold it to it.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
-#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+#![expect(clippy::print_stderr, reason = "says how much was done")]
 #![expect(clippy::disallowed_methods, reason = "the program under test is a process, and a test may poll")]
+
+#[path = "ground/mounts.rs"]
+mod mounts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -368,27 +371,9 @@ async fn all_work(
     back
 }
 
-/// Runs this test again in a mount namespace of its own; false: this is it.
-fn in_a_namespace_of_its_own(test: &str) -> bool {
-    const INSIDE: &str = "ORLOP_KILL_INSIDE";
-    if std::env::var_os(INSIDE).is_some() {
-        return false;
-    }
-    if !rustix::process::geteuid().is_root() {
-        assert!(std::env::var_os("CI").is_none(), "mounts need root, and with CI set nothing is skipped");
-        eprintln!("skipped: mounts need root");
-        return true;
-    }
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe().unwrap());
-    let status = command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").status().unwrap();
-    assert!(status.success(), "{status}");
-    true
-}
-
 #[test]
 fn killed_under_load_it_keeps_what_it_promised() {
-    if in_a_namespace_of_its_own("killed_under_load_it_keeps_what_it_promised") {
+    if mounts::in_a_process_of_its_own("killed_under_load_it_keeps_what_it_promised") {
         return;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();

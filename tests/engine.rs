@@ -1,25 +1,18 @@
 //! The engine on a real directory: a volume's life, refusals, recovery.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+#[path = "ground/pool.rs"]
+mod ground;
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use ground::named as settings;
 use orlop::engine::Engine;
 use orlop::engine::request::{CreateSnapshot, CreateVolume, PoolSettings, SnapshotFilter, Tuning};
 use orlop::error::Kind;
 use orlop::volume::{OnDelete, Policy, PolicyChange, SizeRange, Source, VolumeId};
-
-fn settings(name: &str, path: &Path) -> PoolSettings {
-    PoolSettings {
-        name: name.parse().unwrap(),
-        path: path.to_owned(),
-        mounted: false,
-        uuid: None,
-        overcommit_percent: 100,
-        reserve: 0,
-    }
-}
 
 fn open(path: &Path) -> Engine {
     Engine::open(vec![settings("p", path)], Tuning::default()).unwrap()

@@ -1,6 +1,9 @@
 //! Real mounts, each test in a mount namespace of its own.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+#[path = "ground/mounts.rs"]
+mod mounts;
+
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -41,16 +44,13 @@ impl World {
 }
 
 /// Runs `test` in a new mount namespace, in a thread, with `base` a private tmpfs. Says why if it cannot.
-#[expect(clippy::print_stderr, reason = "a test that does not run says why")]
 fn in_new_namespace(test: impl FnOnce(&World) + Send) {
-    if !rustix::process::geteuid().is_root() {
-        assert!(std::env::var_os("CI").is_none(), "mounts need root, and with CI set nothing is skipped");
-        eprintln!("skipped: mounts need root");
+    if !mounts::possible() {
         return;
     }
     std::thread::scope(|scope| {
         let run = scope.spawn(|| {
-            enter_new_namespace(Propagation::PRIVATE);
+            mounts::enter_new_namespace(Propagation::PRIVATE);
             let dir = tempfile::tempdir().unwrap();
             let base = dir.path().canonicalize().unwrap();
             rustix::mount::mount("tmpfs", &base, "tmpfs", Bits::empty(), c"mode=755").unwrap();
@@ -63,12 +63,6 @@ fn in_new_namespace(test: impl FnOnce(&World) + Send) {
         });
         run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
-}
-
-#[expect(deprecated, reason = "only descriptors make unshare unsafe, and they are not unshared")]
-fn enter_new_namespace(propagation: Propagation) {
-    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
-    rustix::mount::mount_change("/", propagation | Propagation::REC).unwrap();
 }
 
 /// A process in a mount namespace of its own, as a container is; it ends when this is dropped.

@@ -1,9 +1,10 @@
 //! The promises of docs/semantics.md that no other test holds, on a real directory.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test that panics has failed; one that cannot run says so"
-)]
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+#[path = "ground/pool.rs"]
+mod ground;
+#[path = "ground/mounts.rs"]
+mod mounts;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ground::named as settings;
 use orlop::engine::Engine;
 use orlop::engine::request::{
     CreateSnapshot, CreateVolume, OwnerWish, PoolSettings, Publish, Sharing, SnapshotFilter, Tuning,
@@ -22,17 +24,6 @@ use orlop::volume::{Enforced, Limit, OnDelete, Policy, PolicyChange, SizeRange, 
 use rustix::mount::MountPropagationFlags;
 
 const MIB: u64 = 1 << 20;
-
-fn settings(name: &str, path: &Path) -> PoolSettings {
-    PoolSettings {
-        name: name.parse().unwrap(),
-        path: path.to_owned(),
-        mounted: false,
-        uuid: None,
-        overcommit_percent: 100,
-        reserve: 0,
-    }
-}
 
 fn open(path: &Path) -> Engine {
     open_with(path, Tuning::default())
@@ -405,28 +396,15 @@ fn a_directory_made_by_hand_is_listed_copied_and_otherwise_left_alone() {
     assert_eq!(names(&dir.path().join("volumes/mine/data")).len(), 1);
 }
 
-/// Whether mounts can be made here; where all tests are to run, they must.
-fn can_mount() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    assert!(root || std::env::var("CI").as_deref() != Ok("true"), "mounts need root");
-    if !root {
-        eprintln!("skipped: mounts need root");
-    }
-    root
-}
-
 /// A pool and a folder for targets in a mount namespace of its own, which ends with the thread.
 struct World {
     dir: tempfile::TempDir,
 }
 
 impl World {
-    #[expect(deprecated, reason = "only descriptors make unshare unsafe, and they are not unshared")]
     fn enter(test: impl FnOnce(&Self) + Send) {
         let run = || {
-            rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
-            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-            rustix::mount::mount_change("/", private).unwrap();
+            mounts::enter_new_namespace(MountPropagationFlags::PRIVATE);
             let world = Self { dir: tempfile::tempdir().unwrap() };
             fs::create_dir(world.pool()).unwrap();
             test(&world);
@@ -451,7 +429,7 @@ impl World {
 
 #[test]
 fn a_published_volume_outlives_orlop_and_its_pools_absence() {
-    if !can_mount() {
+    if !mounts::possible() {
         return;
     }
     World::enter(|world| {
@@ -482,7 +460,7 @@ fn a_published_volume_outlives_orlop_and_its_pools_absence() {
 
 #[test]
 fn many_targets_show_one_volume_each_with_its_own_flags() {
-    if !can_mount() {
+    if !mounts::possible() {
         return;
     }
     World::enter(|world| {
@@ -506,7 +484,7 @@ fn many_targets_show_one_volume_each_with_its_own_flags() {
 
 #[test]
 fn unpublish_takes_away_only_what_is_its_own() {
-    if !can_mount() {
+    if !mounts::possible() {
         return;
     }
     World::enter(|world| {

@@ -59,10 +59,10 @@ impl Jobs {
         self.lock().get(making).cloned()
     }
 
-    /// How many there are.
+    /// How many run or wait for their turn.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.lock().len()
+        self.lock().values().filter(|job| !job.is_over()).count()
     }
 
     /// What is being made of this source, if anything.
@@ -212,5 +212,26 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         *self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.inner.turn.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_failed_runs_no_more_although_nobody_was_told() {
+        let jobs = Jobs::new(1);
+        let id: VolumeId = "p/v".parse().unwrap();
+        let fail = |_: &Job| Err(Error::new(Kind::Internal, "no luck"));
+        let making = Making::Volume(id.clone());
+        let job = jobs.start(making.clone(), Source::Volume(id), fail).unwrap();
+        while !job.is_over() {
+            thread::yield_now();
+        }
+        assert_eq!(jobs.count(), 0);
+        let told = jobs.join(&making, &jobs.find(&making).unwrap(), Duration::ZERO);
+        assert_eq!(told.unwrap().unwrap_err().kind(), Kind::Internal);
+        assert!(jobs.find(&making).is_none(), "an error is told once");
     }
 }

@@ -22,8 +22,12 @@ pub(crate) fn place() -> TempDir {
 }
 
 pub(crate) fn settings(path: &Path) -> PoolSettings {
+    named("p", path)
+}
+
+pub(crate) fn named(name: &str, path: &Path) -> PoolSettings {
     PoolSettings {
-        name: "p".parse().unwrap(),
+        name: name.parse().unwrap(),
         path: path.to_owned(),
         mounted: false,
         uuid: None,

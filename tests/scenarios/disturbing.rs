@@ -180,7 +180,8 @@ fn helm_uninstall_leaves_data_and_running_pods_alone() {
     let world = World::new("uninstall");
     let writers = Writers::start(&world);
     let helm = |args: &[&str]| run(Command::new("helm").args(args).args(["-n", "orlop"]));
-    helm(&["uninstall", "orlop", "--wait", "--timeout", "90s"]);
+    let said = helm(&["uninstall", "orlop", "--wait", "--timeout", "90s"]);
+    assert!(said.contains("orlop-volumes-of-default-stay-in-var-lib-orlop"), "where the data is: {said}");
     world.wait("orlop is gone", || orlop_pods(&world).is_empty().then_some(()));
     assert!(world.beside("orlop").list(CAPACITIES).is_empty(), "the scheduler believes nothing any more");
     writers.check();

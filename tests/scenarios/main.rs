@@ -7,6 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "scripts of the cluster are programs; a poll sleeps")]
 
 mod bad_input;
+mod chart;
 mod churn;
 mod copies;
 mod disturbing;
