@@ -4,7 +4,7 @@
 //!
 //! | layer | modules | |
 //! |---|---|---|
-//! | assembly | [`cli`], [`settings`], [`run`], [`check`] | puts the parts together; knows all |
+//! | assembly | [`cli`], [`flags`], [`settings`], [`run`], [`check`] | puts the parts together; knows all |
 //! | doors | [`csi`], [`http`], `kube` | a protocol in: parse, call the engine once, answer; async |
 //! | beside them | [`socket`], [`telemetry`], [`metrics`], [`health`], [`quantity`] | what doors use |
 //! | engine | [`engine`] | every rule about volumes; synchronous; knows no protocol |
@@ -32,6 +32,7 @@ pub mod cli;
 pub mod csi;
 pub mod engine;
 pub mod error;
+pub mod flags;
 pub mod health;
 pub mod http;
 #[cfg(feature = "kube")]

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::cli::Serve;
 use crate::csi::{self, Identity, Registration};
 use crate::engine::request::{PoolSettings, Tuning};
 use crate::error::{Context, Error, Kind, Result};
+use crate::flags::{PoolFlag, Serve};
 use crate::http::Address;
 use crate::quantity::{Bytes, Span};
 use crate::socket;
@@ -152,7 +152,7 @@ fn read(path: &Path) -> Result<File> {
         .map_err(|error| Error::caused(Kind::Invalid, format!("settings in {}", path.display()), error))
 }
 
-fn pools(flags: &[crate::cli::PoolFlag], file: Vec<Pool>) -> Result<Vec<PoolSettings>> {
+fn pools(flags: &[PoolFlag], file: Vec<Pool>) -> Result<Vec<PoolSettings>> {
     let of_flags = flags.iter().map(|flag| PoolSettings {
         name: flag.name.clone(),
         path: flag.path.clone(),

@@ -78,9 +78,14 @@ impl Meter {
         self.shared.lock().last.get(id).map(|(_, taken)| *taken)
     }
 
-    /// The volume is gone.
+    /// The volume is gone: what is measured of it just now is nobody's, or another one's of this name.
     pub(super) fn forget(&self, id: &VolumeId) {
-        self.shared.lock().last.remove(id);
+        let mut state = self.shared.lock();
+        state.last.remove(id);
+        state.queue.retain(|(queued, _)| queued != id);
+        state.current.take_if(|current| *current == *id);
+        drop(state);
+        self.shared.measured.notify_all();
     }
 
     fn work(&self, state: &mut State) -> Result<()> {
@@ -112,15 +117,18 @@ impl Shared {
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
         while let Some((id, data)) = self.next() {
             // A tree that is being torn down is measured again when somebody asks again.
-            let taken = weigh(&data).ok();
-            let mut state = self.lock();
-            state.current = None;
-            if let Some(taken) = taken {
-                state.last.insert(id, (Instant::now(), taken));
-            }
-            drop(state);
-            self.measured.notify_all();
+            self.keep(id, weigh(&data).ok());
         }
+    }
+
+    fn keep(&self, id: VolumeId, taken: Option<Taken>) {
+        let mut state = self.lock();
+        let is_there = state.current.take().is_some_and(|current| current == id);
+        if let Some(taken) = taken.filter(|_| is_there) {
+            state.last.insert(id, (Instant::now(), taken));
+        }
+        drop(state);
+        self.measured.notify_all();
     }
 
     fn next(&self) -> Option<(VolumeId, OwnedFd)> {
@@ -181,6 +189,19 @@ mod tests {
         let taken = weigh(&std::fs::File::open(dir.path()).unwrap().into()).unwrap();
         assert_eq!(taken.inodes, 4, "the top, a, d, hole");
         assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&taken.bytes), "{taken:?}");
+    }
+
+    #[test]
+    fn what_was_measured_of_a_volume_that_has_gone_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+        let meter = Meter::new(Duration::from_secs(60));
+        meter.shared.lock().queue.extend([(id(), open()), (id(), open())]);
+        let (measured, _) = meter.shared.next().unwrap();
+        meter.forget(&id());
+        meter.shared.keep(measured, Some(Taken { bytes: 1, inodes: 1 }));
+        assert_eq!(meter.last(&id()), None);
+        assert!(meter.shared.next().is_none(), "and it is not measured again");
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod quick;
 mod scan;
+mod seen;
 mod who;
 
 use std::collections::BTreeMap;

@@ -2,7 +2,6 @@
 
 use std::process::Command;
 
-use crate::objects::*;
 use crate::world::*;
 
 #[test]

@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
-use super::scan::Seen;
+use super::seen::Seen;
 use crate::mount::table::Device;
 use crate::sys::namespace::{self, Buffer, Info, Step};
 

@@ -16,10 +16,10 @@ use rustix::io::Errno;
 
 use crate::error::{Context as _, Result};
 use crate::mount::place::{Anchor, Place, below};
-use crate::mount::table::{DELETED, Device, Line, Reader};
-use crate::sys::namespace::Described;
+use crate::mount::table::{Device, Reader};
 
 use super::quick::{self, Known};
+use super::seen::Seen;
 
 /// What a scan has found.
 #[derive(Debug, Default)]
@@ -32,20 +32,6 @@ pub(super) struct Scan {
     pub(super) refused: usize,
     /// The other namespaces were looked at, not their processes: who uses what is not known.
     pub(super) nameless: bool,
-}
-
-/// A mount in some namespace.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Seen {
-    device: Device,
-    /// Its root in the filesystem.
-    root: Vec<u8>,
-    /// A process of the namespace; `None` is the scanner's own namespace.
-    pub(super) pid: Option<i32>,
-    /// Where it is mounted there.
-    pub(super) target: Vec<u8>,
-    /// The peer group that it is in or takes from: copies of one mount have the same.
-    pub(super) group: Option<u64>,
 }
 
 impl Scan {
@@ -212,25 +198,6 @@ impl<'a> Pass<'a> {
             }
             ControlFlow::Continue(())
         })
-    }
-}
-
-impl Seen {
-    /// `None` if the root was removed: then it lies in no directory that there is.
-    fn of(line: &Line<'_>, pid: Option<i32>) -> Option<Self> {
-        let (root, false) = line.root() else { return None };
-        let group = line.shared().or_else(|| line.master());
-        let (root, target) = (root.into_owned(), line.target().into_owned());
-        Some(Self { device: line.device, root, pid, target, group })
-    }
-
-    /// A mount of another namespace, of which no process is known.
-    pub(super) fn elsewhere(device: Device, mount: Described) -> Option<Self> {
-        if mount.root.ends_with(DELETED) {
-            return None;
-        }
-        let group = [mount.group, mount.master].into_iter().find(|group| *group != 0);
-        Some(Self { device, root: mount.root, pid: None, target: mount.target, group })
     }
 }
 
