@@ -7,7 +7,7 @@ use crate::world::*;
 #[test]
 fn helm_test_writes_reads_restores_and_cleans_up() {
     let world = World::in_space("orlop");
-    let said = run(Command::new("helm").args(["test", "orlop", "-n", "orlop", "--timeout", "3m", "--logs"]));
+    let said = run(Command::new("helm").args(["test", "orlop", "-n", "orlop", "--timeout", "3m"]));
     assert_eq!(said.matches("Phase:          Succeeded").count(), 4, "{said}");
     // What the test's pods declared goes with them.
     world.wait("nothing of the test is left", || {
