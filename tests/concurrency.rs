@@ -7,6 +7,8 @@
 mod ground;
 #[path = "ground/mounts.rs"]
 mod mounts;
+#[path = "ground/stop.rs"]
+mod stop;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -164,20 +166,17 @@ fn who_only_looks_leaves_the_list_alone() {
                 }
             });
         }
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for _ in 0..300 {
-                insist(|| engine.create(&wish("v", 4096))).unwrap();
-                assert_eq!(engine.pools()[0].promised, 4096);
-                assert_eq!(engine.list(None, 10).unwrap().items.len(), 1);
-                insist(|| engine.expand(&id("v"), SizeRange { required: 8192, limit: 0 })).unwrap();
-                assert_eq!(engine.pools()[0].promised, 8192);
-                insist(|| engine.delete(&id("v"))).unwrap();
-                assert_eq!(engine.pools()[0].promised, 0);
-                assert_eq!(engine.list(None, 10).unwrap().items.len(), 0);
-            }
-        }));
-        stop.store(true, Ordering::Relaxed);
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let _stop = stop::Stop(&stop);
+        for _ in 0..300 {
+            insist(|| engine.create(&wish("v", 4096))).unwrap();
+            assert_eq!(engine.pools()[0].promised, 4096);
+            assert_eq!(engine.list(None, 10).unwrap().items.len(), 1);
+            insist(|| engine.expand(&id("v"), SizeRange { required: 8192, limit: 0 })).unwrap();
+            assert_eq!(engine.pools()[0].promised, 8192);
+            insist(|| engine.delete(&id("v"))).unwrap();
+            assert_eq!(engine.pools()[0].promised, 0);
+            assert_eq!(engine.list(None, 10).unwrap().items.len(), 0);
+        }
     });
 }
 

@@ -3,6 +3,8 @@
 #![expect(clippy::disallowed_methods, reason = "a test may start programs, and wait")]
 #![expect(clippy::print_stderr, reason = "a test says why it is skipped")]
 
+#[path = "ground/stop.rs"]
+mod stop;
 #[path = "copy/trees.rs"]
 mod trees;
 
@@ -22,6 +24,7 @@ use rustix::fs::{CWD, FileType, IFlags, Mode, OFlags, ioctl_getflags, ioctl_setf
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::UnshareFlags;
+use stop::Stop;
 use tempfile::TempDir;
 use trees::{acl, facts, link, node, set_mode, set_times, set_xattr, sparse};
 
@@ -364,15 +367,6 @@ fn under_attack(prepare: impl FnOnce(&Path) + Send, attack: impl Fn(&Path, u64) 
         });
         assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), SECRET);
     });
-}
-
-/// Stops the other thread, also when this one fails.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 fn copy_for_a_while(scene: &Path) {

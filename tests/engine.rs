@@ -3,6 +3,8 @@
 
 #[path = "ground/pool.rs"]
 mod ground;
+#[path = "ground/stop.rs"]
+mod stop;
 
 use std::fs;
 use std::path::Path;
@@ -191,11 +193,11 @@ fn a_folder_that_is_moved_while_it_is_looked_at_is_there_or_not() {
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            let _stop = stop::Stop(&done);
             for _ in 0..100_000 {
                 fs::rename(&here, &away).unwrap();
                 fs::rename(&away, &here).unwrap();
             }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         while !done.load(std::sync::atomic::Ordering::Relaxed) {
             if let Err(error) = engine.get(&id) {

@@ -3,6 +3,8 @@
 
 #[path = "ground/mounts.rs"]
 mod mounts;
+#[path = "ground/stop.rs"]
+mod stop;
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -285,6 +287,7 @@ fn nobody_ever_sees_a_read_only_volume_writable() {
                         }
                     }
                 });
+                let _stop = stop::Stop(&stop);
                 let at = open_target(&target).unwrap();
                 let read_only = MountFlags { read_only: true, ..MountFlags::default() };
                 let (start, mut turns) = (Instant::now(), 0);
@@ -296,7 +299,6 @@ fn nobody_ever_sees_a_read_only_volume_writable() {
                     assert!(File::create(target.join("file")).is_err());
                     detach(&target).unwrap();
                 }
-                stop.store(true, Ordering::Relaxed);
             });
             let [wrong, right] = *seen.lock().unwrap();
             assert_eq!(wrong, 0, "{api:?}: seen without its flags");

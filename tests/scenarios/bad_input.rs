@@ -79,7 +79,7 @@ fn a_claim_larger_than_any_node_is_told_so_at_its_pod() {
         world.make(CLAIMS, &claim(name, class, "1Ei"));
         world.make(PODS, &pod(name, name, "true"));
     }
-    world.event("large", "FailedScheduling", "2 node(s) did not have enough free storage");
+    world.wait_unschedulable("large", "2 node(s) did not have enough free storage");
     world.event("large-now", "ExternalProvisioning", "");
     assert_eq!(folders("too-large"), BTreeSet::new());
     let refused = world.try_make(CLAIMS, &claim("nothing", "orlop", "0"));

@@ -208,7 +208,7 @@ fn a_drained_node_gives_its_pods_back_with_their_data() {
         "--force",
     ]));
     world.wait("the volume is unmounted", || mounts(&bound).is_empty().then_some(()));
-    world.event("db-0", "FailedScheduling", "unschedulable");
+    world.wait_unschedulable("db-0", "unschedulable");
     assert!(bound.data().join("starts").exists());
     run(Command::new("kubectl").args(["uncordon", &bound.node]));
     world.wait_ready("db-0");
@@ -237,7 +237,7 @@ fn a_node_that_lost_its_power_comes_back_with_its_volumes() {
     // The tmpfs did not come back: its pool is unavailable and says so, until it is mounted.
     world.make(CLAIMS, &claim("small", "orlop-small", "16Mi"));
     world.make(PODS, &on_node(pod("small", "small", "true"), SECOND));
-    world.event("small", "FailedScheduling", "enough free storage");
+    world.wait_unschedulable("small", "enough free storage");
     crate::world::script("orlop", &[]);
     world.output("small");
     world.empty();

@@ -14,5 +14,7 @@ mod disturbing;
 mod lost_node;
 mod nodes;
 mod objects;
+#[path = "../ground/stop.rs"]
+mod stop;
 mod volumes;
 mod world;

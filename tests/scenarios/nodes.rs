@@ -75,7 +75,7 @@ fn all_full(world: &World) {
     });
     world.make(CLAIMS, &claim("none", "orlop-small", "32Mi"));
     world.make(PODS, &pod("none", "none", "true"));
-    world.event("none", "FailedScheduling", "did not have enough free storage");
+    world.wait_unschedulable("none", "did not have enough free storage");
     // Room is made, and the pod goes on.
     world.delete(PODS, "big");
     world.delete(CLAIMS, "big");

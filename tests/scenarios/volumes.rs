@@ -109,7 +109,7 @@ fn a_claim_for_one_pod_is_given_to_one_pod() {
     world.make(PODS, &pod("first", "data", STAY));
     world.wait_ready("first");
     world.make(PODS, &pod("second", "data", "echo second"));
-    world.event("second", "FailedScheduling", "ReadWriteOncePod");
+    world.wait_unschedulable("second", "ReadWriteOncePod");
     world.delete_and_wait(PODS, "first");
     assert_eq!(world.output("second"), "second\n");
     world.empty();

@@ -172,6 +172,18 @@ impl World {
 
     // --- pods and claims ---
 
+    /// Waits until the scheduler says of a pod why it has no node. From the pod's condition: of events about one
+    /// pod the scheduler's recorder keeps the first one's text, which may be that the claim is not seen yet.
+    pub(crate) fn wait_unschedulable(&self, pod: &str, part: &str) {
+        self.wait(&format!("pod {pod} has no node: {part:?}"), || {
+            let pod = self.get(PODS, pod);
+            let conditions = pod["status"]["conditions"].as_array()?;
+            let why =
+                conditions.iter().find(|one| one["type"] == "PodScheduled" && one["status"] == "False")?;
+            at(why, "/message").contains(part).then_some(())
+        });
+    }
+
     pub(crate) fn wait_ready(&self, pod: &str) -> Value {
         self.wait(&format!("pod {pod} is ready"), || self.find(PODS, pod).filter(is_ready))
     }
