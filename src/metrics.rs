@@ -163,12 +163,34 @@ mod tests {
             .filter_map(|line| line.strip_prefix("# TYPE "))
             .filter_map(|line| line.split(' ').next())
             .collect();
-        let listed: BTreeSet<_> = include_str!("../docs/metrics.md")
+        assert_eq!(exposed, listed());
+        assert!(resident() > 0);
+    }
+
+    fn listed() -> BTreeSet<&'static str> {
+        include_str!("../docs/metrics.md")
             .lines()
             .filter_map(|line| line.strip_prefix("| `"))
             .filter_map(|line| line.split(['`', '{']).next())
-            .collect();
-        assert_eq!(exposed, listed);
-        assert!(resident() > 0);
+            .collect()
+    }
+
+    #[test]
+    fn the_charts_alerts_and_dashboard_ask_for_what_is_exposed() {
+        let listed = listed();
+        for file in [
+            include_str!("../charts/orlop/templates/prometheusrule.yaml"),
+            include_str!("../charts/orlop/files/dashboard.json"),
+        ] {
+            let asked: BTreeSet<_> = file
+                .lines()
+                .filter(|line| line.contains("expr") || line.contains("query") || line.contains("rate("))
+                .flat_map(|line| line.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_'))
+                .filter(|word| word.starts_with("orlop_") || word.starts_with("csi_plugin_"))
+                .map(|word| word.trim_end_matches("_count").trim_end_matches("_bucket"))
+                .collect();
+            assert!(asked.len() > 3, "{asked:?}");
+            assert_eq!(asked.difference(&listed).collect::<Vec<_>>(), Vec::<&&str>::new());
+        }
     }
 }
