@@ -25,13 +25,13 @@ pub trait Backend: Debug + Send + Sync {
     ///
     /// # Errors
     /// `Unsupported` for a hard limit that this backend cannot set.
-    fn limit(&self, data: BorrowedFd<'_>, bytes: u64, wish: Limit) -> Result<Enforced>;
+    fn limit(&self, data: BorrowedFd<'_>, bytes: u64, request: Limit) -> Result<Enforced>;
 
     /// Whether a hard limit can be set at all.
     ///
     /// # Errors
     /// `Unsupported`, with the reason.
-    fn check_limit(&self, wish: Limit) -> Result<()>;
+    fn check_limit(&self, request: Limit) -> Result<()>;
 }
 
 /// The backend for a pool's folder, found from its filesystem.

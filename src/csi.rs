@@ -34,7 +34,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::telemetry::Rpcs;
 
-pub use follow::{Away, Follow};
+pub use follow::{ClaimRelocator, PendingClaim};
 pub use probe::probe;
 pub use registration::{Registration, check as check_registration, register};
 
@@ -106,7 +106,7 @@ pub struct Driver {
     engine: Arc<Engine>,
     health: Arc<Health>,
     calls: Arc<Semaphore>,
-    follow: Option<Follow>,
+    follow: Option<ClaimRelocator>,
 }
 
 impl Driver {
@@ -119,7 +119,7 @@ impl Driver {
 
     /// The same driver, which sends claims to the node of their source.
     #[must_use]
-    pub fn following(self, follow: Option<Follow>) -> Self {
+    pub fn following(self, follow: Option<ClaimRelocator>) -> Self {
         Self { follow, ..self }
     }
 

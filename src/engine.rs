@@ -21,13 +21,13 @@ use std::time::Duration;
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::{OpenPool, Pool, VolumeEntry};
-use crate::store::{Keep, Shelf};
+use crate::store::{ObjectKind, Retention};
 use crate::volume::{
     OnDelete, Owner, Policy, PolicyChange, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId,
 };
-use jobs::{Jobs, Making};
-use locks::{Held, Locks};
-use meter::Meter;
+use jobs::{JobKey, Jobs};
+use locks::{LockGuard, LockTable};
+use meter::UsageCache;
 use reaper::Reaper;
 use request::{PoolSettings, Tuning};
 use users::Users;
@@ -36,11 +36,11 @@ use users::Users;
 #[derive(Debug)]
 pub struct Engine {
     pools: Vec<Pool>,
-    locks: Locks,
+    locks: LockTable,
     jobs: Jobs,
     reaper: Reaper,
     users: Users,
-    meter: Meter,
+    usage: UsageCache,
     tuning: Tuning,
 }
 
@@ -57,11 +57,11 @@ impl Engine {
         }
         let engine = Self {
             pools: pools.into_iter().map(Pool::new).collect(),
-            locks: Locks::new(tuning.lock_wait),
+            locks: LockTable::new(tuning.lock_wait),
             jobs: Jobs::new(tuning.copies),
             reaper: Reaper::start()?,
             users: Users::new("/proc".into()),
-            meter: Meter::new(tuning.usage_age),
+            usage: UsageCache::new(tuning.usage_age),
             tuning,
         };
         for pool in &engine.pools {
@@ -102,7 +102,7 @@ impl Engine {
         Err(Error::new(Kind::Unavailable, text))
     }
 
-    fn lock_volume(&self, id: &VolumeId) -> Result<Held> {
+    fn lock_volume(&self, id: &VolumeId) -> Result<LockGuard> {
         self.locks.take(volume_key(id))
     }
 
@@ -156,7 +156,7 @@ impl Engine {
     /// `InUse`, naming who uses it; `Busy` while it is copied; `Unavailable` when its pool is.
     pub fn delete(&self, id: &VolumeId) -> Result<()> {
         let _held = self.lock_volume(id)?;
-        self.jobs.cancel(&Making::Volume(id.clone()), self.tuning.lock_wait)?;
+        self.jobs.cancel(&JobKey::Volume(id.clone()), self.tuning.lock_wait)?;
         let pool = self.pool_to_delete_from(id)?;
         self.delete_locked(&pool, id)
     }
@@ -166,7 +166,7 @@ impl Engine {
         if !volume.managed {
             return Ok(());
         }
-        if let Some(Making::Volume(into) | Making::Snapshot(into)) =
+        if let Some(JobKey::Volume(into) | JobKey::Snapshot(into)) =
             self.jobs.reader_of(&Source::Volume(id.clone()))
         {
             return Err(Error::new(
@@ -175,16 +175,16 @@ impl Engine {
             ));
         }
         self.refuse_if_used(pool, id)?;
-        let trashed = pool.store.discard(Shelf::Volumes, &id.name, keep(volume.policy));
+        let trashed = pool.store.discard(ObjectKind::Volumes, &id.name, retention(volume.policy));
         let trashed = trashed.context(|| format!("delete volume {id}"))?;
         pool.index().take_volume(&id.name);
-        self.meter.forget(id);
+        self.usage.forget(id);
         self.reaper.add(pool, [trashed]);
         Ok(())
     }
 
     fn refuse_if_used(&self, pool: &OpenPool, id: &VolumeId) -> Result<()> {
-        let Some(data) = pool.store.data(Shelf::Volumes, &id.name)? else { return Ok(()) };
+        let Some(data) = pool.store.data(ObjectKind::Volumes, &id.name)? else { return Ok(()) };
         let users = self.users.of(std::os::fd::AsFd::as_fd(&data));
         let users = users.context(|| format!("find who uses volume {id}"))?;
         let Some(first) = users.first() else { return Ok(()) };
@@ -243,7 +243,7 @@ impl Engine {
     }
 
     fn set_limit(&self, pool: &OpenPool, volume: &mut Volume) -> Result<()> {
-        let data = pool.store.data(Shelf::Volumes, &volume.id.name)?;
+        let data = pool.store.data(ObjectKind::Volumes, &volume.id.name)?;
         let data =
             data.ok_or_else(|| Error::new(Kind::Internal, format!("volume {} has no data", volume.id)))?;
         let data = std::os::fd::AsFd::as_fd(&data);
@@ -259,8 +259,8 @@ impl Engine {
 
     /// Waits until the reaper has removed what is due; says whether it has.
     #[must_use]
-    pub fn settle(&self, wait: Duration) -> bool {
-        self.reaper.settle(wait)
+    pub fn wait_idle(&self, wait: Duration) -> bool {
+        self.reaper.wait_idle(wait)
     }
 
     /// Stops the copies; what they have made so far is swept at the next start, and a retry starts them again.
@@ -283,7 +283,7 @@ fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
     if let Some(volume) = pool.store.volume(&id.name)? {
         return Ok(Some(Volume { id: id.clone(), ..volume }));
     }
-    let data = pool.store.data(Shelf::Volumes, &id.name)?;
+    let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
     Ok(data.map(|_| unmanaged(id)))
 }
 
@@ -305,13 +305,13 @@ fn unmanaged(id: &VolumeId) -> Volume {
     }
 }
 
-fn keep(policy: Policy) -> Keep {
+fn retention(policy: Policy) -> Retention {
     let now = Timestamp::now().seconds;
     match policy.on_delete {
-        OnDelete::Delete => Keep::Until(now),
-        OnDelete::Trash => {
-            Keep::Until(now.saturating_add(i64::try_from(policy.trash_for.as_secs()).unwrap_or(i64::MAX)))
-        }
-        OnDelete::Retain => Keep::Forever,
+        OnDelete::Delete => Retention::Until(now),
+        OnDelete::Trash => Retention::Until(
+            now.saturating_add(i64::try_from(policy.trash_for.as_secs()).unwrap_or(i64::MAX)),
+        ),
+        OnDelete::Retain => Retention::Forever,
     }
 }

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use crate::error::{Context, Error, Kind, Result};
 use crate::health::{self, Health};
 use crate::metrics::{self, Metrics};
-use crate::socket::{self, Place};
+use crate::socket::{self, SocketFile};
 use crate::volume::shorten;
 
 /// Where to listen.
@@ -52,7 +52,7 @@ pub struct Listener(Either);
 #[derive(Debug)]
 enum Either {
     Tcp(TcpListener),
-    Unix(tokio::net::UnixListener, Place),
+    Unix(tokio::net::UnixListener, SocketFile),
 }
 
 /// Listens.

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::error::{Error, Kind, Result};
 
-pub use follow::Follower;
+pub use follow::Relocator;
 
 /// How long to wait for a claim to go after its pods were removed.
 const CLAIM_WAIT: Duration = Duration::from_secs(60);

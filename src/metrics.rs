@@ -29,7 +29,7 @@ const POOL: [Figure; 8] = [
         u64::from(pool.unavailable.is_none())
     }),
     ("orlop_pool_capacity_bytes", "Size of the filesystem below the pool", |pool| pool.total),
-    ("orlop_pool_promised_bytes", "Sizes of the pool's volumes together", |pool| pool.promised),
+    ("orlop_pool_promised_bytes", "Sizes of the pool's volumes together", |pool| pool.provisioned),
     ("orlop_pool_free_bytes", "What may still be promised to volumes", |pool| pool.free),
     ("orlop_volumes", "Volumes in the pool", |pool| pool.volumes),
     ("orlop_snapshots", "Snapshots in the pool", |pool| pool.snapshots),

@@ -22,7 +22,7 @@ pub use self::options::{Atime, MountFlags};
 pub use self::table::{Device, MountInfo};
 pub use self::target::{open_target, remove_target};
 
-use self::place::{Anchor, Handle, LOCAL, Place};
+use self::place::{Anchor, FsLocation, Handle, LOCAL};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::sys::mount_setattr::mount_setattr;
 
@@ -177,7 +177,7 @@ pub fn targets_of(source: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
 }
 
 /// Where a directory lies in its filesystem; `None` if it was opened by a detached mount, which is in no table.
-fn place_of(dir: BorrowedFd<'_>) -> Result<Option<Place>> {
+fn place_of(dir: BorrowedFd<'_>) -> Result<Option<FsLocation>> {
     let handle = Handle::of(dir)?;
     let Some(under) = table::by_id(handle.mount)? else { return Ok(None) };
     handle.place(Some(&Anchor::of_info(&under))).map(Some)

@@ -72,7 +72,7 @@ pub struct OpenPool {
     pub backend: Box<dyn Backend>,
     /// What is in it.
     index: Mutex<Index>,
-    place: Place,
+    place: DirIdentity,
 }
 
 /// A pool of the settings, there or not.
@@ -85,7 +85,7 @@ pub struct Pool {
 
 /// Which directory on which filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct DirIdentity {
     device: u64,
     inode: u64,
 }
@@ -158,7 +158,8 @@ impl OpenPool {
     fn is_in_place(&self) -> bool {
         let there = fs::statat(CWD, &self.settings.path, AtFlags::empty());
         let marked = || fs::statat(self.store.root(), MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        there.is_ok_and(|stat| Place { device: stat.st_dev, inode: stat.st_ino } == self.place) && marked()
+        there.is_ok_and(|stat| DirIdentity { device: stat.st_dev, inode: stat.st_ino } == self.place)
+            && marked()
     }
 
     /// What is in the pool. Held for moments only, never over I/O that may take long.
@@ -282,7 +283,7 @@ fn foreign_entry(root: std::os::fd::BorrowedFd<'_>) -> Result<Option<String>> {
     Ok(None)
 }
 
-fn place_of(root: &OwnedFd) -> Result<Place> {
+fn place_of(root: &OwnedFd) -> Result<DirIdentity> {
     let stat = fs::fstat(root).context(|| "look at the directory")?;
-    Ok(Place { device: stat.st_dev, inode: stat.st_ino })
+    Ok(DirIdentity { device: stat.st_dev, inode: stat.st_ino })
 }

@@ -16,7 +16,7 @@ pub struct Bytes(pub u64);
 /// A time of whole seconds, written with the units `s`, `m`, `h` and `d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Span(pub Duration);
+pub struct HumanDuration(pub Duration);
 
 const UNITS: [(&str, u64); 13] = [
     ("Ki", 1 << 10),
@@ -58,7 +58,7 @@ impl FromStr for Bytes {
     }
 }
 
-impl FromStr for Span {
+impl FromStr for HumanDuration {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -97,7 +97,7 @@ impl TryFrom<String> for Bytes {
     }
 }
 
-impl TryFrom<String> for Span {
+impl TryFrom<String> for HumanDuration {
     type Error = Error;
 
     fn try_from(text: String) -> Result<Self> {
@@ -162,12 +162,16 @@ mod tests {
         let good =
             [("45s", 45), ("30m", 1_800), ("12h", 43_200), ("7d", 604_800), ("1d12h", 129_600), ("0s", 0)];
         for (text, seconds) in good {
-            assert_eq!(text.parse::<Span>().unwrap(), Span(Duration::from_secs(seconds)), "{text}");
+            assert_eq!(
+                text.parse::<HumanDuration>().unwrap(),
+                HumanDuration(Duration::from_secs(seconds)),
+                "{text}"
+            );
         }
         for text in
             ["", "5", "h", "-1h", "+1h", "1h ", "1w", "1.5h", "1ü", "999999999999d", "99999999999999999999s"]
         {
-            assert_eq!(text.parse::<Span>().unwrap_err().kind(), Kind::Invalid, "{text}");
+            assert_eq!(text.parse::<HumanDuration>().unwrap_err().kind(), Kind::Invalid, "{text}");
         }
     }
 }

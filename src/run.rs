@@ -96,9 +96,9 @@ async fn doors(settings: Settings) -> Result<()> {
 const FOLLOW: Duration = Duration::from_secs(5);
 
 #[cfg(feature = "kube")]
-fn follow(identity: &csi::Identity) -> csi::Follow {
-    let follower = Arc::new(crate::kube::Follower::new(identity.driver.clone(), identity.node.clone()));
-    csi::Follow::by(move |csi::Away { space, claim, source }| {
+fn follow(identity: &csi::Identity) -> csi::ClaimRelocator {
+    let follower = Arc::new(crate::kube::Relocator::new(identity.driver.clone(), identity.node.clone()));
+    csi::ClaimRelocator::by(move |csi::PendingClaim { space, claim, source }| {
         let follower = Arc::clone(&follower);
         async move {
             let sent = tokio::time::timeout(FOLLOW, follower.send(&space, &claim, &source)).await;

@@ -10,7 +10,7 @@ use crate::engine::request::{PoolSettings, Tuning};
 use crate::error::{Context, Error, Kind, Result};
 use crate::flags::{PoolFlag, Serve};
 use crate::http::Address;
-use crate::quantity::{Bytes, Span};
+use crate::quantity::{Bytes, HumanDuration};
 use crate::socket;
 use crate::volume::{PoolName, shorten};
 
@@ -71,13 +71,13 @@ struct Pool {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Tunes {
     /// How long a call waits for a copy before it answers "still running".
-    copy_wait: Option<Span>,
+    copy_wait: Option<HumanDuration>,
     /// Copies at once.
     copies: Option<usize>,
     /// How long a call waits for another one on the same volume.
-    lock_wait: Option<Span>,
+    lock_wait: Option<HumanDuration>,
     /// How old a measured usage may be.
-    usage_age: Option<Span>,
+    usage_age: Option<HumanDuration>,
 }
 
 /// A ratio such as 1.5, kept in percent.

@@ -21,17 +21,17 @@ pub struct Bound {
     /// The listener.
     pub listener: UnixListener,
     /// Its file; dropping this removes it.
-    pub place: Place,
+    pub place: SocketFile,
 }
 
 /// The file of a socket that we made. It is removed when this is dropped, unless it is no longer ours.
 #[derive(Debug)]
-pub struct Place {
+pub struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }
 
-impl Place {
+impl SocketFile {
     /// Whether the socket is still the file at its path.
     #[must_use]
     pub fn is_ours(&self) -> bool {
@@ -39,7 +39,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.is_ours() {
             let _ = std::fs::remove_file(&self.path);
@@ -91,7 +91,7 @@ pub fn bind(path: &Path) -> Result<Bound> {
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).context(what)?;
     rustix::net::bind(&socket, &address).context(what)?;
     let found = std::fs::symlink_metadata(path).context(what)?;
-    let place = Place { path: path.to_path_buf(), identity: (found.dev(), found.ino()) };
+    let place = SocketFile { path: path.to_path_buf(), identity: (found.dev(), found.ino()) };
     rustix::net::listen(&socket, BACKLOG).context(what)?;
     let listener = UnixListener::from_std(blocking::UnixListener::from(socket)).context(what)?;
     Ok(Bound { listener, place })

@@ -31,16 +31,16 @@ const INSIDE: ResolveFlags = ResolveFlags::BENEATH
 /// Only root may look into what is not a volume's data.
 const PRIVATE: Mode = Mode::RWXU;
 
-/// Where finished objects of one sort stand.
+/// The kinds of finished objects, and where they stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shelf {
+pub enum ObjectKind {
     /// `volumes/`
     Volumes,
     /// `snapshots/`
     Snapshots,
 }
 
-impl Shelf {
+impl ObjectKind {
     fn record(self) -> &'static str {
         match self {
             Self::Volumes => "volume.json",
@@ -60,7 +60,7 @@ impl Shelf {
 
 /// Until when the trash keeps an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Keep {
+pub enum Retention {
     /// Seconds since 1970.
     Until(i64),
     /// Until somebody removes it by hand.
@@ -73,7 +73,7 @@ pub struct Trashed {
     /// The folder's name.
     pub folder: String,
     /// Until when it is kept.
-    pub keep: Keep,
+    pub retention: Retention,
 }
 
 /// The open folders of one pool.
@@ -85,7 +85,7 @@ pub struct Store {
     trash: OwnedFd,
     work: OwnedFd,
     /// What was put into the trash because it came to nothing, until somebody removes it.
-    dropped: Mutex<Vec<Trashed>>,
+    abandoned: Mutex<Vec<Trashed>>,
 }
 
 impl Store {
@@ -100,7 +100,7 @@ impl Store {
             snapshots: folder("snapshots")?,
             trash: folder("trash")?,
             work: folder("work")?,
-            dropped: Mutex::default(),
+            abandoned: Mutex::default(),
             root,
         };
         fs::fsync(&store.root).context(|| "sync the pool's folder")?;
@@ -125,10 +125,10 @@ impl Store {
         self.trash.as_fd()
     }
 
-    fn shelf(&self, shelf: Shelf) -> BorrowedFd<'_> {
-        match shelf {
-            Shelf::Volumes => self.volumes.as_fd(),
-            Shelf::Snapshots => self.snapshots.as_fd(),
+    fn directory(&self, kind: ObjectKind) -> BorrowedFd<'_> {
+        match kind {
+            ObjectKind::Volumes => self.volumes.as_fd(),
+            ObjectKind::Snapshots => self.snapshots.as_fd(),
         }
     }
 
@@ -137,7 +137,7 @@ impl Store {
     /// # Errors
     /// `Internal` when it cannot be read or is not a record.
     pub fn volume(&self, name: &Name) -> Result<Option<Volume>> {
-        self.record(Shelf::Volumes, name)
+        self.record(ObjectKind::Volumes, name)
     }
 
     /// The record of a snapshot; `None`: no such record.
@@ -145,14 +145,14 @@ impl Store {
     /// # Errors
     /// `Internal` when it cannot be read or is not a record.
     pub fn snapshot(&self, name: &Name) -> Result<Option<Snapshot>> {
-        self.record(Shelf::Snapshots, name)
+        self.record(ObjectKind::Snapshots, name)
     }
 
-    fn record<T: DeserializeOwned>(&self, shelf: Shelf, name: &Name) -> Result<Option<T>> {
-        let path = format!("{name}/{}", shelf.record());
-        let shown = || format!("read {}/{path}", shelf.folder());
+    fn record<T: DeserializeOwned>(&self, kind: ObjectKind, name: &Name) -> Result<Option<T>> {
+        let path = format!("{name}/{}", kind.record());
+        let shown = || format!("read {}/{path}", kind.folder());
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = match open_inside(self.shelf(shelf), &path, flags) {
+        let file = match open_inside(self.directory(kind), &path, flags) {
             Err(Errno::NOENT) => return Ok(None),
             result => result.context(shown)?,
         };
@@ -167,23 +167,23 @@ impl Store {
     ///
     /// # Errors
     /// `Internal` when something else than a plain folder is there.
-    pub fn data(&self, shelf: Shelf, name: &Name) -> Result<Option<OwnedFd>> {
+    pub fn data(&self, kind: ObjectKind, name: &Name) -> Result<Option<OwnedFd>> {
         let path = format!("{name}/{DATA}");
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        match open_inside(self.shelf(shelf), &path, flags) {
+        match open_inside(self.directory(kind), &path, flags) {
             Err(Errno::NOENT) => Ok(None),
-            result => result.map(Some).context(|| format!("open {}/{path}", shelf.folder())),
+            result => result.map(Some).context(|| format!("open {}/{path}", kind.folder())),
         }
     }
 
-    /// The names on a shelf, in no order. What orlop would not have named so is passed over.
+    /// The names of one kind, in no order. What orlop would not have named so is passed over.
     ///
     /// # Errors
     /// What the filesystem says.
-    pub fn names(&self, shelf: Shelf) -> Result<Vec<Name>> {
+    pub fn names(&self, kind: ObjectKind) -> Result<Vec<Name>> {
         let mut names = Vec::new();
-        each_entry(self.shelf(shelf), |entry| names.extend(entry.parse().ok()))
-            .context(|| format!("list {}", shelf.folder()))?;
+        each_entry(self.directory(kind), |entry| names.extend(entry.parse().ok()))
+            .context(|| format!("list {}", kind.folder()))?;
         Ok(names)
     }
 
@@ -197,7 +197,7 @@ impl Store {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let opened = open_inside(&self.work, &folder, flags);
         match opened.context(|| format!("open work/{folder}")) {
-            Ok(dir) => Ok(Draft { store: self, folder, dir, settled: false }),
+            Ok(dir) => Ok(Draft { store: self, folder, dir, committed: false }),
             Err(error) => {
                 let _ = fs::unlinkat(&self.work, &folder, AtFlags::REMOVEDIR);
                 Err(error)
@@ -213,7 +213,7 @@ impl Store {
         let name = volume.id.name.as_str();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let dir = open_inside(&self.volumes, name, flags).context(|| format!("open volumes/{name}"))?;
-        let record = Shelf::Volumes.record();
+        let record = ObjectKind::Volumes.record();
         let shown = || format!("write volumes/{name}/{record}");
         let old: Option<Volume> = self.volume(&volume.id.name)?;
         self.swap_record(dir.as_fd(), volume).context(shown)?;
@@ -227,7 +227,7 @@ impl Store {
     fn swap_record(&self, dir: BorrowedFd<'_>, volume: &Volume) -> Result<()> {
         let new = nonce()?;
         let written = write_file(self.work.as_fd(), &new, volume).and_then(|()| {
-            fs::renameat(&self.work, &new, dir, Shelf::Volumes.record())
+            fs::renameat(&self.work, &new, dir, ObjectKind::Volumes.record())
                 .context(|| "put the new record in place")
         });
         written.inspect_err(|_| {
@@ -239,13 +239,13 @@ impl Store {
     ///
     /// # Errors
     /// What the filesystem says; the object is then still there.
-    pub fn discard(&self, shelf: Shelf, name: &Name, keep: Keep) -> Result<Trashed> {
-        let from = self.shelf(shelf);
-        let trashed = self.bin(from, name.as_str(), name.as_str(), keep)?;
+    pub fn discard(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<Trashed> {
+        let from = self.directory(kind);
+        let trashed = self.move_to_trash(from, name.as_str(), name.as_str(), retention)?;
         // First where it is now, then where it was: what is to be kept is at no moment in neither.
         let synced = fs::fsync(&self.trash)
             .context(|| "sync trash/")
-            .and_then(|()| fs::fsync(from).context(|| format!("sync {}", shelf.folder())));
+            .and_then(|()| fs::fsync(from).context(|| format!("sync {}", kind.folder())));
         // It is gone, but perhaps not after a power cut: it comes back, as the caller is told.
         synced.inspect_err(|_| {
             let _ =
@@ -254,28 +254,34 @@ impl Store {
         Ok(trashed)
     }
 
-    /// Puts what came to nothing into the trash, for [`Store::dropped`].
-    fn drop_entry(&self, from: BorrowedFd<'_>, entry: &str, name: &str) {
-        if let Ok(trashed) = self.bin(from, entry, name, Keep::Until(0)) {
-            self.dropped.lock().unwrap_or_else(PoisonError::into_inner).push(trashed);
+    /// Puts what came to nothing into the trash, for [`Store::take_abandoned`].
+    fn trash_abandoned(&self, from: BorrowedFd<'_>, entry: &str, name: &str) {
+        if let Ok(trashed) = self.move_to_trash(from, entry, name, Retention::Until(0)) {
+            self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).push(trashed);
         }
     }
 
     /// What came to nothing since the last call, and is to be removed from the trash at once.
     #[must_use]
-    pub fn dropped(&self) -> Vec<Trashed> {
-        std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn take_abandoned(&self) -> Vec<Trashed> {
+        std::mem::take(&mut *self.abandoned.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn bin(&self, from: BorrowedFd<'_>, entry: impl Arg, name: &str, keep: Keep) -> Result<Trashed> {
-        let until = match keep {
-            Keep::Until(seconds) => seconds.to_string(),
-            Keep::Forever => "keep".to_owned(),
+    fn move_to_trash(
+        &self,
+        from: BorrowedFd<'_>,
+        entry: impl Arg,
+        name: &str,
+        retention: Retention,
+    ) -> Result<Trashed> {
+        let until = match retention {
+            Retention::Until(seconds) => seconds.to_string(),
+            Retention::Forever => "keep".to_owned(),
         };
         let folder = format!("{name}.{until}.{}", nonce()?);
         fs::renameat_with(from, entry, &self.trash, &folder, RenameFlags::NOREPLACE)
             .context(|| format!("move {name} into trash/"))?;
-        Ok(Trashed { folder, keep })
+        Ok(Trashed { folder, retention })
     }
 
     /// What the trash holds. A folder whose name does not tell is kept for ever.
@@ -285,7 +291,7 @@ impl Store {
     pub fn trashed(&self) -> Result<Vec<Trashed>> {
         let mut all = Vec::new();
         each_entry(self.trash.as_fd(), |folder| {
-            all.push(Trashed { folder: folder.to_owned(), keep: keep_of(folder) });
+            all.push(Trashed { folder: folder.to_owned(), retention: retention_of(folder) });
         })
         .context(|| "list trash/")?;
         Ok(all)
@@ -299,7 +305,7 @@ impl Store {
         let mut left = Vec::new();
         each_raw_entry(self.work.as_fd(), |entry| left.push(entry.to_owned())).context(|| "list work/")?;
         for entry in &left {
-            self.bin(self.work.as_fd(), entry.as_c_str(), "work", Keep::Until(0))?;
+            self.move_to_trash(self.work.as_fd(), entry.as_c_str(), "work", Retention::Until(0))?;
         }
         Ok(())
     }
@@ -350,13 +356,13 @@ fn each_raw_entry(dir: BorrowedFd<'_>, mut with: impl FnMut(&CStr)) -> Result<()
     Ok(())
 }
 
-fn keep_of(folder: &str) -> Keep {
+fn retention_of(folder: &str) -> Retention {
     // Somebody's `backup.2024.tar` is not ours to remove.
     let mut parts = folder.rsplitn(3, '.');
     let (nonce, until, name) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
     let is_nonce = nonce.len() == 16 && nonce.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let until = until.filter(|_| is_nonce && name.is_some_and(|name| !name.is_empty()));
-    until.and_then(|seconds| seconds.parse().ok()).map_or(Keep::Forever, Keep::Until)
+    until.and_then(|seconds| seconds.parse().ok()).map_or(Retention::Forever, Retention::Until)
 }
 
 /// 16 hexadecimal digits that no other folder has.
@@ -367,7 +373,7 @@ fn nonce() -> Result<String> {
     Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }
 
-impl Keep {
+impl Retention {
     /// Whether it may go now.
     #[must_use]
     pub fn is_over(self) -> bool {
@@ -382,12 +388,16 @@ mod tests {
     #[test]
     fn the_name_in_the_trash_tells_until_when() {
         let nonce = "0123456789abcdef";
-        assert_eq!(keep_of(&format!("pvc.1.2.1700000000.{nonce}")), Keep::Until(1_700_000_000));
-        assert_eq!(keep_of(&format!("a.keep.{nonce}")), Keep::Forever);
+        assert_eq!(retention_of(&format!("pvc.1.2.1700000000.{nonce}")), Retention::Until(1_700_000_000));
+        assert_eq!(retention_of(&format!("a.keep.{nonce}")), Retention::Forever);
         for foreign in ["somebody's folder", "backup.2024.tar", &format!(".1.{nonce}"), &format!("1.{nonce}")]
         {
-            assert_eq!(keep_of(foreign), Keep::Forever, "{foreign}");
+            assert_eq!(retention_of(foreign), Retention::Forever, "{foreign}");
         }
-        assert!(Keep::Until(0).is_over() && !Keep::Forever.is_over() && !Keep::Until(i64::MAX).is_over());
+        assert!(
+            Retention::Until(0).is_over()
+                && !Retention::Forever.is_over()
+                && !Retention::Until(i64::MAX).is_over()
+        );
     }
 }

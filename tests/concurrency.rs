@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use ground::{check, copy_of, cut, id, names, pause, settings, wish};
+use ground::{check, copy_of, cut, id, names, pause, request, settings};
 use orlop::engine::Engine;
 use orlop::engine::request::{CreateVolume, PoolSettings, Publish, Sharing, SnapshotFilter, Tuning};
 use orlop::error::{Error, Kind, Result};
@@ -64,7 +64,7 @@ fn one_name_asked_for_by_many_is_one_volume() {
                 // Half of them want another size.
                 let size = 4096 << (which % 2);
                 let range = SizeRange { required: size, limit: size };
-                insist(|| engine.create(&CreateVolume { size: range, ..wish(&name, 0) }))
+                insist(|| engine.create(&CreateVolume { size: range, ..request(&name, 0) }))
             };
             let callers: Vec<_> = (0..CALLERS).map(|which| scope.spawn(move || call(which))).collect();
             callers.into_iter().map(|caller| caller.join().unwrap()).collect()
@@ -84,7 +84,7 @@ fn one_copy_asked_for_by_many_is_made_once() {
     // Nobody waits for the whole copy, so that those who join it at its end are many and want different sizes.
     let tuning = Tuning { copy_wait: Duration::from_millis(3), ..Tuning::default() };
     let engine = Engine::open(vec![settings(dir.path())], tuning).unwrap();
-    engine.create(&wish("source", 4096)).unwrap();
+    engine.create(&request("source", 4096)).unwrap();
     for file in 0..1000 {
         fs::write(dir.path().join(format!("volumes/source/data/{file}")), vec![0; 1000]).unwrap();
     }
@@ -97,8 +97,8 @@ fn one_copy_asked_for_by_many_is_made_once() {
                 // Half of them want more than the others get.
                 let limit = if which.is_multiple_of(2) { 4096 } else { 8192 };
                 let range = SizeRange { required: limit, limit };
-                let wish = CreateVolume { size: range, ..copy_of(&name, Source::Volume(id("source"))) };
-                (insist(|| engine.create(&wish)), range)
+                let request = CreateVolume { size: range, ..copy_of(&name, Source::Volume(id("source"))) };
+                (insist(|| engine.create(&request)), range)
             };
             let callers: Vec<_> = (0..CALLERS as u64).map(|which| scope.spawn(move || call(which))).collect();
             callers.into_iter().map(|caller| caller.join().unwrap()).collect()
@@ -138,7 +138,7 @@ fn what_fits_exactly_is_promised_to_all_at_once() {
                 scope.spawn(move || {
                     start.wait();
                     // Records and folders take a little of a disk in memory: half of what would fit.
-                    let made = engine.create(&wish(&format!("v{which}"), size / 2)).map(drop);
+                    let made = engine.create(&request(&format!("v{which}"), size / 2)).map(drop);
                     made.unwrap_or_else(|error| panic!("{}", error.chain()));
                 });
             }
@@ -146,7 +146,7 @@ fn what_fits_exactly_is_promised_to_all_at_once() {
         for which in 0..CALLERS {
             engine.delete(&id(&format!("v{which}"))).unwrap();
         }
-        assert_eq!(engine.pools()[0].promised, 0);
+        assert_eq!(engine.pools()[0].provisioned, 0);
     }
 }
 
@@ -168,13 +168,13 @@ fn who_only_looks_leaves_the_list_alone() {
         }
         let _stop = stop::Stop(&stop);
         for _ in 0..300 {
-            insist(|| engine.create(&wish("v", 4096))).unwrap();
-            assert_eq!(engine.pools()[0].promised, 4096);
+            insist(|| engine.create(&request("v", 4096))).unwrap();
+            assert_eq!(engine.pools()[0].provisioned, 4096);
             assert_eq!(engine.list(None, 10).unwrap().items.len(), 1);
             insist(|| engine.expand(&id("v"), SizeRange { required: 8192, limit: 0 })).unwrap();
-            assert_eq!(engine.pools()[0].promised, 8192);
+            assert_eq!(engine.pools()[0].provisioned, 8192);
             insist(|| engine.delete(&id("v"))).unwrap();
-            assert_eq!(engine.pools()[0].promised, 0);
+            assert_eq!(engine.pools()[0].provisioned, 0);
             assert_eq!(engine.list(None, 10).unwrap().items.len(), 0);
         }
     });
@@ -187,7 +187,7 @@ fn a_copy_of_a_volume_that_is_deleted_meanwhile_is_whole_or_not_there() {
     let engine = engine(dir.path());
     let mut ready = 0;
     for round in 0..150 {
-        insist(|| engine.create(&wish("v", 0))).unwrap();
+        insist(|| engine.create(&request("v", 0))).unwrap();
         for file in 0..FILES {
             fs::write(dir.path().join(format!("volumes/v/data/{file}")), "x").unwrap();
         }
@@ -231,14 +231,14 @@ fn a_copy_of_a_volume_that_is_deleted_meanwhile_is_whole_or_not_there() {
 fn a_copy_that_is_stopped_leaves_nothing() {
     let dir = ground::place();
     let engine = engine(dir.path());
-    engine.create(&wish("v", 0)).unwrap();
+    engine.create(&request("v", 0)).unwrap();
     for file in 0..2000 {
         fs::write(dir.path().join(format!("volumes/v/data/{file}")), vec![1; 10_000]).unwrap();
     }
     for _ in 0..5 {
         assert!(!engine.create_snapshot(&cut("s", &id("v"))).unwrap().ready, "it takes a while");
         insist(|| engine.delete_snapshot(&id("s"))).unwrap();
-        assert!(engine.settle(Duration::from_secs(10)));
+        assert!(engine.wait_idle(Duration::from_secs(10)));
         for folder in ["work", "trash", "snapshots"] {
             assert_eq!(names(&dir.path().join(folder)).len(), 0, "left in {folder}/");
         }
@@ -302,7 +302,7 @@ impl Caller<'_> {
         let (engine, volume) = (&self.world.engine, self.volume());
         let name = volume.name.to_string();
         match self.pick(12) {
-            0..3 => self.note("create", &engine.create(&wish(&name, 4096)), &[Busy, Conflict]),
+            0..3 => self.note("create", &engine.create(&request(&name, 4096)), &[Busy, Conflict]),
             3 => {
                 let source = Source::Volume(self.volume());
                 self.note(
@@ -322,8 +322,8 @@ impl Caller<'_> {
                 self.note("modify", &engine.modify(&volume, change), &[Busy, NotFound]);
             }
             7 => {
-                let wish = cut(&format!("s{}", self.pick(4)), &volume);
-                self.note("snapshot", &engine.create_snapshot(&wish), &[Busy, Conflict, NotFound]);
+                let request = cut(&format!("s{}", self.pick(4)), &volume);
+                self.note("snapshot", &engine.create_snapshot(&request), &[Busy, Conflict, NotFound]);
             }
             8 => {
                 let snapshot = id(&format!("s{}", self.pick(4)));
@@ -355,14 +355,14 @@ impl Caller<'_> {
         let shared = self.pick(4) == 0;
         let place = if shared { "shared".to_owned() } else { format!("of-{}", self.me) };
         let target = self.world.targets.join(place);
-        let wish = Publish {
+        let request = Publish {
             id: volume.clone(),
             target: target.clone(),
             flags: MountFlags::default(),
             sharing: if self.pick(3) == 0 { Sharing::OneTarget } else { Sharing::ManyTargets },
             ephemeral: None,
         };
-        let answer = engine.publish(&wish);
+        let answer = engine.publish(&request);
         self.note("publish", &answer, &[Busy, Conflict, InUse, NotFound]);
         if answer.is_ok() && !shared {
             let file = target.join(format!("of-{}", self.me));
@@ -449,10 +449,10 @@ fn finish(world: &World) {
     while engine.jobs_running() > 0 && Instant::now() < deadline {
         // One that failed is in the table until somebody was told.
         for which in 0..8 {
-            let _ = engine.create(&wish(&format!("v{which}"), 0));
+            let _ = engine.create(&request(&format!("v{which}"), 0));
             let _ = engine.delete_snapshot(&id(&format!("s{which}")));
         }
-        let _ = engine.create(&wish("everybodys", 0));
+        let _ = engine.create(&request("everybodys", 0));
         pause(10);
     }
     let shared = world.targets.join("shared");
@@ -468,9 +468,9 @@ fn finish(world: &World) {
     for name in names(&world.pool.join("snapshots")) {
         engine.delete_snapshot(&id(&name)).unwrap();
     }
-    assert!(engine.settle(Duration::from_secs(30)));
+    assert!(engine.wait_idle(Duration::from_secs(30)));
     check(engine, &world.pool);
     let status = engine.pools().remove(0);
-    assert_eq!((status.promised, status.volumes, status.snapshots), (0, 0, 0));
+    assert_eq!((status.provisioned, status.volumes, status.snapshots), (0, 0, 0));
     assert_eq!(names(&world.pool.join("trash")).len(), 0);
 }

@@ -159,7 +159,7 @@ struct Wish {
     acl: bool,
 }
 
-fn wishes() -> impl Strategy<Value = Vec<Wish>> {
+fn options() -> impl Strategy<Value = Vec<Wish>> {
     let part = (0_u64..64, 1_usize..3000).prop_map(|(block, length)| (block * 4096, length));
     let one = (
         any::<usize>(),
@@ -185,61 +185,61 @@ fn wishes() -> impl Strategy<Value = Vec<Wish>> {
     prop::collection::vec(one, 0..60)
 }
 
-fn grant(root: &Path, wishes: &[Wish]) {
+fn grant(root: &Path, options: &[Wish]) {
     let mut folders = vec![root.to_owned()];
     let mut others = Vec::new();
     let mut made = Vec::new();
-    for (at, wish) in wishes.iter().enumerate() {
-        let path = folders[wish.folder % folders.len()].join(format!("n{at}"));
-        match wish.kind {
+    for (at, request) in options.iter().enumerate() {
+        let path = folders[request.folder % folders.len()].join(format!("n{at}"));
+        match request.kind {
             0..=2 => {
                 fs::create_dir(&path).unwrap();
                 folders.push(path.clone());
             }
             3 if !others.is_empty() => {
-                let first: &std::path::PathBuf = &others[wish.folder % others.len()];
+                let first: &std::path::PathBuf = &others[request.folder % others.len()];
                 fs::hard_link(first, &path).unwrap();
                 continue;
             }
             4 => {
-                link(format!("n{}", wish.folder % 60), &path);
-                std::os::unix::fs::lchown(&path, Some(wish.owner.0), Some(wish.owner.1)).unwrap();
+                link(format!("n{}", request.folder % 60), &path);
+                std::os::unix::fs::lchown(&path, Some(request.owner.0), Some(request.owner.1)).unwrap();
                 continue;
             }
             5 => node(&path, FileType::Fifo, 0o600, (0, 0)),
             _ => {
-                let end = wish.parts.iter().map(|(start, length)| start + u64::try_from(*length).unwrap());
-                sparse(&path, end.max().unwrap_or(0) + wish.tail, &wish.parts);
+                let end = request.parts.iter().map(|(start, length)| start + u64::try_from(*length).unwrap());
+                sparse(&path, end.max().unwrap_or(0) + request.tail, &request.parts);
             }
         }
-        if wish.kind > 2 {
+        if request.kind > 2 {
             others.push(path.clone());
         }
-        made.push((path, wish));
+        made.push((path, request));
     }
-    for (path, wish) in made.iter().rev() {
-        std::os::unix::fs::chown(path, Some(wish.owner.0), Some(wish.owner.1)).unwrap();
-        set_mode(path, wish.mode);
-        if let Some(value) = &wish.xattr {
+    for (path, request) in made.iter().rev() {
+        std::os::unix::fs::chown(path, Some(request.owner.0), Some(request.owner.1)).unwrap();
+        set_mode(path, request.mode);
+        if let Some(value) = &request.xattr {
             set_xattr(path, "trusted.random", value);
         }
-        if wish.acl {
-            set_xattr(path, "system.posix_acl_access", &acl(wish.owner.0));
+        if request.acl {
+            set_xattr(path, "system.posix_acl_access", &acl(request.owner.0));
             if path.is_dir() {
-                set_xattr(path, "system.posix_acl_default", &acl(wish.owner.1));
+                set_xattr(path, "system.posix_acl_default", &acl(request.owner.1));
             }
         }
-        set_times(path, (wish.mtime.1, wish.mtime.1), wish.mtime);
+        set_times(path, (request.mtime.1, request.mtime.1), request.mtime);
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
-    fn random_trees_are_copied_as_they_are(wishes in wishes()) {
+    fn random_trees_are_copied_as_they_are(options in options()) {
         if able() {
             let scene = scene();
-            grant(&scene.path().join("from"), &wishes);
+            grant(&scene.path().join("from"), &options);
             copies_truly(scene.path());
         }
     }

@@ -23,9 +23,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
-use ground::{check, contents, copy_of, cut, id, names, open, patient, settings, wish};
+use ground::{check, contents, copy_of, cut, id, names, open, patient, request, settings};
 use orlop::engine::Engine;
-use orlop::engine::request::{CreateVolume, OwnerWish, Publish, Sharing};
+use orlop::engine::request::{CreateVolume, OwnerSpec, Publish, Sharing};
 use orlop::error::{Error, Kind, Result};
 use orlop::mount::{self, MountFlags};
 use orlop::volume::{OnDelete, Policy, PolicyChange, SizeRange, Source};
@@ -143,7 +143,7 @@ impl Base {
 }
 
 fn ephemeral() -> CreateVolume {
-    wish(INLINE, 1 << 20)
+    request(INLINE, 1 << 20)
 }
 
 fn publish(engine: &Engine, base: &Base, name: &str, ephemeral: Option<CreateVolume>) -> Result<()> {
@@ -197,7 +197,7 @@ impl Act {
             [(OLD, OnDelete::Delete), (RETAINED, OnDelete::Retain), (TRASHED, OnDelete::Trash)]
         {
             let policy = Policy { on_delete, trash_for: Duration::from_secs(3600), ..Policy::default() };
-            engine.create(&CreateVolume { policy, ..wish(name, 1 << 20) }).unwrap();
+            engine.create(&CreateVolume { policy, ..request(name, 1 << 20) }).unwrap();
             fs::write(base.data("volumes", name).join("file"), format!("of {name}")).unwrap();
         }
         fill(&base.data("volumes", OLD));
@@ -219,8 +219,8 @@ impl Act {
         let answer = match self {
             Self::FirstOpen | Self::OpenAfterCrash => return unavailable(engine),
             Self::Create => {
-                let owner = OwnerWish { uid: Some(7), gid: Some(8), mode: Some(0o2750) };
-                engine.create(&CreateVolume { owner, ..wish(FRESH, 1 << 20) })?.id
+                let owner = OwnerSpec { uid: Some(7), gid: Some(8), mode: Some(0o2750) };
+                engine.create(&CreateVolume { owner, ..request(FRESH, 1 << 20) })?.id
             }
             Self::Clone => engine.create(&copy_of(FRESH, Source::Volume(id(OLD))))?.id,
             Self::Restore => engine.create(&copy_of(FRESH, Source::Snapshot(id(SNAPSHOT))))?.id,
@@ -560,14 +560,14 @@ fn killed(
 
 /// After the fault: nothing half-made, and the retry ends well.
 fn finish(act: Act, base: &Base, before: &BTreeMap<String, String>, engine: &Engine) {
-    assert!(engine.settle(Duration::from_secs(10)));
+    assert!(engine.wait_idle(Duration::from_secs(10)));
     check(engine, &base.pool());
     let again = act.run(engine, base).unwrap_or_else(|error| panic!("the retry: {}", error.chain()));
     let (_, name) = act.object();
     assert!(act.is_open() || again == format!("p/{name}"), "the retry gave {again}");
     assert!(act.is_open() || act.is_done(base, before), "the retry is done");
     assert_eq!(base.is_mounted(), act.mounted(true), "mounted");
-    assert!(engine.settle(Duration::from_secs(10)));
+    assert!(engine.wait_idle(Duration::from_secs(10)));
     check(engine, &base.pool());
     act.others_are_whole(base, before);
     let kept = names(&base.pool().join("trash")).len();

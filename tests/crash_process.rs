@@ -137,13 +137,13 @@ impl Client {
                 assert_eq!(made.volume.unwrap().volume_id, volume_id, "a retry gives the same id");
             }
             Step::Publish => {
-                let wish = NodePublishVolumeRequest {
+                let request = NodePublishVolumeRequest {
                     volume_id,
                     target_path,
                     volume_capability: Some(capability()),
                     ..Default::default()
                 };
-                node.node_publish_volume(wish).await?;
+                node.node_publish_volume(request).await?;
             }
             Step::Write => {
                 for file in 0..FILES {
@@ -151,18 +151,18 @@ impl Client {
                 }
             }
             Step::Snapshot => {
-                let wish = CreateSnapshotRequest {
+                let request = CreateSnapshotRequest {
                     source_volume_id: volume_id,
                     name: self.snapshot(turn),
                     ..Default::default()
                 };
-                let cut = controller.create_snapshot(wish).await?.into_inner().snapshot.unwrap();
+                let cut = controller.create_snapshot(request).await?.into_inner().snapshot.unwrap();
                 assert_eq!(cut.snapshot_id, id(self.snapshot(turn)));
                 return Ok(cut.ready_to_use);
             }
             Step::Restore => {
-                let wish = create(self.restored(turn), Some(id(self.snapshot(turn))));
-                controller.create_volume(wish).await?;
+                let request = create(self.restored(turn), Some(id(self.snapshot(turn))));
+                controller.create_volume(request).await?;
             }
             Step::Unpublish => {
                 node.node_unpublish_volume(NodeUnpublishVolumeRequest { volume_id, target_path }).await?;
@@ -171,8 +171,8 @@ impl Client {
             Step::DeleteRestored => delete(controller, id(self.restored(turn))).await?,
             Step::DeleteSnapshot => {
                 let snapshot_id = id(self.snapshot(turn));
-                let wish = DeleteSnapshotRequest { snapshot_id, ..Default::default() };
-                controller.delete_snapshot(wish).await?;
+                let request = DeleteSnapshotRequest { snapshot_id, ..Default::default() };
+                controller.delete_snapshot(request).await?;
             }
         }
         Ok(true)
@@ -428,8 +428,8 @@ async fn clear(base: &Path, clients: &mut [Client]) {
         for turn in std::mem::take(&mut client.kept) {
             delete(&mut controller, format!("p/{}", client.restored(turn))).await.unwrap();
             let snapshot_id = format!("p/{}", client.snapshot(turn));
-            let wish = DeleteSnapshotRequest { snapshot_id, ..Default::default() };
-            controller.delete_snapshot(wish).await.unwrap();
+            let request = DeleteSnapshotRequest { snapshot_id, ..Default::default() };
+            controller.delete_snapshot(request).await.unwrap();
         }
     }
     check(base, clients).await;

@@ -20,7 +20,7 @@ fn open(path: &Path) -> Engine {
     Engine::open(vec![settings("p", path)], Tuning::default()).unwrap()
 }
 
-fn wish(name: &str) -> CreateVolume {
+fn request(name: &str) -> CreateVolume {
     CreateVolume {
         name: name.into(),
         size: SizeRange { required: 1 << 20, limit: 0 },
@@ -36,9 +36,9 @@ fn count(dir: &Path) -> usize {
 fn a_volume_lives_is_copied_and_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
-    let volume = engine.create(&wish("a")).unwrap();
+    let volume = engine.create(&request("a")).unwrap();
     assert_eq!(volume.id.to_string(), "p/a");
-    assert_eq!(engine.create(&wish("a")).unwrap(), volume, "a retry finds it");
+    assert_eq!(engine.create(&request("a")).unwrap(), volume, "a retry finds it");
     let data = dir.path().join("volumes/a/data");
     fs::write(data.join("file"), "hello").unwrap();
 
@@ -52,13 +52,13 @@ fn a_volume_lives_is_copied_and_is_gone() {
     assert_eq!(engine.get(&volume.id).unwrap_err().kind(), Kind::NotFound);
     assert_eq!(engine.get_snapshot(&snapshot.id).unwrap(), snapshot, "a snapshot outlives its volume");
 
-    let restore = CreateVolume { source: Some(Source::Snapshot(snapshot.id.clone())), ..wish("b") };
+    let restore = CreateVolume { source: Some(Source::Snapshot(snapshot.id.clone())), ..request("b") };
     let restored = engine.create(&restore).unwrap();
     assert_eq!(fs::read_to_string(dir.path().join("volumes/b/data/file")).unwrap(), "hello");
-    let clone = CreateVolume { source: Some(Source::Volume(restored.id.clone())), ..wish("c") };
+    let clone = CreateVolume { source: Some(Source::Volume(restored.id.clone())), ..request("c") };
     engine.create(&clone).unwrap();
     assert_eq!(
-        engine.create(&wish("c")).unwrap_err().kind(),
+        engine.create(&request("c")).unwrap_err().kind(),
         Kind::Conflict,
         "the same name without the source"
     );
@@ -66,7 +66,7 @@ fn a_volume_lives_is_copied_and_is_gone() {
     assert_eq!(names, ["p/b", "p/c"]);
     engine.delete_snapshot(&snapshot.id).unwrap();
     assert!(engine.list_snapshots(&SnapshotFilter::default(), None, 10).unwrap().items.is_empty());
-    assert!(engine.settle(Duration::from_secs(10)));
+    assert!(engine.wait_idle(Duration::from_secs(10)));
     assert_eq!((count(&dir.path().join("trash")), count(&dir.path().join("work"))), (0, 0));
 }
 
@@ -75,7 +75,7 @@ fn everything_is_there_again_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
     let kept = Policy { on_delete: OnDelete::Retain, ..Policy::default() };
-    let volume = engine.create(&CreateVolume { policy: kept, ..wish("a") }).unwrap();
+    let volume = engine.create(&CreateVolume { policy: kept, ..request("a") }).unwrap();
     let grown = engine.expand(&volume.id, SizeRange { required: 2 << 20, limit: 0 }).unwrap();
     let change = PolicyChange { trash_for: Some(Duration::from_secs(60)), ..PolicyChange::default() };
     let changed = engine.modify(&volume.id, change).unwrap();
@@ -84,11 +84,11 @@ fn everything_is_there_again_after_a_restart() {
     drop(engine);
     let engine = open(dir.path());
     assert_eq!(engine.get(&volume.id).unwrap(), changed);
-    assert_eq!(engine.pools()[0].promised, 2 << 20);
-    assert!(engine.settle(Duration::from_secs(10)));
+    assert_eq!(engine.pools()[0].provisioned, 2 << 20);
+    assert!(engine.wait_idle(Duration::from_secs(10)));
     assert_eq!(count(&dir.path().join("work")), 0);
     engine.delete(&volume.id).unwrap();
-    assert!(engine.settle(Duration::from_secs(10)));
+    assert!(engine.wait_idle(Duration::from_secs(10)));
     assert_eq!(count(&dir.path().join("trash")), 1, "retained");
 }
 
@@ -97,7 +97,7 @@ fn a_pool_that_is_not_the_right_directory_is_unavailable() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |settings: PoolSettings, why: &str| {
         let engine = Engine::open(vec![settings], Tuning::default()).unwrap();
-        let error = engine.create(&wish("a")).unwrap_err();
+        let error = engine.create(&request("a")).unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);
         assert!(error.chain().contains(why), "{}", error.chain());
         assert!(engine.pools()[0].unavailable.is_some());
@@ -117,7 +117,7 @@ fn a_disk_that_vanishes_under_it_is_noticed_and_taken_back() {
     let (path, away) = (dir.path().join("pool"), dir.path().join("away"));
     fs::create_dir(&path).unwrap();
     let engine = open(&path);
-    let volume = engine.create(&wish("a")).unwrap();
+    let volume = engine.create(&request("a")).unwrap();
     fs::rename(&path, &away).unwrap();
     fs::create_dir(&path).unwrap();
     fs::write(path.join("other"), "").unwrap();
@@ -134,9 +134,9 @@ fn two_processes_do_not_share_a_pool() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(dir.path());
     let second = open(dir.path());
-    assert_eq!(second.create(&wish("a")).unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(second.create(&request("a")).unwrap_err().kind(), Kind::Unavailable);
     drop(first);
-    second.create(&wish("a")).unwrap();
+    second.create(&request("a")).unwrap();
 }
 
 #[test]
@@ -144,15 +144,15 @@ fn a_full_pool_says_so_and_counts_right() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
     let free = engine.capacity(None).unwrap().available;
-    let huge = CreateVolume { size: SizeRange { required: free + (1 << 30), limit: 0 }, ..wish("huge") };
+    let huge = CreateVolume { size: SizeRange { required: free + (1 << 30), limit: 0 }, ..request("huge") };
     assert_eq!(engine.create(&huge).unwrap_err().kind(), Kind::NoSpace);
-    assert_eq!(engine.pools()[0].promised, 0);
-    let volume = engine.create(&wish("a")).unwrap();
+    assert_eq!(engine.pools()[0].provisioned, 0);
+    let volume = engine.create(&request("a")).unwrap();
     let more = SizeRange { required: 1 << 60, limit: 0 };
     assert_eq!(engine.expand(&volume.id, more).unwrap_err().kind(), Kind::NoSpace);
-    assert_eq!(engine.pools()[0].promised, 1 << 20);
+    assert_eq!(engine.pools()[0].provisioned, 1 << 20);
     engine.delete(&volume.id).unwrap();
-    assert_eq!(engine.pools()[0].promised, 0);
+    assert_eq!(engine.pools()[0].provisioned, 0);
 }
 
 #[test]
@@ -171,13 +171,13 @@ fn pages_stay_right_while_volumes_come_and_go() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
     for name in ["a", "b", "c", "d", "e"] {
-        engine.create(&wish(name)).unwrap();
+        engine.create(&request(name)).unwrap();
     }
     let page = engine.list(None, 2).unwrap();
     let next = page.next.unwrap();
     assert_eq!(next.to_string(), "p/b");
     engine.delete(&next).unwrap();
-    engine.create(&wish("bb")).unwrap();
+    engine.create(&request("bb")).unwrap();
     let rest = engine.list(Some(&next), 10).unwrap();
     let names: Vec<_> = rest.items.iter().map(|v| v.id.name.as_str()).collect();
     assert_eq!((names, rest.next), (vec!["bb", "c", "d", "e"], None));
@@ -188,7 +188,7 @@ fn pages_stay_right_while_volumes_come_and_go() {
 fn a_folder_that_is_moved_while_it_is_looked_at_is_there_or_not() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
-    let id = engine.create(&wish("a")).unwrap().id;
+    let id = engine.create(&request("a")).unwrap().id;
     let (here, away) = (dir.path().join("volumes/a"), dir.path().join("trash/a"));
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {

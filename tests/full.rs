@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use ground::{check, contents, copy_of, cut, id, names, settings, wish};
+use ground::{check, contents, copy_of, cut, id, names, request, settings};
 use orlop::engine::Engine;
 use orlop::engine::request::PoolSettings;
 use orlop::error::{Error, Kind};
@@ -62,24 +62,24 @@ fn a_disk_filled_to_the_brim_is_said_and_can_be_emptied() {
     on_a_small_disk(c"size=4m,mode=755", |pool| {
         let engine = open(pool);
         for name in ["a", "b"] {
-            engine.create(&wish(name, 0)).unwrap();
+            engine.create(&request(name, 0)).unwrap();
             fs::write(pool.join("volumes").join(name).join("data/file"), vec![7; 100_000]).unwrap();
         }
         engine.create_snapshot(&cut("s", &id("a"))).unwrap();
         fill(&pool.join("volumes/b/data/fill"));
         let before = contents(pool);
         for _ in 0..3 {
-            no_space(engine.create(&wish("new", 0)), "new");
+            no_space(engine.create(&request("new", 0)), "new");
             no_space(engine.create(&copy_of("new", Source::Volume(id("a")))), "new");
             no_space(engine.create(&copy_of("new", Source::Snapshot(id("s")))), "new");
             no_space(engine.create_snapshot(&cut("t", &id("a"))), "t");
             no_space(engine.expand(&id("a"), SizeRange { required: 1, limit: 0 }), "volumes/a");
             let change = PolicyChange { on_delete: Some(OnDelete::Retain), ..PolicyChange::default() };
             no_space(engine.modify(&id("a"), change), "volumes/a");
-            assert!(engine.settle(Duration::from_secs(10)));
+            assert!(engine.wait_idle(Duration::from_secs(10)));
         }
         assert_eq!(contents(pool), before, "all is as it was");
-        assert_eq!(engine.pools()[0].promised, 0);
+        assert_eq!(engine.pools()[0].provisioned, 0);
         check(&engine, pool);
         // It can be opened when full, and emptied.
         drop(engine);
@@ -87,7 +87,7 @@ fn a_disk_filled_to_the_brim_is_said_and_can_be_emptied() {
         check(&engine, pool);
         engine.delete_snapshot(&id("s")).unwrap();
         engine.delete(&id("b")).unwrap();
-        assert!(engine.settle(Duration::from_secs(10)));
+        assert!(engine.wait_idle(Duration::from_secs(10)));
         assert_eq!(names(&pool.join("trash")).len(), 0);
         engine.create(&copy_of("new", Source::Volume(id("a")))).unwrap();
         engine.expand(&id("a"), SizeRange { required: 1, limit: 0 }).unwrap();
@@ -99,30 +99,30 @@ fn a_disk_filled_to_the_brim_is_said_and_can_be_emptied() {
 fn a_disk_without_inodes_is_said_and_can_be_emptied() {
     on_a_small_disk(c"size=64m,nr_inodes=64,mode=755", |pool| {
         let engine = open(pool);
-        engine.create(&wish("a", 0)).unwrap();
-        engine.create(&wish("b", 0)).unwrap();
+        engine.create(&request("a", 0)).unwrap();
+        engine.create(&request("b", 0)).unwrap();
         let data = pool.join("volumes/b/data");
         let made = (0..64).take_while(|which| fs::write(data.join(which.to_string()), "").is_ok()).count();
         assert!(made > 10);
         let before = contents(pool);
-        no_space(engine.create(&wish("new", 0)), "new");
+        no_space(engine.create(&request("new", 0)), "new");
         no_space(engine.create_snapshot(&cut("t", &id("a"))), "t");
         no_space(engine.expand(&id("a"), SizeRange { required: 1, limit: 0 }), "volumes/a");
         // Room for a folder and its data, not for the record.
         for spare in 1..4 {
             fs::remove_file(data.join(spare.to_string())).unwrap();
             if spare < 3 {
-                no_space(engine.create(&wish("new", 0)), "new");
+                no_space(engine.create(&request("new", 0)), "new");
             } else {
-                engine.create(&wish("new", 0)).unwrap();
+                engine.create(&request("new", 0)).unwrap();
                 engine.delete(&id("new")).unwrap();
             }
-            assert!(engine.settle(Duration::from_secs(10)));
+            assert!(engine.wait_idle(Duration::from_secs(10)));
             check(&engine, pool);
         }
         assert_eq!(contents(pool).len(), before.len() - 3);
         engine.delete(&id("b")).unwrap();
-        assert!(engine.settle(Duration::from_secs(10)));
+        assert!(engine.wait_idle(Duration::from_secs(10)));
         engine.create_snapshot(&cut("t", &id("a"))).unwrap();
         check(&engine, pool);
     });

@@ -13,7 +13,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ground::{check, copy_of, cut, id, listed, names, open, seal, settings, wish};
+use ground::{check, copy_of, cut, id, listed, names, open, request, seal, settings};
 use orlop::engine::Engine;
 use orlop::engine::request::{CreateVolume, Publish, Sharing, SnapshotFilter, Tuning};
 use orlop::error::{Kind, Result};
@@ -115,7 +115,7 @@ proptest! {
         let mut made = BTreeMap::new();
         for text in &texts {
             let labels = Labels::from([(text.clone(), text.clone())]);
-            let volume = engine.create(&CreateVolume { labels, ..wish(text, 1) }).unwrap();
+            let volume = engine.create(&CreateVolume { labels, ..request(text, 1) }).unwrap();
             prop_assert_eq!(&volume.requested_name, text);
             prop_assert_eq!(&engine.get(&volume.id).unwrap(), &volume);
             let parsed: VolumeId = volume.id.to_string().parse().unwrap();
@@ -154,7 +154,7 @@ proptest! {
     ]) {
         let world = World::new();
         let engine = open(&world.pool());
-        engine.create(&wish("v", 1)).unwrap();
+        engine.create(&request("v", 1)).unwrap();
         // Relative ones are never taken; below the canary's file and in a missing folder none can be made.
         for before in ["", "canary/data/file/", "missing/missing/"] {
             let path = if before.is_empty() {
@@ -206,10 +206,10 @@ proptest! {
         match engine.get(&id("x")) {
             Ok(volume) => {
                 prop_assert_eq!(&volume.id, &id("x"), "where it lies says which it is");
-                prop_assert_eq!(engine.pools()[0].promised, volume.size);
+                prop_assert_eq!(engine.pools()[0].provisioned, volume.size);
                 engine.expand(&id("x"), SizeRange { required: 1, limit: 0 }).unwrap();
                 engine.delete(&id("x")).unwrap();
-                prop_assert_eq!(engine.pools()[0].promised, 0);
+                prop_assert_eq!(engine.pools()[0].provisioned, 0);
             }
             Err(error) => {
                 prop_assert_eq!(error.kind(), Kind::Internal);
@@ -220,7 +220,7 @@ proptest! {
             }
         }
         prop_assert_eq!(kind(engine.get_snapshot(&id("x"))), Kind::Internal);
-        engine.create(&wish("y", 1)).unwrap();
+        engine.create(&request("y", 1)).unwrap();
         world.assert_untouched();
     }
 
@@ -232,11 +232,11 @@ proptest! {
         let mut engine = open(&world.pool());
         for (which, size) in sizes.iter().enumerate() {
             let name = format!("v{which}");
-            let made = engine.create(&wish(&name, *size)).map(|volume| volume.size);
+            let made = engine.create(&request(&name, *size)).map(|volume| volume.size);
             prop_assert!(matches!(&made, Ok(got) if got == size) || kind(made) == Kind::NoSpace);
             // As a record that was written elsewhere.
             if *size > 1 << 40 {
-                engine.create(&wish(&name, 7)).unwrap();
+                engine.create(&request(&name, 7)).unwrap();
                 let path = world.pool().join(format!("volumes/{name}/volume.json"));
                 let record = fs::read_to_string(&path).unwrap();
                 fs::write(&path, record.replace("\"size\": 7", &format!("\"size\": {size}"))).unwrap();
@@ -245,7 +245,7 @@ proptest! {
         drop(engine);
         engine = open(&world.pool());
         let sum: u128 = sizes.iter().map(|size| u128::from(*size)).sum();
-        prop_assert_eq!(u128::from(engine.pools()[0].promised), sum.min(u64::MAX.into()));
+        prop_assert_eq!(u128::from(engine.pools()[0].provisioned), sum.min(u64::MAX.into()));
         prop_assert_eq!(kind(engine.expand(&id("v0"), SizeRange { required: u64::MAX, limit: 0 }).and_then(|volume| {
             // It has that size already.
             if volume.size == u64::MAX { Err(orlop::error::Error::new(Kind::NoSpace, "")) } else { Ok(volume) }
@@ -254,7 +254,7 @@ proptest! {
         for (which, size) in sizes.iter().enumerate() {
             engine.delete(&id(&format!("v{which}"))).unwrap();
             left -= u128::from(*size);
-            prop_assert_eq!(u128::from(engine.pools()[0].promised), left.min(u64::MAX.into()), "after {}", which);
+            prop_assert_eq!(u128::from(engine.pools()[0].provisioned), left.min(u64::MAX.into()), "after {}", which);
         }
         world.assert_untouched();
     }
@@ -272,15 +272,15 @@ fn a_record_too_large_to_be_read_again_is_never_written() {
     let world = World::new();
     let engine = open(&world.pool());
     for long in [64 << 10, 10 << 20] {
-        let error = engine.create(&wish(&"n".repeat(long), 1)).unwrap_err();
+        let error = engine.create(&request(&"n".repeat(long), 1)).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid, "{}", error.chain());
         let labels = Labels::from([("k".to_owned(), "\u{1}".repeat(long))]);
-        let error = engine.create(&CreateVolume { labels: labels.clone(), ..wish("v", 1) }).unwrap_err();
+        let error = engine.create(&CreateVolume { labels: labels.clone(), ..request("v", 1) }).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid, "{}", error.chain());
         assert!(error.chain().contains("labels"), "{}", error.chain());
     }
     let labels = Labels::from([("k".to_owned(), "v".repeat(60 << 10))]);
-    let volume = engine.create(&CreateVolume { labels, ..wish("v", 1) }).unwrap();
+    let volume = engine.create(&CreateVolume { labels, ..request("v", 1) }).unwrap();
     assert_eq!(engine.get(&volume.id).unwrap(), volume);
     check(&engine, &world.pool());
 }
@@ -367,14 +367,14 @@ fn try_all(engine: &Engine, world: &World, name: &str) {
     assert!(engine.publish(&publish).is_err() || name.starts_with("record-"), "{name} was published");
     engine.unpublish(&id.to_string(), &publish.target).unwrap();
     refused("get", engine.get(&id).map(drop));
-    refused("create", engine.create(&wish(name, 1)).map(drop));
+    refused("create", engine.create(&request(name, 1)).map(drop));
     refused("expand", engine.expand(&id, SizeRange { required: 1 << 20, limit: 0 }).map(drop));
     refused("modify", engine.modify(&id, change).map(drop));
     refused("health", engine.health(&id, None).map(drop));
     refused("clone", engine.create(&copy_of(&format!("of-{name}"), Source::Volume(id.clone()))).map(drop));
     refused("snapshot", engine.create_snapshot(&cut(&format!("of-{name}"), &id)).map(drop));
     refused("delete", engine.delete(&id));
-    refused("create again", engine.create(&wish(name, 1)).map(drop));
+    refused("create again", engine.create(&request(name, 1)).map(drop));
 }
 
 #[test]
@@ -389,13 +389,13 @@ fn what_is_planted_in_a_pool_leads_nowhere() {
         try_all(&engine, &world, name);
         world.assert_untouched();
     }
-    assert!(engine.settle(Duration::from_secs(10)));
+    assert!(engine.wait_idle(Duration::from_secs(10)));
     for kept in ["to-etc", "to-canary", "to-volume", "a-file"] {
         assert!(world.pool().join("volumes").join(kept).symlink_metadata().is_ok(), "{kept} was not ours");
     }
     assert_eq!(seal(Path::new("/etc/ssl")).len(), etc);
     // And the pool goes on working.
-    engine.create(&wish("v", 1)).unwrap();
+    engine.create(&request("v", 1)).unwrap();
     engine.create_snapshot(&cut("s", &id("v"))).unwrap();
     let all = engine.list_snapshots(&SnapshotFilter::default(), None, 100).unwrap();
     assert!(all.items.iter().any(|snapshot| snapshot.id == id("s")));
@@ -408,7 +408,7 @@ fn what_is_planted_in_a_pool_leads_nowhere() {
 fn links_in_a_volume_are_copied_and_removed_as_links() {
     let world = World::new();
     let engine = open(&world.pool());
-    engine.create(&wish("v", 1)).unwrap();
+    engine.create(&request("v", 1)).unwrap();
     let data = world.pool().join("volumes/v/data");
     symlink(world.canary(), data.join("out")).unwrap();
     symlink("/", data.join("root")).unwrap();
@@ -423,7 +423,7 @@ fn links_in_a_volume_are_copied_and_removed_as_links() {
         engine.delete(&id(name)).unwrap();
     }
     engine.delete_snapshot(&id("s")).unwrap();
-    assert!(engine.settle(Duration::from_secs(10)));
+    assert!(engine.wait_idle(Duration::from_secs(10)));
     assert!(names(&world.pool().join("trash")).is_empty());
     world.assert_untouched();
 }
@@ -446,7 +446,7 @@ fn foreign_things_in_trash_stay_and_in_work_go() {
     fs::create_dir(work.join("x".repeat(255))).unwrap();
     fifo(&work.join("fifo"));
     let engine = open(&world.pool());
-    assert!(engine.settle(Duration::from_secs(10)));
+    assert!(engine.wait_idle(Duration::from_secs(10)));
     let mut kept: Vec<_> = foreign.map(str::to_owned).into();
     kept.sort();
     assert_eq!(names(&trash).into_iter().collect::<Vec<_>>(), kept);
@@ -458,7 +458,7 @@ fn foreign_things_in_trash_stay_and_in_work_go() {
 fn a_folder_copied_by_hand_is_a_volume_of_its_own() {
     let world = World::new();
     let mut engine = open(&world.pool());
-    engine.create(&wish("a", 4096)).unwrap();
+    engine.create(&request("a", 4096)).unwrap();
     drop(engine);
     let volumes = world.pool().join("volumes");
     fs::create_dir_all(volumes.join("b/data")).unwrap();
@@ -467,7 +467,7 @@ fn a_folder_copied_by_hand_is_a_volume_of_its_own() {
     assert_eq!(engine.get(&id("b")).unwrap().id, id("b"));
     engine.expand(&id("b"), SizeRange { required: 8192, limit: 0 }).unwrap();
     assert_eq!((engine.get(&id("a")).unwrap().size, engine.get(&id("b")).unwrap().size), (4096, 8192));
-    assert_eq!(engine.pools()[0].promised, 8192 + 4096);
+    assert_eq!(engine.pools()[0].provisioned, 8192 + 4096);
     engine.delete(&id("b")).unwrap();
     engine.get(&id("a")).unwrap();
     check(&engine, &world.pool());
@@ -479,11 +479,11 @@ fn the_longest_time_in_the_trash_is_for_ever() {
     let engine = open(&world.pool());
     let policy =
         Policy { on_delete: OnDelete::Trash, trash_for: Duration::from_secs(u64::MAX), ..Policy::default() };
-    engine.create(&CreateVolume { policy, ..wish("v", 1) }).unwrap();
+    engine.create(&CreateVolume { policy, ..request("v", 1) }).unwrap();
     engine.delete(&id("v")).unwrap();
     drop(engine);
     let engine = open(&world.pool());
-    assert!(engine.settle(Duration::from_secs(10)));
+    assert!(engine.wait_idle(Duration::from_secs(10)));
     assert_eq!(names(&world.pool().join("trash")).len(), 1);
 }
 
@@ -501,7 +501,7 @@ fn a_marker_that_is_no_marker_makes_the_pool_unavailable() {
         let world = World::new();
         plant(&world, &world.pool().join("orlop.json"));
         let engine = Engine::open(vec![settings(&world.pool())], Tuning::default()).unwrap();
-        assert_eq!(kind(engine.create(&wish("v", 1))), Kind::Unavailable);
+        assert_eq!(kind(engine.create(&request("v", 1))), Kind::Unavailable);
         assert_eq!(kind(engine.delete(&id("v"))), Kind::Unavailable);
         assert_eq!(names(&world.pool()).len(), 1, "nothing was made");
         world.assert_untouched();

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use ground::{check, contents, copy_of, cut, id, listed, listed_snapshots, names, open, wish};
+use ground::{check, contents, copy_of, cut, id, listed, listed_snapshots, names, open, request};
 use orlop::engine::Engine;
 use orlop::engine::request::CreateVolume;
 use orlop::error::Kind;
@@ -143,8 +143,8 @@ impl World<'_> {
         let policy =
             Policy { on_delete: FATES[fate], trash_for: Duration::from_secs(3600), ..Policy::default() };
         let range = SizeRange { required: size, limit };
-        let wish = CreateVolume { size: range, policy, ..wish(NAMES[name], 0) };
-        let answer = said(self.engine().create(&wish));
+        let request = CreateVolume { size: range, policy, ..request(NAMES[name], 0) };
+        let answer = said(self.engine().create(&request));
         let expected = match self.model.volumes.get(&name) {
             Some(found) => same(name, found, range, None),
             None if size > 1 << 40 => Err(Kind::NoSpace),
@@ -166,8 +166,8 @@ impl World<'_> {
     ) -> (Answer, Answer) {
         let required = SIZES[size];
         let range = SizeRange { required, limit: 0 };
-        let wish = CreateVolume { size: range, ..copy_of(NAMES[name], source.clone()) };
-        let answer = said(self.engine().create(&wish));
+        let request = CreateVolume { size: range, ..copy_of(NAMES[name], source.clone()) };
+        let answer = said(self.engine().create(&request));
         let expected = match (self.model.volumes.get(&name), from) {
             (Some(found), _) => same(name, found, range, Some(&source)),
             (None, None) => Err(Kind::NotFound),
@@ -279,7 +279,7 @@ impl World<'_> {
     fn agree(&self) {
         let engine = self.engine();
         check(engine, self.pool);
-        assert!(engine.settle(Duration::from_secs(10)));
+        assert!(engine.wait_idle(Duration::from_secs(10)));
         assert_eq!(names(&self.pool.join("trash")).len(), self.model.kept, "what the trash is to keep");
         let name = |which: &Which| id(NAMES[*which]).name.to_string();
         let sizes: BTreeMap<_, _> = self.model.volumes.iter().map(|(n, v)| (name(n), v.size)).collect();

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use ground::named as settings;
 use orlop::engine::Engine;
 use orlop::engine::request::{
-    CreateSnapshot, CreateVolume, OwnerWish, PoolSettings, Publish, Sharing, SnapshotFilter, Tuning,
+    CreateSnapshot, CreateVolume, OwnerSpec, PoolSettings, Publish, Sharing, SnapshotFilter, Tuning,
 };
 use orlop::error::Kind;
 use orlop::mount::MountFlags;
@@ -41,13 +41,13 @@ fn stuck() -> Tuning {
     Tuning { copies: 0, copy_wait: Duration::ZERO, ..Tuning::default() }
 }
 
-fn wish(name: &str) -> CreateVolume {
+fn request(name: &str) -> CreateVolume {
     let size = SizeRange { required: MIB, limit: 0 };
     CreateVolume { name: name.into(), size, ..CreateVolume::default() }
 }
 
 fn clone_of(name: &str, of: &VolumeId) -> CreateVolume {
-    CreateVolume { source: Some(Source::Volume(of.clone())), size: SizeRange::default(), ..wish(name) }
+    CreateVolume { source: Some(Source::Volume(of.clone())), size: SizeRange::default(), ..request(name) }
 }
 
 fn cut(name: &str, of: &VolumeId) -> CreateSnapshot {
@@ -81,7 +81,7 @@ fn a_name_belongs_to_one_volume_in_all_pools() {
     let (p, q) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let pools = vec![settings("p", p.path()), settings("q", q.path())];
     let engine = Engine::open(pools, Tuning::default()).unwrap();
-    let in_pool = |pool: &str| CreateVolume { pool: Some(pool.parse().unwrap()), ..wish("a") };
+    let in_pool = |pool: &str| CreateVolume { pool: Some(pool.parse().unwrap()), ..request("a") };
     engine.create(&in_pool("p")).unwrap();
     assert_eq!(kind(engine.create(&in_pool("q"))), Kind::Conflict);
     assert!(names(&q.path().join("volumes")).is_empty());
@@ -91,7 +91,7 @@ fn a_name_belongs_to_one_volume_in_all_pools() {
 fn the_record_has_the_name_and_labels_as_they_were_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let labels = [("csi.storage.k8s.io/pvc/name".to_owned(), "data".to_owned())].into();
-    let volume = open(dir.path()).create(&CreateVolume { labels, ..wish("../odd name") }).unwrap();
+    let volume = open(dir.path()).create(&CreateVolume { labels, ..request("../odd name") }).unwrap();
     let record = dir.path().join(format!("volumes/{}/volume.json", volume.id.name));
     let record: serde_json::Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
     assert_eq!(record["requestedName"], "../odd name");
@@ -105,7 +105,7 @@ fn a_pool_that_is_moved_takes_its_volumes_along() {
     let (before, after) = (dir.path().join("before"), dir.path().join("after"));
     fs::create_dir(&before).unwrap();
     let engine = open(&before);
-    let volume = engine.create(&wish("a")).unwrap();
+    let volume = engine.create(&request("a")).unwrap();
     let snapshot = engine.create_snapshot(&cut("s", &volume.id)).unwrap();
     fs::write(before.join("volumes/a/data/file"), "kept").unwrap();
     drop(engine);
@@ -120,8 +120,8 @@ fn a_pool_that_is_moved_takes_its_volumes_along() {
 fn a_record_that_cannot_be_read_is_told_and_its_data_stays() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
-    let volume = engine.create(&wish("a")).unwrap();
-    engine.create(&wish("b")).unwrap();
+    let volume = engine.create(&request("a")).unwrap();
+    engine.create(&request("b")).unwrap();
     drop(engine);
     fs::write(dir.path().join("volumes/a/volume.json"), "{").unwrap();
     let engine = open(dir.path());
@@ -138,14 +138,15 @@ fn a_record_that_cannot_be_read_is_told_and_its_data_stays() {
 fn a_retry_gets_the_volume_and_a_changed_wish_is_a_conflict() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
-    let first = CreateVolume { owner: OwnerWish { mode: Some(0o750), ..OwnerWish::default() }, ..wish("a") };
+    let first =
+        CreateVolume { owner: OwnerSpec { mode: Some(0o750), ..OwnerSpec::default() }, ..request("a") };
     let volume = engine.create(&first).unwrap();
-    let other = engine.create(&wish("other")).unwrap();
+    let other = engine.create(&request("other")).unwrap();
     let range = |required, limit| CreateVolume { size: SizeRange { required, limit }, ..first.clone() };
     for same in [range(MIB, 0), range(0, 0), range(0, MIB), range(1, 2 * MIB)] {
         assert_eq!(engine.create(&same).unwrap(), volume);
     }
-    let mode = OwnerWish { mode: Some(0o700), ..OwnerWish::default() };
+    let mode = OwnerSpec { mode: Some(0o700), ..OwnerSpec::default() };
     let source = Some(Source::Volume(other.id));
     let changed = [
         range(2 * MIB, 0),
@@ -166,20 +167,21 @@ fn callers_at_once_make_one_volume() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_with(dir.path(), Tuning { lock_wait: Duration::from_secs(30), ..Tuning::default() });
     let made: Vec<Volume> = thread::scope(|scope| {
-        let callers: Vec<_> = (0..16).map(|_| scope.spawn(|| engine.create(&wish("a")).unwrap())).collect();
+        let callers: Vec<_> =
+            (0..16).map(|_| scope.spawn(|| engine.create(&request("a")).unwrap())).collect();
         callers.into_iter().map(|caller| caller.join().unwrap()).collect()
     });
     assert!(made.iter().all(|volume| *volume == made[0]));
     assert_eq!(names(&dir.path().join("volumes")).len(), 1);
     assert!(names(&dir.path().join("work")).is_empty());
-    assert_eq!(engine.pools()[0].promised, MIB);
+    assert_eq!(engine.pools()[0].provisioned, MIB);
 }
 
 #[test]
 fn a_copy_under_way_is_joined_and_never_seen_half_made() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_with(dir.path(), stuck());
-    let (a, b) = (engine.create(&wish("a")).unwrap().id, engine.create(&wish("b")).unwrap().id);
+    let (a, b) = (engine.create(&request("a")).unwrap().id, engine.create(&request("b")).unwrap().id);
     for _ in 0..2 {
         let error = engine.create(&clone_of("c", &a)).unwrap_err();
         assert_eq!(error.kind(), Kind::Busy);
@@ -201,11 +203,11 @@ fn a_copy_under_way_is_joined_and_never_seen_half_made() {
 fn a_snapshot_is_not_deleted_while_it_is_restored() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
-    let a = engine.create(&wish("a")).unwrap().id;
+    let a = engine.create(&request("a")).unwrap().id;
     let s = engine.create_snapshot(&cut("s", &a)).unwrap().id;
     drop(engine);
     let engine = open_with(dir.path(), stuck());
-    let restore = CreateVolume { source: Some(Source::Snapshot(s.clone())), ..wish("b") };
+    let restore = CreateVolume { source: Some(Source::Snapshot(s.clone())), ..request("b") };
     assert_eq!(kind(engine.create(&restore)), Kind::Busy);
     assert_eq!(kind(engine.delete_snapshot(&s)), Kind::Busy);
     assert!(engine.get_snapshot(&s).unwrap().ready);
@@ -215,7 +217,7 @@ fn a_snapshot_is_not_deleted_while_it_is_restored() {
 fn a_copy_longer_than_a_call_is_finished_by_retries() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_with(dir.path(), Tuning { copy_wait: Duration::ZERO, ..Tuning::default() });
-    let a = engine.create(&wish("a")).unwrap().id;
+    let a = engine.create(&request("a")).unwrap().id;
     let data = dir.path().join("volumes/a/data");
     for at in 0..300 {
         fs::write(data.join(format!("{at}")), format!("{at}")).unwrap();
@@ -239,7 +241,7 @@ fn the_policy_at_deletion_decides_and_trash_can_be_put_back() {
     let dir = tempfile::tempdir().unwrap();
     let trash = dir.path().join("trash");
     let engine = open(dir.path());
-    let volume = engine.create(&wish("a")).unwrap();
+    let volume = engine.create(&request("a")).unwrap();
     fs::write(dir.path().join("volumes/a/data/file"), "kept").unwrap();
     let hour = Some(Duration::from_secs(3600));
     let change = PolicyChange { on_delete: Some(OnDelete::Trash), trash_for: hour, limit: None };
@@ -247,11 +249,11 @@ fn the_policy_at_deletion_decides_and_trash_can_be_put_back() {
     engine.delete(&volume.id).unwrap();
     assert_eq!(kind(engine.get(&volume.id)), Kind::NotFound);
     let retain = Policy { on_delete: OnDelete::Retain, ..Policy::default() };
-    let retained = engine.create(&CreateVolume { policy: retain, ..wish("r") }).unwrap();
+    let retained = engine.create(&CreateVolume { policy: retain, ..request("r") }).unwrap();
     engine.delete(&retained.id).unwrap();
     drop(engine);
     let engine = open(dir.path());
-    assert!(engine.settle(Duration::from_secs(10)));
+    assert!(engine.wait_idle(Duration::from_secs(10)));
     let kept: Vec<_> = names(&trash).into_iter().collect();
     assert_eq!(kept.len(), 2, "also after a restart");
     assert!(kept[1].starts_with("r.keep."), "{kept:?}");
@@ -268,7 +270,7 @@ fn trash_goes_when_its_time_has_come() {
     let engine = open(dir.path());
     let trash_for = Duration::from_secs(1);
     let policy = Policy { on_delete: OnDelete::Trash, trash_for, ..Policy::default() };
-    let volume = engine.create(&CreateVolume { policy, ..wish("a") }).unwrap();
+    let volume = engine.create(&CreateVolume { policy, ..request("a") }).unwrap();
     engine.delete(&volume.id).unwrap();
     assert_eq!(names(&dir.path().join("trash")).len(), 1);
     within_seconds(20, || names(&dir.path().join("trash")).is_empty());
@@ -278,18 +280,18 @@ fn trash_goes_when_its_time_has_come() {
 fn a_size_is_promised_and_not_enforced() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
-    let small = CreateVolume { size: SizeRange { required: 4096, limit: 0 }, ..wish("a") };
+    let small = CreateVolume { size: SizeRange { required: 4096, limit: 0 }, ..request("a") };
     let volume = engine.create(&small).unwrap();
     assert_eq!((volume.size, volume.enforced), (4096, Enforced::No));
     fs::write(dir.path().join("volumes/a/data/file"), vec![1; 1 << 20]).unwrap();
     let hard = Policy { limit: Limit::Hard, ..Policy::default() };
-    let error = engine.create(&CreateVolume { policy: hard, ..wish("b") }).unwrap_err();
+    let error = engine.create(&CreateVolume { policy: hard, ..request("b") }).unwrap_err();
     assert_eq!(error.kind(), Kind::Unsupported);
     assert!(error.chain().contains("cannot enforce a size"), "{}", error.chain());
     let hard = PolicyChange { limit: Some(Limit::Hard), ..PolicyChange::default() };
     assert_eq!(kind(engine.modify(&volume.id, hard)), Kind::Unsupported);
     assert_eq!(engine.get(&volume.id).unwrap(), volume, "nothing was changed");
-    let any = engine.create(&CreateVolume { size: SizeRange::default(), ..wish("c") }).unwrap();
+    let any = engine.create(&CreateVolume { size: SizeRange::default(), ..request("c") }).unwrap();
     assert_eq!(any.size, 0);
 }
 
@@ -301,28 +303,28 @@ fn callers_together_are_not_promised_more_than_there_is() {
     let limit = engine.pools()[0].total / 100;
     let third = SizeRange { required: limit / 3, limit: 0 };
     let made: Vec<_> = thread::scope(|scope| {
-        let create = |name: String| engine.create(&CreateVolume { size: third, ..wish(&name) });
+        let create = |name: String| engine.create(&CreateVolume { size: third, ..request(&name) });
         let callers: Vec<_> = (0..8).map(|at| scope.spawn(move || create(format!("v{at}")))).collect();
         callers.into_iter().map(|caller| caller.join().unwrap()).collect()
     });
     assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 3);
     assert!(made.into_iter().filter_map(Result::err).all(|error| error.kind() == Kind::NoSpace));
-    assert!(engine.pools()[0].promised <= limit);
+    assert!(engine.pools()[0].provisioned <= limit);
 }
 
 #[test]
 fn a_copy_has_at_least_the_size_and_by_default_the_owner_of_its_source() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
-    let mode = |bits| OwnerWish { mode: Some(bits), ..OwnerWish::default() };
+    let mode = |bits| OwnerSpec { mode: Some(bits), ..OwnerSpec::default() };
     let size = SizeRange { required: 2 * MIB, limit: 0 };
-    let a = engine.create(&CreateVolume { size, owner: mode(0o750), ..wish("a") }).unwrap().id;
+    let a = engine.create(&CreateVolume { size, owner: mode(0o750), ..request("a") }).unwrap().id;
     let copy = |name: &str, required, limit, owner| {
         engine.create(&CreateVolume { size: SizeRange { required, limit }, owner, ..clone_of(name, &a) })
     };
-    assert_eq!(kind(copy("b", MIB, 0, OwnerWish::default())), Kind::OutOfRange);
-    assert_eq!(kind(copy("b", 0, MIB, OwnerWish::default())), Kind::OutOfRange);
-    let same = copy("b", 0, 0, OwnerWish::default()).unwrap();
+    assert_eq!(kind(copy("b", MIB, 0, OwnerSpec::default())), Kind::OutOfRange);
+    assert_eq!(kind(copy("b", 0, MIB, OwnerSpec::default())), Kind::OutOfRange);
+    let same = copy("b", 0, 0, OwnerSpec::default()).unwrap();
     assert_eq!((same.size, same.owner.mode), (2 * MIB, 0o750));
     let other = copy("c", 4 * MIB, 0, mode(0o700)).unwrap();
     assert_eq!((other.size, other.owner.mode), (4 * MIB, 0o700));
@@ -330,9 +332,9 @@ fn a_copy_has_at_least_the_size_and_by_default_the_owner_of_its_source() {
         fs::metadata(dir.path().join(format!("volumes/{name}/data"))).unwrap().permissions().mode() & 0o7777
     };
     assert_eq!((bits("b"), bits("c")), (0o750, 0o700));
-    let before = engine.pools()[0].promised;
+    let before = engine.pools()[0].provisioned;
     engine.create_snapshot(&cut("s", &a)).unwrap();
-    assert_eq!(engine.pools()[0].promised, before, "a snapshot is not counted as promised");
+    assert_eq!(engine.pools()[0].provisioned, before, "a snapshot is not counted as promised");
 }
 
 #[test]
@@ -344,7 +346,7 @@ fn what_is_not_on_this_node_sends_the_caller_to_another() {
     for (may_go_elsewhere, source) in [(true, Kind::NoSpace), (false, Kind::NotFound)] {
         let copy = CreateVolume { may_go_elsewhere, ..clone_of("a", &missing) };
         assert_eq!(kind(engine.create(&copy)), source);
-        let elsewhere = CreateVolume { may_go_elsewhere, pool: pool.clone(), ..wish("a") };
+        let elsewhere = CreateVolume { may_go_elsewhere, pool: pool.clone(), ..request("a") };
         assert_eq!(kind(engine.create(&elsewhere)), Kind::Invalid, "no node has it");
     }
     assert!(listed(&engine).is_empty());
@@ -355,7 +357,7 @@ fn one_pool_that_is_not_there_leaves_the_others_alone() {
     let dir = tempfile::tempdir().unwrap();
     let pools = vec![settings("gone", &dir.path().join("missing")), settings("q", dir.path())];
     let engine = Engine::open(pools, Tuning::default()).unwrap();
-    let here = CreateVolume { pool: Some("q".parse().unwrap()), ..wish("a") };
+    let here = CreateVolume { pool: Some("q".parse().unwrap()), ..request("a") };
     let volume = engine.create(&here).unwrap();
     assert_eq!(engine.get(&volume.id).unwrap(), volume);
     assert!(engine.capacity(Some(&"q".parse().unwrap())).unwrap().available > 0);
@@ -372,7 +374,7 @@ fn one_pool_that_is_not_there_leaves_the_others_alone() {
 fn a_volume_without_its_data_is_a_loss_that_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
-    let volume = engine.create(&wish("a")).unwrap();
+    let volume = engine.create(&request("a")).unwrap();
     assert!(engine.health(&volume.id, None).unwrap().is_empty());
     fs::remove_dir(dir.path().join("volumes/a/data")).unwrap();
     assert_eq!(engine.health(&volume.id, None).unwrap()[0].reason, "DataMissing");
@@ -434,7 +436,7 @@ fn a_published_volume_outlives_orlop_and_its_pools_absence() {
     }
     World::enter(|world| {
         let engine = open(&world.pool());
-        let small = CreateVolume { size: SizeRange { required: 4096, limit: 0 }, ..wish("a") };
+        let small = CreateVolume { size: SizeRange { required: 4096, limit: 0 }, ..request("a") };
         let id = engine.create(&small).unwrap().id;
         let publish = world.publish(&id, "t", false);
         engine.publish(&publish).unwrap();
@@ -465,7 +467,7 @@ fn many_targets_show_one_volume_each_with_its_own_flags() {
     }
     World::enter(|world| {
         let engine = open(&world.pool());
-        let id = engine.create(&wish("a")).unwrap().id;
+        let id = engine.create(&request("a")).unwrap().id;
         let (write, read) = (world.publish(&id, "w", false), world.publish(&id, "r", true));
         engine.publish(&write).unwrap();
         engine.publish(&read).unwrap();
@@ -489,7 +491,7 @@ fn unpublish_takes_away_only_what_is_its_own() {
     }
     World::enter(|world| {
         let engine = open(&world.pool());
-        let (a, b) = (engine.create(&wish("a")).unwrap().id, engine.create(&wish("b")).unwrap().id);
+        let (a, b) = (engine.create(&request("a")).unwrap().id, engine.create(&request("b")).unwrap().id);
         let publish = world.publish(&a, "t", false);
         engine.publish(&publish).unwrap();
         assert_eq!(kind(engine.unpublish(&b.to_string(), &publish.target)), Kind::Conflict);

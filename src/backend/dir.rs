@@ -21,12 +21,12 @@ impl Backend for Dir {
         fs::mkdirat(draft, DATA, Mode::RWXU).context(|| "make the data folder")
     }
 
-    fn limit(&self, _data: BorrowedFd<'_>, _bytes: u64, wish: Limit) -> Result<Enforced> {
-        self.check_limit(wish).map(|()| Enforced::No)
+    fn limit(&self, _data: BorrowedFd<'_>, _bytes: u64, request: Limit) -> Result<Enforced> {
+        self.check_limit(request).map(|()| Enforced::No)
     }
 
-    fn check_limit(&self, wish: Limit) -> Result<()> {
-        match wish {
+    fn check_limit(&self, request: Limit) -> Result<()> {
+        match request {
             Limit::Auto | Limit::None => Ok(()),
             Limit::Hard => Err(Error::new(
                 Kind::Unsupported,

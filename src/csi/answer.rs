@@ -163,7 +163,7 @@ mod tests {
             backend: None,
             unavailable: unavailable.map(str::to_owned),
             total: 0,
-            promised: 0,
+            provisioned: 0,
             free: 0,
             volumes: 0,
             snapshots: 0,

@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::paging::{self, Listing};
 use super::proto::{self, controller_server::Controller, volume_content_source as content};
-use super::{Away, Driver, Identity, access, answer, capabilities, fields, params, status};
+use super::{Driver, Identity, PendingClaim, access, answer, capabilities, fields, params, status};
 use crate::engine::request::{CreateSnapshot, CreateVolume, SnapshotFilter};
 use crate::error::{Error, Kind, Result};
 use crate::telemetry;
@@ -17,15 +17,15 @@ fn create(request: proto::CreateVolumeRequest, identity: &Identity) -> Result<Cr
     let name = fields::name(request.name)?;
     let size = fields::size(request.capacity_range)?;
     access::all(request.volume_capabilities)?;
-    let wishes = params::wishes(request.parameters, request.mutable_parameters)?;
+    let options = params::options(request.parameters, request.mutable_parameters)?;
     let source = request.volume_content_source.map(source).transpose()?;
     Ok(CreateVolume {
         name,
-        pool: wishes.pool,
+        pool: options.pool,
         size,
-        owner: wishes.owner,
-        policy: wishes.policy,
-        labels: wishes.labels,
+        owner: options.owner,
+        policy: options.policy,
+        labels: options.labels,
         source,
         may_go_elsewhere: identity.check(request.accessibility_requirements.as_ref())?,
     })
@@ -78,7 +78,7 @@ fn filter(request: &proto::ListSnapshotsRequest) -> Option<SnapshotFilter> {
 /// Reads GetCapacity; `None`: here is none of what was asked for. What no node can make is an error, not "no room":
 /// the provisioner asks before it takes a claim, and leaves one without room to others, who know no more.
 fn place(request: proto::GetCapacityRequest, identity: &Identity) -> Result<Option<Option<PoolName>>> {
-    let pool = params::wishes(request.parameters, [].into())?.pool;
+    let pool = params::options(request.parameters, [].into())?.pool;
     let elsewhere = request.accessible_topology.is_some_and(|place| !identity.is_here(&place));
     for capability in request.volume_capabilities {
         access::access(Some(capability))?;
@@ -94,7 +94,7 @@ fn validate(request: &proto::ValidateVolumeCapabilitiesRequest) -> Result<(Volum
     }
     let (parameters, mutable) = (request.parameters.clone(), request.mutable_parameters.clone());
     let possible = access::all(request.volume_capabilities.clone())
-        .and_then(|_| params::wishes(parameters, mutable).map(|_| ()));
+        .and_then(|_| params::options(parameters, mutable).map(|_| ()));
     Ok((fields::id("volume_id", id)?, possible.err()))
 }
 
@@ -126,9 +126,9 @@ impl Controller for Driver {
         &self,
         request: Request<proto::CreateVolumeRequest>,
     ) -> Result<Response<proto::CreateVolumeResponse>, Status> {
-        let wish = create(request.into_inner(), &self.identity)?;
-        let away = Away::of(&wish);
-        let made = self.run(move |engine| engine.create(&wish)).await;
+        let request = create(request.into_inner(), &self.identity)?;
+        let away = PendingClaim::of(&request);
+        let made = self.run(move |engine| engine.create(&request)).await;
         if let (Err(error), Some(away), Some(follow)) = (&made, away, &self.follow)
             && error.kind() == Kind::NoSpace
         {
@@ -209,8 +209,8 @@ impl Controller for Driver {
     ) -> Result<Response<proto::CreateSnapshotResponse>, Status> {
         let request = request.into_inner();
         self.identity.check(request.accessibility_requirements.as_ref())?;
-        let wish = CreateSnapshot::try_from(request)?;
-        let snapshot = self.run(move |engine| engine.create_snapshot(&wish)).await?;
+        let request = CreateSnapshot::try_from(request)?;
+        let snapshot = self.run(move |engine| engine.create_snapshot(&request)).await?;
         Ok(Response::new(proto::CreateSnapshotResponse { snapshot: answer::snapshot(&snapshot) }))
     }
 

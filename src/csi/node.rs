@@ -30,12 +30,12 @@ fn publish(request: NodePublishVolumeRequest, engine: &Engine) -> Result<Publish
     let mut ephemeral = params::inline(&raw, request.volume_context)?;
     let id = match &mut ephemeral {
         None => raw.parse()?,
-        Some(wish) => {
-            let pool = match wish.pool.take() {
+        Some(request) => {
+            let pool = match request.pool.take() {
                 Some(pool) => pool,
                 None => engine.default_pool_name()?,
             };
-            wish.pool = Some(pool.clone());
+            request.pool = Some(pool.clone());
             VolumeId { pool, name: Name::of(&raw) }
         }
     };
@@ -94,8 +94,8 @@ impl Node for Driver {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
-        let wish = publish(request.into_inner(), &self.engine)?;
-        self.run(move |engine| engine.publish(&wish)).await?;
+        let request = publish(request.into_inner(), &self.engine)?;
+        self.run(move |engine| engine.publish(&request)).await?;
         Ok(Response::new(NodePublishVolumeResponse {}))
     }
 

@@ -13,9 +13,9 @@ use serde::de::{DeserializeOwned, Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 
 use super::fields::{self, refuse};
-use crate::engine::request::{CreateVolume, OwnerWish};
+use crate::engine::request::{CreateVolume, OwnerSpec};
 use crate::error::{Error, Kind, Result};
-use crate::quantity::{Bytes, Span};
+use crate::quantity::{Bytes, HumanDuration};
 use crate::volume::{Labels, Limit, OnDelete, Policy, PolicyChange, PoolName, SizeRange, shorten};
 
 /// Keys of Kubernetes: a claim's name and namespace, a pod's, and so on.
@@ -39,7 +39,7 @@ pub(super) struct Parameters {
     on_delete: Option<OnDelete>,
     /// How long trash is kept: `30m`, `12h`, `7d`, `1d12h`. Default: 7d. Only with `onDelete: trash`. Mutable.
     #[serde(deserialize_with = "parsed")]
-    trash_for: Option<Span>,
+    trash_for: Option<HumanDuration>,
     /// Permission bits of the root directory in octal. Default: 0777, or the source's.
     #[serde(deserialize_with = "parsed")]
     mode: Option<Mode>,
@@ -62,32 +62,32 @@ struct Mutable {
     #[serde(deserialize_with = "word")]
     on_delete: Option<OnDelete>,
     #[serde(deserialize_with = "parsed")]
-    trash_for: Option<Span>,
+    trash_for: Option<HumanDuration>,
     #[serde(deserialize_with = "word")]
     limit: Option<Limit>,
 }
 
 /// Parameters and labels together, ready for the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wishes {
+pub(super) struct VolumeOptions {
     pub(super) pool: Option<PoolName>,
-    pub(super) owner: OwnerWish,
+    pub(super) owner: OwnerSpec,
     pub(super) policy: Policy,
     pub(super) labels: Labels,
 }
 
 /// Reads `parameters` and the `mutable_parameters` that override them.
-pub(super) fn wishes(
+pub(super) fn options(
     parameters: HashMap<String, String>,
     mutable: HashMap<String, String>,
-) -> Result<Wishes> {
+) -> Result<VolumeOptions> {
     let (labels, own) = split("parameters", parameters)?;
     let over = mutable_part(mutable)?;
-    let wish: Parameters = read("parameters", &own)?;
+    let request: Parameters = read("parameters", &own)?;
     let change = Mutable {
-        on_delete: over.on_delete.or(wish.on_delete),
-        trash_for: over.trash_for.or(wish.trash_for),
-        limit: over.limit.or(wish.limit),
+        on_delete: over.on_delete.or(request.on_delete),
+        trash_for: over.trash_for.or(request.trash_for),
+        limit: over.limit.or(request.limit),
     };
     check_trash(change.trash_for, change.on_delete.unwrap_or_default())?;
     let policy = Policy {
@@ -95,24 +95,24 @@ pub(super) fn wishes(
         trash_for: change.trash_for.map_or(TRASH_FOR, |span| span.0),
         limit: change.limit.unwrap_or_default(),
     };
-    let owner = OwnerWish {
-        uid: wish.uid.map(|id| id.0),
-        gid: wish.gid.map(|id| id.0),
-        mode: wish.mode.map(|mode| mode.0),
+    let owner = OwnerSpec {
+        uid: request.uid.map(|id| id.0),
+        gid: request.gid.map(|id| id.0),
+        mode: request.mode.map(|mode| mode.0),
     };
-    Ok(Wishes { pool: wish.pool, owner, policy, labels })
+    Ok(VolumeOptions { pool: request.pool, owner, policy, labels })
 }
 
 /// Reads the `mutable_parameters` of ControllerModifyVolume; absent keys change nothing.
 pub(super) fn change(mutable: HashMap<String, String>) -> Result<PolicyChange> {
-    let wish = mutable_part(mutable)?;
-    if let Some(on_delete) = wish.on_delete {
-        check_trash(wish.trash_for, on_delete)?;
+    let request = mutable_part(mutable)?;
+    if let Some(on_delete) = request.on_delete {
+        check_trash(request.trash_for, on_delete)?;
     }
     Ok(PolicyChange {
-        on_delete: wish.on_delete,
-        trash_for: wish.trash_for.map(|span| span.0),
-        limit: wish.limit,
+        on_delete: request.on_delete,
+        trash_for: request.trash_for.map(|span| span.0),
+        limit: request.limit,
     })
 }
 
@@ -141,14 +141,14 @@ pub(super) fn inline(id: &str, mut context: HashMap<String, String>) -> Result<O
         Some(text) => text.parse().map_err(|error| attribute("size", &error))?,
     };
     let name = fields::name(id.to_owned())?;
-    let wishes = wishes(context, HashMap::new())?;
+    let options = options(context, HashMap::new())?;
     Ok(Some(Box::new(CreateVolume {
         name,
-        pool: wishes.pool,
+        pool: options.pool,
         size: SizeRange { required: size.0, limit: 0 },
-        owner: wishes.owner,
-        policy: wishes.policy,
-        labels: wishes.labels,
+        owner: options.owner,
+        policy: options.policy,
+        labels: options.labels,
         source: None,
         may_go_elsewhere: false,
     })))
@@ -159,10 +159,10 @@ fn mutable_part(mutable: HashMap<String, String>) -> Result<Mutable> {
     read("mutable_parameters", &own)
 }
 
-fn check_trash(trash_for: Option<Span>, on_delete: OnDelete) -> Result<()> {
+fn check_trash(trash_for: Option<HumanDuration>, on_delete: OnDelete) -> Result<()> {
     match trash_for {
         Some(_) if on_delete != OnDelete::Trash => Err(refuse("parameter trashFor", "needs onDelete: trash")),
-        Some(Span(Duration::ZERO)) => {
+        Some(HumanDuration(Duration::ZERO)) => {
             Err(refuse("parameter trashFor", "is zero: say onDelete: delete instead"))
         }
         Some(_) | None => Ok(()),
@@ -248,13 +248,13 @@ mod tests {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
-    fn of(pairs: &[(&str, &str)], mutable: &[(&str, &str)]) -> Result<Wishes> {
-        wishes(map(pairs), map(mutable))
+    fn of(pairs: &[(&str, &str)], mutable: &[(&str, &str)]) -> Result<VolumeOptions> {
+        options(map(pairs), map(mutable))
     }
 
     #[test]
     fn every_key_is_read() {
-        let wishes = of(
+        let options = of(
             &[
                 ("pool", "ssd"),
                 ("onDelete", "trash"),
@@ -269,19 +269,19 @@ mod tests {
             &[],
         )
         .unwrap();
-        assert_eq!(wishes.pool, Some("ssd".parse().unwrap()));
-        assert_eq!(wishes.owner, OwnerWish { uid: Some(1000), gid: Some(0), mode: Some(0o750) });
+        assert_eq!(options.pool, Some("ssd".parse().unwrap()));
+        assert_eq!(options.owner, OwnerSpec { uid: Some(1000), gid: Some(0), mode: Some(0o750) });
         let trash_for = Duration::from_secs(129_600);
-        assert_eq!(wishes.policy, Policy { on_delete: OnDelete::Trash, trash_for, limit: Limit::None });
-        assert_eq!(wishes.labels.len(), 2);
-        assert_eq!(wishes.labels["csi.storage.k8s.io/pvc/name"], "data");
+        assert_eq!(options.policy, Policy { on_delete: OnDelete::Trash, trash_for, limit: Limit::None });
+        assert_eq!(options.labels.len(), 2);
+        assert_eq!(options.labels["csi.storage.k8s.io/pvc/name"], "data");
     }
 
     #[test]
     fn mutable_parameters_override() {
-        let wishes =
+        let options =
             of(&[("onDelete", "trash"), ("limit", "hard")], &[("trashFor", "2h"), ("limit", "auto")]);
-        let policy = wishes.unwrap().policy;
+        let policy = options.unwrap().policy;
         assert_eq!((policy.on_delete, policy.limit), (OnDelete::Trash, Limit::Auto));
         assert_eq!(policy.trash_for, Duration::from_secs(7_200));
         assert_eq!(of(&[], &[]).unwrap().policy.trash_for, TRASH_FOR);
@@ -355,9 +355,9 @@ mod tests {
         let attributes =
             [(EPHEMERAL, "true"), (PROVISIONER, "x"), ("size", "100Mi"), ("mode", "0700"), ("pool", "ssd")];
         let pod = [("csi.storage.k8s.io/pod.name", "web-0")];
-        let wish = inline("csi-0", map(&[&attributes[..], &pod[..]].concat())).unwrap().unwrap();
-        assert_eq!((wish.name.as_str(), wish.size.required), ("csi-0", 100 << 20));
-        assert_eq!(wish.labels["csi.storage.k8s.io/pod.name"], "web-0");
+        let request = inline("csi-0", map(&[&attributes[..], &pod[..]].concat())).unwrap().unwrap();
+        assert_eq!((request.name.as_str(), request.size.required), ("csi-0", 100 << 20));
+        assert_eq!(request.labels["csi.storage.k8s.io/pod.name"], "web-0");
         for (bad, expected) in [(("junk", "1"), "`junk`"), (("size", "much"), "\"size\"")] {
             let error = inline("csi-0", map(&[(EPHEMERAL, "true"), bad])).unwrap_err();
             assert!(error.chain().contains(expected), "{error}");

@@ -13,7 +13,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
 use crate::error::{Error, Kind, Result};
-use crate::socket::{self, Bound, Place};
+use crate::socket::{self, Bound, SocketFile};
 
 mod proto {
     #![expect(
@@ -105,7 +105,7 @@ pub async fn register(registration: Registration, stop: CancellationToken) -> Re
 }
 
 /// Ends when the socket is no longer where it was made.
-async fn removed(place: &Place, stop: &CancellationToken) {
+async fn removed(place: &SocketFile, stop: &CancellationToken) {
     while place.is_ours() && stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {}
 }
 

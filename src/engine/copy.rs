@@ -23,7 +23,9 @@ use rustix::io::Errno;
 use self::attributes::Attributes;
 use self::contents::Contents;
 use self::links::{Links, Placed};
-use super::tree::{Entry, Reopen, Trail, Walk, kind_of, look, look_at, mounted_here, open_directory, pin};
+use super::tree::{
+    Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
+};
 use crate::error::{Context, Error, Kind, Result};
 
 /// What was copied.
@@ -37,7 +39,7 @@ pub struct Manifest {
     pub dropped: u64,
 }
 
-/// How far a copy is, for others to read, and the wish to stop it.
+/// How far a copy is, for others to read, and the request to stop it.
 #[derive(Debug, Default)]
 pub struct Progress {
     entries: AtomicU64,
@@ -103,7 +105,7 @@ pub fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) 
 struct Copier<'a> {
     from: Walk,
     to: Walk,
-    trail: Trail,
+    trail: TreePath,
     links: Links<'a>,
     contents: Contents<'a>,
     attributes: Attributes,
@@ -119,7 +121,7 @@ impl<'a> Copier<'a> {
         Ok(Self {
             from: Walk::new(from).context(|| "open the source")?,
             to: to_walk,
-            trail: Trail::default(),
+            trail: TreePath::default(),
             links: Links::new(to),
             contents: Contents::new(progress),
             attributes: Attributes::new(),
@@ -151,18 +153,18 @@ impl<'a> Copier<'a> {
         if self.to.is_top() {
             self.links.finish()?;
         }
-        let stat = look(self.from.here()).context(|| "look at the source")?;
+        let stat = fstat(self.from.here()).context(|| "look at the source")?;
         self.attributes.of_open(self.from.here(), self.to.here(), &stat)?;
         Ok(self.from.leave()? && self.to.leave().context(|| "in the copy")?)
     }
 
     fn entry(&mut self, entry: &Entry) -> Result<()> {
-        let pinned = match pin(self.from.here(), &entry.name) {
+        let pinned = match open_path(self.from.here(), &entry.name) {
             Err(Errno::NOENT) => return Ok(()),
             Err(Errno::XDEV) => return Err(mounted_here(Kind::Unsupported)),
             pinned => pinned.context(|| "open")?,
         };
-        let stat = look(pinned.as_fd()).context(|| "look")?;
+        let stat = fstat(pinned.as_fd()).context(|| "look")?;
         if stat.stx_nlink == 0 {
             return Ok(());
         }
@@ -226,7 +228,7 @@ impl<'a> Copier<'a> {
         if kind != FileType::RegularFile {
             return Ok(0);
         }
-        Ok(look_at(self.to.here(), name).context(|| "look at the new link")?.stx_size)
+        Ok(fstatat(self.to.here(), name).context(|| "look at the new link")?.stx_size)
     }
 
     fn regular(&mut self, pinned: &OwnedFd, name: &CStr, stat: &Statx) -> Result<Option<u64>> {

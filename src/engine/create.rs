@@ -7,12 +7,12 @@ use rustix::fs::{self, Gid, Mode, OFlags, Uid};
 
 use super::Engine;
 use super::copy::copy_tree;
-use super::jobs::{Job, Making};
-use super::locks::Held;
-use super::request::{CreateVolume, OwnerWish};
+use super::jobs::{Job, JobKey};
+use super::locks::LockGuard;
+use super::request::{CreateVolume, OwnerSpec};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::{OpenPool, Pool, Reservation, VolumeEntry};
-use crate::store::{Draft, Shelf};
+use crate::store::{Draft, ObjectKind};
 use crate::volume::{Enforced, Name, Owner, PoolName, Source, Timestamp, Volume, VolumeId};
 
 impl Engine {
@@ -21,33 +21,33 @@ impl Engine {
     /// # Errors
     /// `Conflict` when one of this name differs; `NoSpace`; `OutOfRange`; `NotFound` for the source;
     /// `Busy` while its data is still being copied.
-    pub fn create(&self, wish: &CreateVolume) -> Result<Volume> {
-        self.create_as(wish, false)
+    pub fn create(&self, request: &CreateVolume) -> Result<Volume> {
+        self.create_as(request, false)
     }
 
-    pub(super) fn create_as(&self, wish: &CreateVolume, ephemeral: bool) -> Result<Volume> {
-        let pool = self.choose(wish)?;
-        let id = VolumeId { pool: pool.settings.name.clone(), name: Name::of(&wish.name) };
+    pub(super) fn create_as(&self, request: &CreateVolume, ephemeral: bool) -> Result<Volume> {
+        let pool = self.choose(request)?;
+        let id = VolumeId { pool: pool.settings.name.clone(), name: Name::of(&request.name) };
         let _held = self.lock_volume(&id)?;
-        if let Some(job) = self.jobs.find(&Making::Volume(id.clone())) {
-            check_source(&id, Some(&job.from), wish)?;
-            return self.join_copy(&pool, &id, &job, wish);
+        if let Some(job) = self.jobs.find(&JobKey::Volume(id.clone())) {
+            check_source(&id, Some(&job.from), request)?;
+            return self.join_copy(&pool, &id, &job, request);
         }
         if let Some(found) = self.look(&pool, &id)? {
-            check_same(&found, wish)?;
+            check_same(&found, request)?;
             return Ok(found);
         }
         self.refuse_elsewhere(&id)?;
-        pool.backend.check_limit(wish.policy.limit)?;
-        match &wish.source {
-            None => self.make_empty(&pool, id, wish, ephemeral),
-            Some(source) => self.make_copy(&pool, id, wish, source),
+        pool.backend.check_limit(request.policy.limit)?;
+        match &request.source {
+            None => self.make_empty(&pool, id, request, ephemeral),
+            Some(source) => self.make_copy(&pool, id, request, source),
         }
     }
 
     /// The pool asked for, or the default: so a retry looks in the same place.
-    fn choose(&self, wish: &CreateVolume) -> Result<Arc<OpenPool>> {
-        self.open_pool(self.wanted_pool(wish.pool.as_ref())?)
+    fn choose(&self, request: &CreateVolume) -> Result<Arc<OpenPool>> {
+        self.open_pool(self.wanted_pool(request.pool.as_ref())?)
     }
 
     /// The pool of this name, or the default. All nodes have the same settings, so a name that is not in them is a
@@ -91,18 +91,18 @@ impl Engine {
         &self,
         pool: &Arc<OpenPool>,
         id: VolumeId,
-        wish: &CreateVolume,
+        request: &CreateVolume,
         ephemeral: bool,
     ) -> Result<Volume> {
-        let reserved = pool.reserve(wish.size.required)?;
-        let mut volume = volume_of(id, wish, wish.size.required);
+        let reserved = pool.reserve(request.size.required)?;
+        let mut volume = volume_of(id, request, request.size.required);
         volume.ephemeral = ephemeral;
-        volume.owner = owner_of(wish.owner, Owner::default());
+        volume.owner = owner_of(request.owner, Owner::default());
         let made = pool.store.draft().and_then(|draft| {
             pool.backend.make(draft.dir())?;
-            settle(draft, &mut volume, reserved)
+            finish_volume(draft, &mut volume, reserved)
         });
-        self.reaper.add(pool, pool.store.dropped());
+        self.reaper.add(pool, pool.store.take_abandoned());
         made.context(|| format!("create volume {}", volume.id)).map(|()| volume)
     }
 
@@ -110,45 +110,45 @@ impl Engine {
         &self,
         pool: &Arc<OpenPool>,
         id: VolumeId,
-        wish: &CreateVolume,
+        request: &CreateVolume,
         source: &Source,
     ) -> Result<Volume> {
-        let job = self.start_copy(pool, &id, wish, source)?;
-        self.join_copy(pool, &id, &job, wish)
+        let job = self.start_copy(pool, &id, request, source)?;
+        self.join_copy(pool, &id, &job, request)
     }
 
     fn start_copy(
         &self,
         pool: &Arc<OpenPool>,
         id: &VolumeId,
-        wish: &CreateVolume,
+        request: &CreateVolume,
         source: &Source,
     ) -> Result<Arc<Job>> {
         // Held while the job is entered, so that a delete of the source sees either no reader or this one.
         let _source = self.lock_source(source, id)?;
         let (data, size) = self.open_source(source).map_err(|error| {
-            if error.kind() != Kind::NotFound || !wish.may_go_elsewhere {
+            if error.kind() != Kind::NotFound || !request.may_go_elsewhere {
                 return error;
             }
             let text =
                 format!("{source} is not on this node; a pod that uses {} must run where it is", id.name);
             Error::caused(Kind::NoSpace, text, error)
         })?;
-        let size = copied_size(id, wish, source, size)?;
+        let size = copied_size(id, request, source, size)?;
         let reserved = pool.reserve(size)?;
-        let mut volume = volume_of(id.clone(), wish, size);
-        let (into, owner) = (Arc::clone(pool), wish.owner);
-        self.start_job(pool, Making::Volume(id.clone()), source.clone(), move |job| {
+        let mut volume = volume_of(id.clone(), request, size);
+        let (into, owner) = (Arc::clone(pool), request.owner);
+        self.start_job(pool, JobKey::Volume(id.clone()), source.clone(), move |job| {
             let draft = into.store.draft()?;
             into.backend.make(draft.dir())?;
             copy_into(data.as_fd(), &draft, job)?;
             volume.owner = owner_of(owner, owner_on_disk(draft.data()?.as_fd())?);
-            settle(draft, &mut volume, reserved)
+            finish_volume(draft, &mut volume, reserved)
         })
     }
 
     /// None for a clone of itself: its lock is held already, and that its source does not exist is said soon.
-    fn lock_source(&self, source: &Source, into: &VolumeId) -> Result<Option<Held>> {
+    fn lock_source(&self, source: &Source, into: &VolumeId) -> Result<Option<LockGuard>> {
         match source {
             Source::Volume(id) if id.name == into.name => Ok(None),
             Source::Volume(id) => self.lock_volume(id).map(Some),
@@ -159,11 +159,11 @@ impl Engine {
     /// The source's data, open for reading, and the size it was promised.
     fn open_source(&self, source: &Source) -> Result<(OwnedFd, u64)> {
         let pool = self.pool(&source.id().pool)?;
-        let (shelf, size) = match source {
-            Source::Volume(id) => (Shelf::Volumes, self.existing(&pool, id)?.size),
-            Source::Snapshot(id) => (Shelf::Snapshots, self.existing_snapshot(&pool, id)?.size),
+        let (kind, size) = match source {
+            Source::Volume(id) => (ObjectKind::Volumes, self.existing(&pool, id)?.size),
+            Source::Snapshot(id) => (ObjectKind::Snapshots, self.existing_snapshot(&pool, id)?.size),
         };
-        let data = pool.store.data(shelf, &source.id().name)?;
+        let data = pool.store.data(kind, &source.id().name)?;
         let data = data.ok_or_else(|| Error::new(Kind::Internal, format!("{source} has no data")))?;
         let data = reopen(data.as_fd()).context(|| format!("copy {source}"))?;
         Ok((data, size))
@@ -174,12 +174,14 @@ impl Engine {
         pool: &OpenPool,
         id: &VolumeId,
         job: &Arc<Job>,
-        wish: &CreateVolume,
+        request: &CreateVolume,
     ) -> Result<Volume> {
-        let making = Making::Volume(id.clone());
-        match self.jobs.join(&making, job, self.tuning.copy_wait) {
+        let key = JobKey::Volume(id.clone());
+        match self.jobs.join(&key, job, self.tuning.copy_wait) {
             // Who joins may have asked for another size than the one who began.
-            Some(Ok(())) => self.existing(pool, id).and_then(|made| check_same(&made, wish).map(|()| made)),
+            Some(Ok(())) => {
+                self.existing(pool, id).and_then(|made| check_same(&made, request).map(|()| made))
+            }
             Some(Err(error)) => Err(error).context(|| format!("copy {} to volume {id}", job.from)),
             None => Err(Error::new(
                 Kind::Busy,
@@ -199,14 +201,14 @@ impl Engine {
     pub(super) fn start_job(
         &self,
         pool: &Arc<OpenPool>,
-        making: Making,
+        key: JobKey,
         from: Source,
         work: impl FnOnce(&Job) -> Result<()> + Send + 'static,
     ) -> Result<Arc<Job>> {
-        let (pool, inbox) = (Arc::clone(pool), self.reaper.inbox());
-        self.jobs.start(making, from, move |job| {
+        let (pool, queue) = (Arc::clone(pool), self.reaper.queue());
+        self.jobs.start(key, from, move |job| {
             let result = work(job);
-            inbox.add(&pool, pool.store.dropped());
+            queue.add(&pool, pool.store.take_abandoned());
             result
         })
     }
@@ -224,17 +226,17 @@ pub(super) fn reopen(folder: BorrowedFd<'_>) -> Result<OwnedFd> {
     fs::openat(folder, ".", flags, Mode::empty()).context(|| "open the data folder")
 }
 
-fn volume_of(id: VolumeId, wish: &CreateVolume, size: u64) -> Volume {
+fn volume_of(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {
     Volume {
         schema: 1,
         id,
-        requested_name: wish.name.clone(),
+        requested_name: request.name.clone(),
         size,
         enforced: Enforced::No,
         owner: Owner::default(),
-        policy: wish.policy,
-        labels: wish.labels.clone(),
-        source: wish.source.clone(),
+        policy: request.policy,
+        labels: request.labels.clone(),
+        source: request.source.clone(),
         created: Timestamp::now(),
         managed: true,
         ephemeral: false,
@@ -242,21 +244,21 @@ fn volume_of(id: VolumeId, wish: &CreateVolume, size: u64) -> Volume {
 }
 
 /// Limit, owner, record, rename, index: the last steps of every new volume.
-fn settle(draft: Draft<'_>, volume: &mut Volume, reserved: Reservation) -> Result<()> {
+fn finish_volume(draft: Draft<'_>, volume: &mut Volume, reserved: Reservation) -> Result<()> {
     let pool = Arc::clone(reserved.pool());
     let data = draft.data()?;
     set_owner(data.as_fd(), volume.owner)?;
     volume.enforced = pool.backend.limit(data.as_fd(), volume.size, volume.policy.limit)?;
-    draft.settle(Shelf::Volumes, &volume.id.name, volume)?;
+    draft.commit(ObjectKind::Volumes, &volume.id.name, volume)?;
     reserved.keep(volume.id.name.clone(), VolumeEntry::from(&*volume));
     Ok(())
 }
 
-fn owner_of(wish: OwnerWish, other: Owner) -> Owner {
+fn owner_of(request: OwnerSpec, other: Owner) -> Owner {
     Owner {
-        uid: wish.uid.unwrap_or(other.uid),
-        gid: wish.gid.unwrap_or(other.gid),
-        mode: wish.mode.unwrap_or(other.mode),
+        uid: request.uid.unwrap_or(other.uid),
+        gid: request.gid.unwrap_or(other.gid),
+        mode: request.mode.unwrap_or(other.mode),
     }
 }
 
@@ -277,26 +279,26 @@ fn set_owner(data: BorrowedFd<'_>, owner: Owner) -> Result<()> {
     Ok(())
 }
 
-fn check_same(found: &Volume, wish: &CreateVolume) -> Result<()> {
+fn check_same(found: &Volume, request: &CreateVolume) -> Result<()> {
     let differs = |what: &str, has: String| {
         let text = format!("volume {} exists with {what} {has}: use another name", found.id);
         Err(Error::new(Kind::Conflict, text))
     };
-    if found.requested_name != wish.name {
+    if found.requested_name != request.name {
         return differs("requested name", format!("{:?}", found.requested_name));
     }
-    if !wish.size.admits(found.size) {
+    if !request.size.admits(found.size) {
         return differs("size", found.size.to_string());
     }
-    if owner_of(wish.owner, found.owner) != found.owner {
+    if owner_of(request.owner, found.owner) != found.owner {
         let owner = found.owner;
         return differs("owner and mode", format!("{}:{} {:o}", owner.uid, owner.gid, owner.mode));
     }
-    check_source(&found.id, found.source.as_ref(), wish)
+    check_source(&found.id, found.source.as_ref(), request)
 }
 
-fn check_source(id: &VolumeId, has: Option<&Source>, wish: &CreateVolume) -> Result<()> {
-    if has == wish.source.as_ref() {
+fn check_source(id: &VolumeId, has: Option<&Source>, request: &CreateVolume) -> Result<()> {
+    if has == request.source.as_ref() {
         return Ok(());
     }
     let has = has.map_or_else(|| "no source".to_owned(), |source| format!("source {source}"));
@@ -304,12 +306,12 @@ fn check_source(id: &VolumeId, has: Option<&Source>, wish: &CreateVolume) -> Res
 }
 
 /// The size of a copy: at least its source's.
-fn copied_size(id: &VolumeId, wish: &CreateVolume, source: &Source, size: u64) -> Result<u64> {
+fn copied_size(id: &VolumeId, request: &CreateVolume, source: &Source, size: u64) -> Result<u64> {
     let smaller = |asked: u64| {
         let text = format!("volume {id}: {asked} bytes are less than the {size} of {source}");
         Err(Error::new(Kind::OutOfRange, text))
     };
-    match (wish.size.required, wish.size.limit) {
+    match (request.size.required, request.size.limit) {
         (_, limit) if limit != 0 && limit < size => smaller(limit),
         (required, _) if required != 0 && required < size => smaller(required),
         (required, _) => Ok(required.max(size)),

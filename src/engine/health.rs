@@ -10,7 +10,7 @@ use super::create::reopen;
 use super::request::{Amounts, Severity, Symptom, Usage};
 use crate::error::{Error, Kind, Result};
 use crate::pool::{OpenPool, VolumeEntry};
-use crate::store::Shelf;
+use crate::store::ObjectKind;
 use crate::volume::VolumeId;
 
 /// How long a call waits for the first measurement of a volume.
@@ -29,19 +29,20 @@ impl Engine {
     }
 
     fn usage(&self, pool: &Arc<OpenPool>, id: &VolumeId, size: u64) -> Result<Usage> {
-        let room = pool.room()?;
-        let data = pool.store.data(Shelf::Volumes, &id.name)?;
+        let stats = pool.fs_stats()?;
+        let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
         let data = data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} has no data")))?;
-        let taken = self.meter.measure(id, reopen(data.as_fd())?, FIRST_MEASUREMENT)?;
+        let taken = self.usage.measure(id, reopen(data.as_fd())?, FIRST_MEASUREMENT)?;
         let used = taken.map(|taken| taken.bytes);
-        let left = if size == 0 { room.free } else { size.saturating_sub(used.unwrap_or(0)).min(room.free) };
-        let total = if size == 0 { room.total } else { size };
+        let left =
+            if size == 0 { stats.free } else { size.saturating_sub(used.unwrap_or(0)).min(stats.free) };
+        let total = if size == 0 { stats.total } else { size };
         Ok(Usage {
             bytes: Amounts { total, used, available: left },
             inodes: Amounts {
-                total: room.inodes,
+                total: stats.inodes,
                 used: taken.map(|taken| taken.inodes),
-                available: room.inodes_free,
+                available: stats.inodes_free,
             },
         })
     }
@@ -61,7 +62,7 @@ impl Engine {
             return Err(Error::new(Kind::NotFound, format!("volume {id} does not exist")));
         };
         let mut symptoms = self.known_symptoms(id, &entry);
-        if pool.store.data(Shelf::Volumes, &id.name)?.is_none() {
+        if pool.store.data(ObjectKind::Volumes, &id.name)?.is_none() {
             let text =
                 format!("the data folder of volume {id} is missing: restore it from a backup or snapshot");
             symptoms.push(symptom(Severity::DataLoss, "DataMissing", text));
@@ -87,7 +88,7 @@ impl Engine {
                 format!("the record of volume {id} cannot be read ({damage}): restore it from a backup");
             symptoms.push(symptom(Severity::DataLoss, "RecordUnreadable", text));
         }
-        if let Some(taken) = self.meter.last(id)
+        if let Some(taken) = self.usage.last(id)
             && entry.size != 0
             && taken.bytes > entry.size
         {

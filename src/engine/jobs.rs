@@ -11,7 +11,7 @@ use crate::volume::{Source, Timestamp, VolumeId};
 
 /// What a job makes: the key by which a retry finds it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Making {
+pub enum JobKey {
     /// A volume of this id.
     Volume(VolumeId),
     /// A snapshot of this id.
@@ -39,7 +39,7 @@ pub struct Jobs {
 
 #[derive(Debug)]
 struct Inner {
-    jobs: Mutex<HashMap<Making, Arc<Job>>>,
+    jobs: Mutex<HashMap<JobKey, Arc<Job>>>,
     /// How many may still start to copy.
     turns: Mutex<usize>,
     turn: Condvar,
@@ -55,8 +55,8 @@ impl Jobs {
 
     /// The job that makes this, running or ended with an error that nobody has been told yet.
     #[must_use]
-    pub fn find(&self, making: &Making) -> Option<Arc<Job>> {
-        self.lock().get(making).cloned()
+    pub fn find(&self, key: &JobKey) -> Option<Arc<Job>> {
+        self.lock().get(key).cloned()
     }
 
     /// How many run or wait for their turn.
@@ -67,18 +67,15 @@ impl Jobs {
 
     /// What is being made of this source, if anything.
     #[must_use]
-    pub fn reader_of(&self, from: &Source) -> Option<Making> {
-        self.lock()
-            .iter()
-            .find(|(_, job)| job.from == *from && !job.is_over())
-            .map(|(making, _)| making.clone())
+    pub fn reader_of(&self, from: &Source) -> Option<JobKey> {
+        self.lock().iter().find(|(_, job)| job.from == *from && !job.is_over()).map(|(key, _)| key.clone())
     }
 
     /// Starts a job in a thread of its own.
     ///
     /// # Errors
     /// What the kernel says when there can be no more threads.
-    pub fn start<F>(&self, making: Making, from: Source, work: F) -> Result<Arc<Job>>
+    pub fn start<F>(&self, key: JobKey, from: Source, work: F) -> Result<Arc<Job>>
     where
         F: FnOnce(&Job) -> Result<()> + Send + 'static,
     {
@@ -89,21 +86,21 @@ impl Jobs {
             ended: Mutex::new(None),
             end: Condvar::new(),
         });
-        self.lock().insert(making.clone(), Arc::clone(&job));
+        self.lock().insert(key.clone(), Arc::clone(&job));
         let (jobs, own) = (self.clone(), Arc::clone(&job));
-        let key = making.clone();
+        let own_key = key.clone();
         let spawned =
-            thread::Builder::new().name("copy".to_owned()).spawn(move || jobs.work(&key, &own, work));
+            thread::Builder::new().name("copy".to_owned()).spawn(move || jobs.work(&own_key, &own, work));
         match spawned {
             Ok(_) => Ok(job),
             Err(error) => {
-                self.lock().remove(&making);
+                self.lock().remove(&key);
                 Err(error).context(|| "start a copy")
             }
         }
     }
 
-    fn work<F: FnOnce(&Job) -> Result<()>>(&self, making: &Making, job: &Job, work: F) {
+    fn work<F: FnOnce(&Job) -> Result<()>>(&self, key: &JobKey, job: &Job, work: F) {
         let turn = self.wait_for_turn(job);
         let work = std::panic::AssertUnwindSafe(|| work(job));
         let result = std::panic::catch_unwind(work)
@@ -111,7 +108,7 @@ impl Jobs {
         drop(turn);
         // What was made stands on disk before its job leaves this table, so that a retry always finds one of them.
         if result.is_ok() {
-            self.lock().remove(making);
+            self.lock().remove(key);
         }
         *job.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         job.end.notify_all();
@@ -132,17 +129,17 @@ impl Jobs {
 
     fn stop(&self, job: &Job) {
         job.progress.cancel();
-        // Taken so that the wish is not made between a waiter's look and its wait.
+        // Taken so that the request to stop is not made between a waiter's look and its wait.
         drop(self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner));
         self.inner.turn.notify_all();
     }
 
     /// Waits for a job; `None`: it still runs. An error is told once, and the next retry starts afresh.
-    pub fn join(&self, making: &Making, job: &Arc<Job>, wait: Duration) -> Option<Result<()>> {
+    pub fn join(&self, key: &JobKey, job: &Arc<Job>, wait: Duration) -> Option<Result<()>> {
         let result = job.wait(wait)?;
         let mut jobs = self.lock();
-        if jobs.get(making).is_some_and(|found| Arc::ptr_eq(found, job)) {
-            jobs.remove(making);
+        if jobs.get(key).is_some_and(|found| Arc::ptr_eq(found, job)) {
+            jobs.remove(key);
         }
         Some(result)
     }
@@ -151,10 +148,10 @@ impl Jobs {
     ///
     /// # Errors
     /// `Busy` when it has not ended by then.
-    pub fn cancel(&self, making: &Making, wait: Duration) -> Result<()> {
-        let Some(job) = self.find(making) else { return Ok(()) };
+    pub fn cancel(&self, key: &JobKey, wait: Duration) -> Result<()> {
+        let Some(job) = self.find(key) else { return Ok(()) };
         self.stop(&job);
-        match self.join(making, &job, wait) {
+        match self.join(key, &job, wait) {
             Some(_) => Ok(()),
             None => Err(Error::new(Kind::Busy, "the copy that makes it is being stopped: try again")),
         }
@@ -170,7 +167,7 @@ impl Jobs {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Making, Arc<Job>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobKey, Arc<Job>>> {
         self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -224,14 +221,14 @@ mod tests {
         let jobs = Jobs::new(1);
         let id: VolumeId = "p/v".parse().unwrap();
         let fail = |_: &Job| Err(Error::new(Kind::Internal, "no luck"));
-        let making = Making::Volume(id.clone());
-        let job = jobs.start(making.clone(), Source::Volume(id), fail).unwrap();
+        let key = JobKey::Volume(id.clone());
+        let job = jobs.start(key.clone(), Source::Volume(id), fail).unwrap();
         while !job.is_over() {
             thread::yield_now();
         }
         assert_eq!(jobs.count(), 0);
-        let told = jobs.join(&making, &jobs.find(&making).unwrap(), Duration::ZERO);
+        let told = jobs.join(&key, &jobs.find(&key).unwrap(), Duration::ZERO);
         assert_eq!(told.unwrap().unwrap_err().kind(), Kind::Internal);
-        assert!(jobs.find(&making).is_none(), "an error is told once");
+        assert!(jobs.find(&key).is_none(), "an error is told once");
     }
 }

@@ -58,7 +58,7 @@ impl Engine {
             Err(error) if error.kind() == Kind::Unavailable => return Ok(Capacity::default()),
             pool => pool?,
         };
-        let available = pool.free()?;
+        let available = pool.allocatable()?;
         Ok(Capacity { available, largest: available })
     }
 
@@ -76,18 +76,18 @@ impl Engine {
             backend: None,
             unavailable: None,
             total: 0,
-            promised: 0,
+            provisioned: 0,
             free: 0,
             volumes: 0,
             snapshots: 0,
             trash: 0,
             reaper_stopped: self.reaper.stopped(&settings.name),
         };
-        match self.open_pool(pool).and_then(|open| Ok((open.room()?, open.free()?, open))) {
+        match self.open_pool(pool).and_then(|open| Ok((open.fs_stats()?, open.allocatable()?, open))) {
             Err(error) => status.unavailable = Some(error.chain()),
-            Ok((room, free, open)) => {
+            Ok((stats, free, open)) => {
                 let index = open.index();
-                (status.total, status.free, status.promised) = (room.total, free, index.promised());
+                (status.total, status.free, status.provisioned) = (stats.total, free, index.provisioned());
                 status.volumes = index.volumes().len() as u64;
                 status.snapshots = index.snapshots().len() as u64;
                 status.backend = Some(open.backend.name());

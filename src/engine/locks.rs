@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 
 /// The objects that are being worked on.
 #[derive(Debug, Clone)]
-pub struct Locks {
+pub struct LockTable {
     inner: Arc<Inner>,
     wait: Duration,
 }
@@ -34,12 +34,12 @@ impl Inner {
 
 /// The right to work on one object, until dropped.
 #[derive(Debug)]
-pub struct Held {
+pub struct LockGuard {
     inner: Arc<Inner>,
     key: String,
 }
 
-impl Locks {
+impl LockTable {
     /// Locks whose callers wait at most so long for each other.
     #[must_use]
     pub fn new(wait: Duration) -> Self {
@@ -48,15 +48,15 @@ impl Locks {
 
     /// Takes the lock of an object if nobody has it.
     #[must_use]
-    pub fn try_take(&self, key: String) -> Option<Held> {
-        self.inner.lock().held.insert(key.clone()).then(|| Held { inner: Arc::clone(&self.inner), key })
+    pub fn try_take(&self, key: String) -> Option<LockGuard> {
+        self.inner.lock().held.insert(key.clone()).then(|| LockGuard { inner: Arc::clone(&self.inner), key })
     }
 
     /// Takes the lock of an object, such as "volume a".
     ///
     /// # Errors
     /// `Busy` when another call still has it after the wait.
-    pub fn take(&self, key: String) -> Result<Held> {
+    pub fn take(&self, key: String) -> Result<LockGuard> {
         let deadline = Instant::now() + self.wait;
         let mut state = self.inner.lock();
         while state.held.contains(&key) {
@@ -73,11 +73,11 @@ impl Locks {
         }
         state.held.insert(key.clone());
         drop(state);
-        Ok(Held { inner: Arc::clone(&self.inner), key })
+        Ok(LockGuard { inner: Arc::clone(&self.inner), key })
     }
 }
 
-impl Drop for Held {
+impl Drop for LockGuard {
     fn drop(&mut self) {
         let mut state = self.inner.lock();
         state.held.remove(&self.key);
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_second_call_waits_and_is_then_told() {
-        let locks = Locks::new(Duration::from_millis(20));
+        let locks = LockTable::new(Duration::from_millis(20));
         let held = locks.try_take("volume a".into()).unwrap();
         assert!(locks.try_take("volume a".into()).is_none());
         assert_eq!(locks.take("volume a".into()).unwrap_err().kind(), Kind::Busy);
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn only_one_at_a_time_gets_in() {
-        let locks = Locks::new(Duration::from_secs(20));
+        let locks = LockTable::new(Duration::from_secs(20));
         let inside = std::sync::atomic::AtomicU32::new(0);
         std::thread::scope(|scope| {
             for _ in 0..8 {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::tree::{Walk, kind_of, look, look_at, open_directory};
+use super::tree::{Walk, fstat, fstatat, kind_of, open_directory};
 use crate::error::{Context as _, Result};
 use crate::volume::VolumeId;
 
@@ -19,7 +19,7 @@ const WHOLE: u64 = 1 << 20;
 
 /// What a volume takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Taken {
+pub(super) struct DiskUsage {
     /// Bytes on disk: blocks, not lengths.
     pub(super) bytes: u64,
     /// Files, folders and all else, the top folder among them.
@@ -28,7 +28,7 @@ pub(super) struct Taken {
 
 /// The last measurements, and the thread that makes them while there is something to measure.
 #[derive(Debug)]
-pub(super) struct Meter {
+pub(super) struct UsageCache {
     age: Duration,
     shared: Arc<Shared>,
 }
@@ -41,13 +41,13 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    last: HashMap<VolumeId, (Instant, Taken)>,
+    last: HashMap<VolumeId, (Instant, DiskUsage)>,
     queue: VecDeque<(VolumeId, OwnedFd)>,
     current: Option<VolumeId>,
     working: bool,
 }
 
-impl Meter {
+impl UsageCache {
     /// Measurements younger than `age` are not made again.
     pub(super) fn new(age: Duration) -> Self {
         Self { age, shared: Arc::default() }
@@ -57,25 +57,25 @@ impl Meter {
     ///
     /// # Errors
     /// What the kernel says when there can be no more threads.
-    pub(super) fn measure(&self, id: &VolumeId, data: OwnedFd, wait: Duration) -> Result<Option<Taken>> {
+    pub(super) fn measure(&self, id: &VolumeId, data: OwnedFd, wait: Duration) -> Result<Option<DiskUsage>> {
         let mut state = self.shared.lock();
         let last = state.last.get(id).copied();
         if last.is_none_or(|(when, _)| when.elapsed() >= self.age) && !state.is_waiting(id) {
             state.queue.push_back((id.clone(), data));
             self.work(&mut state)?;
         }
-        if let Some((_, taken)) = last {
-            return Ok(Some(taken));
+        if let Some((_, usage)) = last {
+            return Ok(Some(usage));
         }
         let missing = |state: &mut State| !state.last.contains_key(id) && state.is_waiting(id);
         let waited = self.shared.measured.wait_timeout_while(state, wait, missing);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        Ok(state.last.get(id).map(|(_, taken)| *taken))
+        Ok(state.last.get(id).map(|(_, usage)| *usage))
     }
 
     /// The last measurement of a volume.
-    pub(super) fn last(&self, id: &VolumeId) -> Option<Taken> {
-        self.shared.lock().last.get(id).map(|(_, taken)| *taken)
+    pub(super) fn last(&self, id: &VolumeId) -> Option<DiskUsage> {
+        self.shared.lock().last.get(id).map(|(_, usage)| *usage)
     }
 
     /// The volume is gone: what is measured of it just now is nobody's, or another one's of this name.
@@ -117,15 +117,15 @@ impl Shared {
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
         while let Some((id, data)) = self.next() {
             // A tree that is being torn down is measured again when somebody asks again.
-            self.keep(id, weigh(&data).ok());
+            self.keep(id, disk_usage(&data).ok());
         }
     }
 
-    fn keep(&self, id: VolumeId, taken: Option<Taken>) {
+    fn keep(&self, id: VolumeId, usage: Option<DiskUsage>) {
         let mut state = self.lock();
         let is_there = state.current.take().is_some_and(|current| current == id);
-        if let Some(taken) = taken.filter(|_| is_there) {
-            state.last.insert(id, (Instant::now(), taken));
+        if let Some(usage) = usage.filter(|_| is_there) {
+            state.last.insert(id, (Instant::now(), usage));
         }
         drop(state);
         self.measured.notify_all();
@@ -141,8 +141,8 @@ impl Shared {
 }
 
 /// Walks a tree and adds up what it takes. Links are not followed and mounts not entered.
-fn weigh(data: &OwnedFd) -> Result<Taken> {
-    let top = look(data.as_fd()).context(|| "look at the data folder")?;
+fn disk_usage(data: &OwnedFd) -> Result<DiskUsage> {
+    let top = fstat(data.as_fd()).context(|| "look at the data folder")?;
     let mut bytes = top.stx_blocks.saturating_mul(512);
     let mut parts = WHOLE;
     let mut walk = Walk::new(data.as_fd()).context(|| "open the data folder")?;
@@ -151,9 +151,9 @@ fn weigh(data: &OwnedFd) -> Result<Taken> {
             if walk.leave()? {
                 continue;
             }
-            return Ok(Taken { bytes, inodes: parts.div_ceil(WHOLE) });
+            return Ok(DiskUsage { bytes, inodes: parts.div_ceil(WHOLE) });
         };
-        let stat = match look_at(walk.here(), &entry.name) {
+        let stat = match fstatat(walk.here(), &entry.name) {
             Err(Errno::NOENT) => continue,
             stat => stat.context(|| "look at an entry")?,
         };
@@ -186,34 +186,34 @@ mod tests {
         std::fs::hard_link(dir.path().join("a"), dir.path().join("b")).unwrap();
         std::fs::create_dir(dir.path().join("d")).unwrap();
         std::fs::File::create(dir.path().join("d/hole")).unwrap().set_len(1 << 30).unwrap();
-        let taken = weigh(&std::fs::File::open(dir.path()).unwrap().into()).unwrap();
-        assert_eq!(taken.inodes, 4, "the top, a, d, hole");
-        assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&taken.bytes), "{taken:?}");
+        let usage = disk_usage(&std::fs::File::open(dir.path()).unwrap().into()).unwrap();
+        assert_eq!(usage.inodes, 4, "the top, a, d, hole");
+        assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&usage.bytes), "{usage:?}");
     }
 
     #[test]
     fn what_was_measured_of_a_volume_that_has_gone_is_not_kept() {
         let dir = tempfile::tempdir().unwrap();
         let open = || OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
-        let meter = Meter::new(Duration::from_secs(60));
-        meter.shared.lock().queue.extend([(id(), open()), (id(), open())]);
-        let (measured, _) = meter.shared.next().unwrap();
-        meter.forget(&id());
-        meter.shared.keep(measured, Some(Taken { bytes: 1, inodes: 1 }));
-        assert_eq!(meter.last(&id()), None);
-        assert!(meter.shared.next().is_none(), "and it is not measured again");
+        let usage = UsageCache::new(Duration::from_secs(60));
+        usage.shared.lock().queue.extend([(id(), open()), (id(), open())]);
+        let (measured, _) = usage.shared.next().unwrap();
+        usage.forget(&id());
+        usage.shared.keep(measured, Some(DiskUsage { bytes: 1, inodes: 1 }));
+        assert_eq!(usage.last(&id()), None);
+        assert!(usage.shared.next().is_none(), "and it is not measured again");
     }
 
     #[test]
     fn the_first_is_waited_for_and_a_young_one_is_not_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let open = || OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
-        let meter = Meter::new(Duration::from_secs(60));
-        let first = meter.measure(&id(), open(), Duration::from_secs(10)).unwrap().unwrap();
+        let usage = UsageCache::new(Duration::from_secs(60));
+        let first = usage.measure(&id(), open(), Duration::from_secs(10)).unwrap().unwrap();
         std::fs::write(dir.path().join("a"), vec![1; 1 << 20]).unwrap();
-        assert_eq!(meter.measure(&id(), open(), Duration::from_secs(10)).unwrap(), Some(first));
-        meter.forget(&id());
-        let second = meter.measure(&id(), open(), Duration::from_secs(10)).unwrap().unwrap();
+        assert_eq!(usage.measure(&id(), open(), Duration::from_secs(10)).unwrap(), Some(first));
+        usage.forget(&id());
+        let second = usage.measure(&id(), open(), Duration::from_secs(10)).unwrap().unwrap();
         assert!(second.bytes > first.bytes);
     }
 }

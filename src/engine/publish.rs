@@ -8,7 +8,7 @@ use super::request::{Publish, Sharing};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::{self, MountInfo};
 use crate::pool::OpenPool;
-use crate::store::Shelf;
+use crate::store::ObjectKind;
 use crate::volume::{DATA, Name, SizeRange, Volume, VolumeId};
 
 impl Engine {
@@ -17,41 +17,41 @@ impl Engine {
     /// # Errors
     /// `NotFound`; `Conflict` when something else, or other flags, are at the target; `InUse` when the volume may
     /// have one target only and has another; `Invalid` for a target that cannot be one.
-    pub fn publish(&self, wish: &Publish) -> Result<()> {
-        if let Some(volume) = &wish.ephemeral {
+    pub fn publish(&self, request: &Publish) -> Result<()> {
+        if let Some(volume) = &request.ephemeral {
             self.create_as(volume, true)?;
         }
-        let _held = self.lock_volume(&wish.id)?;
-        let _target = self.lock_target(&wish.target)?;
-        let pool = self.pool(&wish.id.pool)?;
-        let data = data_of(&pool, &wish.id)?;
-        let named = || format!("publish volume {}", wish.id);
-        if let Some(there) = mount::mounted_at(&wish.target).context(named)? {
-            return self.check_published(wish, &there, data.as_fd()).context(named);
+        let _held = self.lock_volume(&request.id)?;
+        let _target = self.lock_target(&request.target)?;
+        let pool = self.pool(&request.id.pool)?;
+        let data = data_of(&pool, &request.id)?;
+        let named = || format!("publish volume {}", request.id);
+        if let Some(there) = mount::mounted_at(&request.target).context(named)? {
+            return self.check_published(request, &there, data.as_fd()).context(named);
         }
-        if wish.sharing == Sharing::OneTarget {
-            refuse_second_target(&wish.id, data.as_fd()).context(named)?;
+        if request.sharing == Sharing::OneTarget {
+            refuse_second_target(&request.id, data.as_fd()).context(named)?;
         }
-        let target = mount::open_target(&wish.target).context(named)?;
-        mount::attach(data.as_fd(), target.as_fd(), wish.flags)
-            .context(|| format!("publish volume {} at {}", wish.id, wish.target.display()))
+        let target = mount::open_target(&request.target).context(named)?;
+        mount::attach(data.as_fd(), target.as_fd(), request.flags)
+            .context(|| format!("publish volume {} at {}", request.id, request.target.display()))
     }
 
-    fn check_published(&self, wish: &Publish, there: &MountInfo, data: BorrowedFd<'_>) -> Result<()> {
-        if mount::is_same(there, data, wish.flags)? {
+    fn check_published(&self, request: &Publish, there: &MountInfo, data: BorrowedFd<'_>) -> Result<()> {
+        if mount::is_same(there, data, request.flags)? {
             return Ok(());
         }
         let what = if mount::is_of(there, data)? { "with other flags" } else { "and it is something else" };
         let text = format!(
             "volume {}: {} is mounted at {} already, {what}; unpublish it first",
-            wish.id,
+            request.id,
             there.root.display(),
-            wish.target.display(),
+            request.target.display(),
         );
         Err(Error::new(Kind::Conflict, text))
     }
 
-    fn lock_target(&self, target: &Path) -> Result<super::locks::Held> {
+    fn lock_target(&self, target: &Path) -> Result<super::locks::LockGuard> {
         self.locks.take(format!("target {}", target.display()))
     }
 
@@ -142,7 +142,7 @@ impl Engine {
 }
 
 fn data_of(pool: &OpenPool, id: &VolumeId) -> Result<OwnedFd> {
-    let data = pool.store.data(Shelf::Volumes, &id.name)?;
+    let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
     data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} does not exist")))
 }
 

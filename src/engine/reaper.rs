@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::remove::remove_tree;
 use crate::error::{Context as _, Result};
 use crate::pool::OpenPool;
-use crate::store::{Keep, Trashed};
+use crate::store::{Retention, Trashed};
 use crate::volume::{PoolName, Timestamp};
 
 /// How long a folder that could not be removed is left alone.
@@ -24,7 +24,7 @@ pub struct Reaper {
 
 /// Where others lay what is to be removed.
 #[derive(Debug, Clone)]
-pub struct Inbox {
+pub struct ReaperQueue {
     shared: Arc<Shared>,
 }
 
@@ -87,13 +87,13 @@ impl Reaper {
 
     /// Takes over folders of a pool's trash.
     pub fn add(&self, pool: &Arc<OpenPool>, trashed: impl IntoIterator<Item = Trashed>) {
-        self.inbox().add(pool, trashed);
+        self.queue().add(pool, trashed);
     }
 
     /// A way to it for other threads.
     #[must_use]
-    pub fn inbox(&self) -> Inbox {
-        Inbox { shared: Arc::clone(&self.shared) }
+    pub fn queue(&self) -> ReaperQueue {
+        ReaperQueue { shared: Arc::clone(&self.shared) }
     }
 
     /// How many folders of a pool wait to be removed.
@@ -110,7 +110,7 @@ impl Reaper {
     }
 
     /// Waits until nothing that is due is left, or the time is over; says which.
-    pub fn settle(&self, wait: Duration) -> bool {
+    pub fn wait_idle(&self, wait: Duration) -> bool {
         let state = self.shared.lock();
         let busy = |state: &mut State| !state.idle || state.next_is_due();
         let (state, timeout) =
@@ -120,12 +120,12 @@ impl Reaper {
     }
 }
 
-impl Inbox {
+impl ReaperQueue {
     /// Hands over folders of a pool's trash.
     pub fn add(&self, pool: &Arc<OpenPool>, trashed: impl IntoIterator<Item = Trashed>) {
         let mut state = self.shared.lock();
-        for Trashed { folder, keep } in trashed {
-            if let Keep::Until(at) = keep {
+        for Trashed { folder, retention } in trashed {
+            if let Retention::Until(at) = retention {
                 state.due.push(Reverse(Due { at, pool: Arc::downgrade(pool), folder }));
             }
         }

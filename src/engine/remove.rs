@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{AtFlags, FileType, IFlags, ftruncate, ioctl_getflags, ioctl_setflags, unlinkat};
 use rustix::io::{Errno, Result as Answer};
 
-use super::tree::{Entry, Reopen, Trail, Walk, kind_of, look, look_at, mounted_here, open_directory, pin};
+use super::tree::{
+    Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
+};
 use crate::error::{Context, Error, Kind, Result};
 
 /// A file with more data is cut shorter in steps of about this size, so that no single call holds up the filesystem.
@@ -69,7 +71,7 @@ impl Remover<'_> {
     /// Empties a directory.
     fn clear(&mut self, folder: BorrowedFd<'_>) -> Result<()> {
         let mut walk = Walk::new(folder).context(|| "open the top folder")?;
-        let mut trail = Trail::default();
+        let mut trail = TreePath::default();
         loop {
             let Some(entry) = walk.next().context(|| format!("read {}", trail.here()))? else {
                 self.came_up = true;
@@ -129,7 +131,7 @@ impl Remover<'_> {
 
     fn unlink_file(&self, at: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Answer<()> {
         if matches!(kind, FileType::RegularFile | FileType::Unknown)
-            && look_at(at, name).is_ok_and(|stat| stat.stx_blocks > STEP / 512)
+            && fstatat(at, name).is_ok_and(|stat| stat.stx_blocks > STEP / 512)
         {
             self.shorten(at, name)?;
         }
@@ -139,8 +141,8 @@ impl Remover<'_> {
     /// Cuts a big file shorter, if this is its only name. What cannot be cut is left to the unlinking. The number
     /// of steps follows from the data, not from the size: that may be anything.
     fn shorten(&self, at: BorrowedFd<'_>, name: &CStr) -> Answer<()> {
-        let pinned = pin(at, name)?;
-        let stat = look(pinned.as_fd())?;
+        let pinned = open_path(at, name)?;
+        let stat = fstat(pinned.as_fd())?;
         if !kind_of(&stat).is_file() || stat.stx_nlink != 1 {
             return Ok(());
         }
@@ -160,8 +162,8 @@ impl Remover<'_> {
     /// Clears the flags that forbid changes; true if there were any. Those of the directory need no thought: it was
     /// an entry itself before it was entered.
     fn unlock(&self, at: BorrowedFd<'_>, name: &CStr) -> bool {
-        let Ok(pinned) = pin(at, name) else { return false };
-        let kind = look(pinned.as_fd()).map_or(FileType::Unknown, |stat| kind_of(&stat));
+        let Ok(pinned) = open_path(at, name) else { return false };
+        let kind = fstat(pinned.as_fd()).map_or(FileType::Unknown, |stat| kind_of(&stat));
         let open = if kind.is_dir() {
             open_directory(pinned.as_fd(), c".")
         } else if kind.is_file() {

@@ -17,7 +17,7 @@ pub struct CreateVolume {
     /// Acceptable sizes.
     pub size: SizeRange,
     /// Owner and mode of the root directory.
-    pub owner: OwnerWish,
+    pub owner: OwnerSpec,
     /// Delete policy and limit.
     pub policy: Policy,
     /// Labels for the record.
@@ -30,7 +30,7 @@ pub struct CreateVolume {
 
 /// Owner and mode as asked for; what is `None` comes from the source, or else from [`crate::volume::Owner::default`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct OwnerWish {
+pub struct OwnerSpec {
     /// User id.
     pub uid: Option<u32>,
     /// Group id.
@@ -168,7 +168,7 @@ pub struct PoolStatus {
     /// Bytes of the filesystem below it.
     pub total: u64,
     /// Bytes promised to volumes.
-    pub promised: u64,
+    pub provisioned: u64,
     /// Bytes that may still be promised.
     pub free: u64,
     /// Volumes in it.

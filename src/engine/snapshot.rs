@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::create::{copy_into, reopen};
-use super::jobs::{Job, Making};
+use super::jobs::{Job, JobKey};
 use super::list::collect;
 use super::request::{CreateSnapshot, Page, SnapshotFilter};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::{Index, OpenPool, Pool, SnapshotEntry};
-use crate::store::{Keep, Shelf};
+use crate::store::{ObjectKind, Retention};
 use crate::volume::{Name, Snapshot, Source, Timestamp, VolumeId};
 
 impl Engine {
@@ -19,52 +19,57 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound` for the volume; `Conflict` when the name has a snapshot of another volume; `NoSpace`.
-    pub fn create_snapshot(&self, wish: &CreateSnapshot) -> Result<Snapshot> {
-        let name = Name::of(&wish.name);
+    pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<Snapshot> {
+        let name = Name::of(&request.name);
         let _held = self.locks.take(format!("snapshot {name}"))?;
-        if let Some(found) = self.find_snapshot(&name, wish)? {
+        if let Some(found) = self.find_snapshot(&name, request)? {
             return Ok(found);
         }
-        let pool = self.pool(&wish.of.pool)?;
-        let id = VolumeId { pool: wish.of.pool.clone(), name };
-        let job = match self.jobs.find(&Making::Snapshot(id.clone())) {
+        let pool = self.pool(&request.of.pool)?;
+        let id = VolumeId { pool: request.of.pool.clone(), name };
+        let job = match self.jobs.find(&JobKey::Snapshot(id.clone())) {
             Some(job) => job,
-            None => self.start_snapshot(&pool, &id, wish)?,
+            None => self.start_snapshot(&pool, &id, request)?,
         };
-        match self.jobs.join(&Making::Snapshot(id.clone()), &job, self.tuning.copy_wait) {
+        match self.jobs.join(&JobKey::Snapshot(id.clone()), &job, self.tuning.copy_wait) {
             Some(Ok(())) => self.existing_snapshot(&pool, &id),
             Some(Err(error)) => Err(error).context(|| format!("copy {} to snapshot {id}", job.from)),
             None => Ok(pending(&id, &job)),
         }
     }
 
-    fn start_snapshot(&self, pool: &Arc<OpenPool>, id: &VolumeId, wish: &CreateSnapshot) -> Result<Arc<Job>> {
+    fn start_snapshot(
+        &self,
+        pool: &Arc<OpenPool>,
+        id: &VolumeId,
+        request: &CreateSnapshot,
+    ) -> Result<Arc<Job>> {
         // Held until the job is entered, so that a delete sees either no reader or this one.
-        let _volume = self.lock_volume(&wish.of)?;
-        let volume = self.existing(pool, &wish.of)?;
-        let data = pool.store.data(Shelf::Volumes, &volume.id.name)?;
+        let _volume = self.lock_volume(&request.of)?;
+        let volume = self.existing(pool, &request.of)?;
+        let data = pool.store.data(ObjectKind::Volumes, &volume.id.name)?;
         let data =
             data.ok_or_else(|| Error::new(Kind::Internal, format!("volume {} has no data", volume.id)))?;
         let data = reopen(data.as_fd()).context(|| format!("copy volume {} to snapshot {id}", volume.id))?;
         let mut snapshot = Snapshot {
             schema: 1,
             id: id.clone(),
-            requested_name: wish.name.clone(),
+            requested_name: request.name.clone(),
             of: volume.id.clone(),
             size: volume.size,
             entries: 0,
             bytes: 0,
-            labels: wish.labels.clone(),
+            labels: request.labels.clone(),
             created: Timestamp::now(),
             ready: true,
         };
         let into = Arc::clone(pool);
-        self.start_job(pool, Making::Snapshot(id.clone()), Source::Volume(volume.id), move |job| {
+        self.start_job(pool, JobKey::Snapshot(id.clone()), Source::Volume(volume.id), move |job| {
             let draft = into.store.draft()?;
             into.backend.make(draft.dir())?;
             let manifest = copy_into(data.as_fd(), &draft, job)?;
             (snapshot.entries, snapshot.bytes) = (manifest.entries, manifest.bytes);
-            draft.settle(Shelf::Snapshots, &snapshot.id.name, &snapshot)?;
+            draft.commit(ObjectKind::Snapshots, &snapshot.id.name, &snapshot)?;
             let entry = SnapshotEntry { of: snapshot.of, created: snapshot.created };
             into.index().put_snapshot(snapshot.id.name, entry);
             Ok(())
@@ -72,17 +77,17 @@ impl Engine {
     }
 
     /// The snapshot of this name in any pool, when it is complete.
-    fn find_snapshot(&self, name: &Name, wish: &CreateSnapshot) -> Result<Option<Snapshot>> {
+    fn find_snapshot(&self, name: &Name, request: &CreateSnapshot) -> Result<Option<Snapshot>> {
         for pool in self.pools.iter().filter_map(Pool::opened) {
             let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
             // First the jobs, then the disk: what a job has made stands there before the job ends.
-            if let Some(job) = self.jobs.find(&Making::Snapshot(id.clone()))
-                && *job.from.id() != wish.of
+            if let Some(job) = self.jobs.find(&JobKey::Snapshot(id.clone()))
+                && *job.from.id() != request.of
             {
                 return Err(taken(&pending(&id, &job)));
             }
             if let Some(found) = read(&pool, &id)? {
-                let same = found.of == wish.of && found.requested_name == wish.name;
+                let same = found.of == request.of && found.requested_name == request.name;
                 return if same { Ok(Some(found)) } else { Err(taken(&found)) };
             }
         }
@@ -95,7 +100,7 @@ impl Engine {
     /// `NotFound`; `Unavailable` when its pool is.
     pub fn get_snapshot(&self, id: &VolumeId) -> Result<Snapshot> {
         let pool = self.pool(&id.pool)?;
-        match self.jobs.find(&Making::Snapshot(id.clone())) {
+        match self.jobs.find(&JobKey::Snapshot(id.clone())) {
             Some(job) => Ok(pending(id, &job)),
             None => self.existing_snapshot(&pool, id),
         }
@@ -112,7 +117,7 @@ impl Engine {
     /// `Busy` while a volume is being restored from it; `Unavailable` when its pool is.
     pub fn delete_snapshot(&self, id: &VolumeId) -> Result<()> {
         let _held = self.locks.take(format!("snapshot {}", id.name))?;
-        self.jobs.cancel(&Making::Snapshot(id.clone()), self.tuning.lock_wait)?;
+        self.jobs.cancel(&JobKey::Snapshot(id.clone()), self.tuning.lock_wait)?;
         let pool = self.pool_to_delete_from(id)?;
         if pool.store.snapshot(&id.name)?.is_none() {
             return Ok(());
@@ -121,8 +126,8 @@ impl Engine {
             let text = format!("a volume is being restored from snapshot {id}: try again when it is done");
             return Err(Error::new(Kind::Busy, text));
         }
-        let now = Keep::Until(Timestamp::now().seconds);
-        let trashed = pool.store.discard(Shelf::Snapshots, &id.name, now);
+        let now = Retention::Until(Timestamp::now().seconds);
+        let trashed = pool.store.discard(ObjectKind::Snapshots, &id.name, now);
         let trashed = trashed.context(|| format!("delete snapshot {id}"))?;
         pool.index().take_snapshot(&id.name);
         self.reaper.add(&pool, [trashed]);

@@ -31,7 +31,7 @@ const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Calls again while the kernel says that a rename somewhere else disturbed the look-up.
-pub(super) fn patiently<T>(mut call: impl FnMut() -> Answer<T>) -> Answer<T> {
+pub(super) fn retry_transient<T>(mut call: impl FnMut() -> Answer<T>) -> Answer<T> {
     for _ in 0..64 {
         let result = call();
         if !matches!(result, Err(Errno::AGAIN | Errno::INTR)) {
@@ -42,17 +42,19 @@ pub(super) fn patiently<T>(mut call: impl FnMut() -> Answer<T>) -> Answer<T> {
 }
 
 /// Holds an entry, whatever it is, without opening it: no device is woken, no FIFO waited for, no symlink followed.
-pub(super) fn pin(at: BorrowedFd<'_>, name: &CStr) -> Answer<OwnedFd> {
-    patiently(|| openat2(at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), RESOLVE))
+pub(super) fn open_path(at: BorrowedFd<'_>, name: &CStr) -> Answer<OwnedFd> {
+    retry_transient(|| {
+        openat2(at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), RESOLVE)
+    })
 }
 
 /// Opens a directory for reading; `.` opens a pinned one.
 pub(super) fn open_directory(at: BorrowedFd<'_>, name: &CStr) -> Answer<OwnedFd> {
-    quietly(|flags| patiently(|| openat2(at, name, DIRECTORY | flags, Mode::empty(), RESOLVE)))
+    with_noatime(|flags| retry_transient(|| openat2(at, name, DIRECTORY | flags, Mode::empty(), RESOLVE)))
 }
 
 /// Opens without touching the access time, where that is allowed.
-pub(super) fn quietly(mut open: impl FnMut(OFlags) -> Answer<OwnedFd>) -> Answer<OwnedFd> {
+pub(super) fn with_noatime(mut open: impl FnMut(OFlags) -> Answer<OwnedFd>) -> Answer<OwnedFd> {
     match open(OFlags::NOATIME) {
         Err(Errno::PERM) => open(OFlags::empty()),
         result => result,
@@ -60,12 +62,12 @@ pub(super) fn quietly(mut open: impl FnMut(OFlags) -> Answer<OwnedFd>) -> Answer
 }
 
 /// What an open or pinned file is.
-pub(super) fn look(fd: BorrowedFd<'_>) -> Answer<Statx> {
+pub(super) fn fstat(fd: BorrowedFd<'_>) -> Answer<Statx> {
     statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
 }
 
 /// What a name is, without following it.
-pub(super) fn look_at(at: BorrowedFd<'_>, name: &CStr) -> Answer<Statx> {
+pub(super) fn fstatat(at: BorrowedFd<'_>, name: &CStr) -> Answer<Statx> {
     statx(at, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
 }
 
@@ -88,7 +90,7 @@ impl Reopen {
 
     /// Only for what is known to be a regular file.
     pub(super) fn for_reading(&self, pinned: BorrowedFd<'_>) -> Answer<OwnedFd> {
-        quietly(|flags| self.with(pinned, OFlags::RDONLY | flags))
+        with_noatime(|flags| self.with(pinned, OFlags::RDONLY | flags))
     }
 
     /// Only for what is known to be a regular file.
@@ -97,7 +99,7 @@ impl Reopen {
     }
 
     fn with(&self, pinned: BorrowedFd<'_>, flags: OFlags) -> Answer<OwnedFd> {
-        patiently(|| openat(&self.0, DecInt::from_fd(pinned), flags | OFlags::CLOEXEC, Mode::empty()))
+        retry_transient(|| openat(&self.0, DecInt::from_fd(pinned), flags | OFlags::CLOEXEC, Mode::empty()))
     }
 }
 
@@ -195,7 +197,7 @@ impl Walk {
     /// Starts at a directory, with an open file of its own.
     pub(super) fn new(root: BorrowedFd<'_>) -> Answer<Self> {
         let fd = open_directory(root, c".")?;
-        let identity = Identity::of(&look(fd.as_fd())?);
+        let identity = Identity::of(&fstat(fd.as_fd())?);
         let buffer = vec![MaybeUninit::uninit(); BATCH];
         Ok(Self {
             current: Reader::new(fd, 0),
@@ -229,7 +231,7 @@ impl Walk {
 
     /// Goes down into a directory opened from here.
     pub(super) fn enter(&mut self, fd: OwnedFd) -> Answer<()> {
-        let identity = Identity::of(&look(fd.as_fd())?);
+        let identity = Identity::of(&fstat(fd.as_fd())?);
         let above = std::mem::replace(&mut self.current, Reader::new(fd, 0));
         let identity = std::mem::replace(&mut self.identity, identity);
         self.levels.push(Level { identity, cookie: above.cookie });
@@ -254,12 +256,12 @@ impl Walk {
     fn climb(&self, level: &Level) -> Result<OwnedFd> {
         let moved = || Error::new(Kind::Busy, "the directory was moved meanwhile");
         let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
-        let up = |more| patiently(|| openat2(self.here(), c"..", flags | more, Mode::empty(), RESOLVE));
-        let fd = match quietly(up) {
+        let up = |more| retry_transient(|| openat2(self.here(), c"..", flags | more, Mode::empty(), RESOLVE));
+        let fd = match with_noatime(up) {
             Err(Errno::NOENT | Errno::XDEV) => return Err(moved()),
             fd => fd.context(|| "go back up")?,
         };
-        if Identity::of(&look(fd.as_fd()).context(|| "look at the parent")?) != level.identity {
+        if Identity::of(&fstat(fd.as_fd()).context(|| "look at the parent")?) != level.identity {
             return Err(moved());
         }
         seek(&fd, SeekFrom::Start(level.cookie)).context(|| "go on reading the directory")?;
@@ -269,12 +271,12 @@ impl Walk {
 
 /// The names from the root of a tree to the place where a walk is, for messages: what is too long is left out.
 #[derive(Debug, Default)]
-pub(super) struct Trail {
+pub(super) struct TreePath {
     path: Vec<u8>,
     beyond: usize,
 }
 
-impl Trail {
+impl TreePath {
     const KEPT: usize = 1024;
     const SHOWN: usize = 100;
 
@@ -331,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_trail_is_short_and_printable() {
-        let mut trail = Trail::default();
+        let mut trail = TreePath::default();
         assert_eq!(trail.here(), "the top folder");
         assert_eq!(trail.at(c"a"), "a");
         trail.push(c"dir");

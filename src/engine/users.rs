@@ -23,7 +23,7 @@ pub use self::who::User;
 use self::quick::Known;
 use self::scan::Scan;
 use crate::error::Result;
-use crate::mount::place::{Handle, Place};
+use crate::mount::place::{FsLocation, Handle};
 use crate::mount::table::Device;
 
 /// Finds who uses a directory, and shares the scans of those who ask at once.
@@ -85,7 +85,7 @@ impl Users {
         Ok(self.named(&scan, &self::places(&scan, &handles)?))
     }
 
-    fn named(&self, scan: &Scan, places: &[Place]) -> Vec<Vec<User>> {
+    fn named(&self, scan: &Scan, places: &[FsLocation]) -> Vec<Vec<User>> {
         places.iter().map(|place| who::users(&self.proc, scan.in_place(place))).collect()
     }
 
@@ -138,7 +138,7 @@ impl Users {
 }
 
 /// Where the directories lie.
-fn places(scan: &Scan, handles: &[Handle]) -> Result<Vec<Place>> {
+fn places(scan: &Scan, handles: &[Handle]) -> Result<Vec<FsLocation>> {
     handles.iter().map(|handle| handle.place(scan.anchor(handle.mount))).collect()
 }
 

@@ -21,19 +21,19 @@ const SELECTED: &str = "volume.kubernetes.io/selected-node";
 const MANAGED_BY: &str = "snapshot.storage.kubernetes.io/managed-by";
 
 /// Looks for sources of other nodes. Talks to nobody before the first one.
-pub struct Follower {
+pub struct Relocator {
     driver: String,
     node: String,
     client: OnceCell<Client>,
 }
 
-impl fmt::Debug for Follower {
+impl fmt::Debug for Relocator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Follower of {} on {}", self.driver, self.node)
+        write!(f, "Relocator of {} on {}", self.driver, self.node)
     }
 }
 
-impl Follower {
+impl Relocator {
     /// For a driver on a node.
     #[must_use]
     pub fn new(driver: String, node: String) -> Self {

@@ -39,7 +39,7 @@ pub struct Anchor {
 
 /// A directory of a filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct FsLocation {
     /// The filesystem.
     pub device: Device,
     /// Its path from the root of the filesystem; of one that is `loose` only the end of it.
@@ -74,9 +74,9 @@ impl Handle {
     ///
     /// # Errors
     /// `Internal` if the anchor is not above the directory.
-    pub fn place(&self, anchor: Option<&Anchor>) -> Result<Place> {
+    pub fn place(&self, anchor: Option<&Anchor>) -> Result<FsLocation> {
         let Some(anchor) = anchor else {
-            return Ok(Place { device: self.device, path: self.path.clone(), loose: true });
+            return Ok(FsLocation { device: self.device, path: self.path.clone(), loose: true });
         };
         let below = below(&self.path, &anchor.target).ok_or_else(|| {
             let (path, target) = (self.path.escape_ascii(), anchor.target.escape_ascii());
@@ -87,7 +87,7 @@ impl Handle {
         if path.is_empty() {
             path.push(b'/');
         }
-        Ok(Place { device: anchor.device, path, loose: false })
+        Ok(FsLocation { device: anchor.device, path, loose: false })
     }
 }
 

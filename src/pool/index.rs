@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::thread;
 
 use crate::error::{Context as _, Error, Result};
-use crate::store::{Shelf, Store};
+use crate::store::{ObjectKind, Store};
 use crate::volume::{Name, Source, Timestamp, Volume, VolumeId};
 
 /// What a listing needs of a volume. Small: a pool may have a hundred thousand.
@@ -41,7 +41,7 @@ pub struct Index {
     snapshots: BTreeMap<Name, SnapshotEntry>,
     /// Sum of the volumes' sizes and of what is reserved for those being made.
     /// Wide, so that records that say the largest size each are still added and taken off right.
-    pub(super) promised: u128,
+    pub(super) provisioned: u128,
 }
 
 impl Index {
@@ -51,7 +51,7 @@ impl Index {
         for (name, entry) in read_volumes(store)? {
             index.put_volume(name, entry);
         }
-        for name in store.names(Shelf::Snapshots)? {
+        for name in store.names(ObjectKind::Snapshots)? {
             // A snapshot without a readable record is not offered; its folder stays for whoever looks.
             if let Ok(Some(snapshot)) = store.snapshot(&name) {
                 index.put_snapshot(name, SnapshotEntry { of: snapshot.of, created: snapshot.created });
@@ -62,16 +62,16 @@ impl Index {
 
     /// Adds or replaces a volume, and its promise.
     pub fn put_volume(&mut self, name: Name, entry: VolumeEntry) {
-        self.promised = self.promised.saturating_add(entry.size.into());
+        self.provisioned = self.provisioned.saturating_add(entry.size.into());
         if let Some(old) = self.volumes.insert(name, entry) {
-            self.promised = self.promised.saturating_sub(old.size.into());
+            self.provisioned = self.provisioned.saturating_sub(old.size.into());
         }
     }
 
     /// Forgets a volume and its promise.
     pub fn take_volume(&mut self, name: &Name) {
         if let Some(old) = self.volumes.remove(name) {
-            self.promised = self.promised.saturating_sub(old.size.into());
+            self.provisioned = self.provisioned.saturating_sub(old.size.into());
         }
     }
 
@@ -99,14 +99,14 @@ impl Index {
 
     /// Bytes promised.
     #[must_use]
-    pub fn promised(&self) -> u64 {
-        u64::try_from(self.promised).unwrap_or(u64::MAX)
+    pub fn provisioned(&self) -> u64 {
+        u64::try_from(self.provisioned).unwrap_or(u64::MAX)
     }
 }
 
 /// Reads the volumes' records with two threads: a pool of a hundred thousand opens in about a second.
 fn read_volumes(store: &Store) -> Result<Vec<(Name, VolumeEntry)>> {
-    let names = store.names(Shelf::Volumes)?;
+    let names = store.names(ObjectKind::Volumes)?;
     let (left, right) = names.split_at(names.len() / 2);
     thread::scope(|scope| {
         let other = thread::Builder::new()
@@ -133,7 +133,7 @@ fn read_entries(store: &Store, names: &[Name]) -> Result<Vec<(Name, VolumeEntry)
         let entry = match store.volume(name) {
             Ok(Some(volume)) => VolumeEntry::from(&volume),
             // Somebody put a folder there by hand: a volume without a promise, if it has data.
-            Ok(None) => match store.data(Shelf::Volumes, name) {
+            Ok(None) => match store.data(ObjectKind::Volumes, name) {
                 Ok(Some(_)) => VolumeEntry { size: 0, source: None, damage: None },
                 Ok(None) => continue,
                 Err(error) => damaged(&error),

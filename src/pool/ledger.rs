@@ -10,7 +10,7 @@ use crate::volume::Name;
 
 /// Bytes of a filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct FsStats {
     /// All.
     pub total: u64,
     /// Free for others than root.
@@ -40,7 +40,7 @@ impl Reservation {
     pub fn keep(mut self, name: Name, entry: VolumeEntry) {
         let bytes = std::mem::take(&mut self.bytes);
         let mut index = self.pool.index();
-        index.promised = index.promised.saturating_sub(bytes.into());
+        index.provisioned = index.provisioned.saturating_sub(bytes.into());
         index.put_volume(name, entry);
     }
 }
@@ -49,7 +49,7 @@ impl Drop for Reservation {
     /// There is no such volume.
     fn drop(&mut self) {
         let mut index = self.pool.index();
-        index.promised = index.promised.saturating_sub(self.bytes.into());
+        index.provisioned = index.provisioned.saturating_sub(self.bytes.into());
     }
 }
 
@@ -58,9 +58,9 @@ impl OpenPool {
     ///
     /// # Errors
     /// What the filesystem says.
-    pub fn room(&self) -> Result<Room> {
+    pub fn fs_stats(&self) -> Result<FsStats> {
         let stat = fs::fstatvfs(self.store.root()).context(|| "ask the filesystem for its room")?;
-        Ok(Room {
+        Ok(FsStats {
             total: stat.f_blocks.saturating_mul(stat.f_frsize),
             free: stat.f_bavail.saturating_mul(stat.f_frsize),
             inodes: stat.f_files,
@@ -72,10 +72,10 @@ impl OpenPool {
     ///
     /// # Errors
     /// What the filesystem says.
-    pub fn free(&self) -> Result<u64> {
-        let room = self.room()?;
-        let promised = self.index().promised();
-        Ok(free(room, promised, self.settings.overcommit_percent, self.settings.reserve))
+    pub fn allocatable(&self) -> Result<u64> {
+        let stats = self.fs_stats()?;
+        let provisioned = self.index().provisioned();
+        Ok(allocatable(stats, provisioned, self.settings.overcommit_percent, self.settings.reserve))
     }
 
     /// Sets bytes aside.
@@ -83,29 +83,30 @@ impl OpenPool {
     /// # Errors
     /// `NoSpace` when the pool may not promise so much.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation> {
-        let room = self.room()?;
+        let stats = self.fs_stats()?;
         let mut index = self.index();
-        let free = free(room, index.promised(), self.settings.overcommit_percent, self.settings.reserve);
+        let free =
+            allocatable(stats, index.provisioned(), self.settings.overcommit_percent, self.settings.reserve);
         if bytes > free {
             let text = format!(
                 "pool {} is full: {bytes} bytes asked for, {free} left to promise ({} of {} promised); \
                  delete volumes, grow the filesystem, or raise the pool's overcommit",
                 self.settings.name,
-                index.promised(),
-                room.total,
+                index.provisioned(),
+                stats.total,
             );
             return Err(Error::new(Kind::NoSpace, text));
         }
-        index.promised = index.promised.saturating_add(bytes.into());
+        index.provisioned = index.provisioned.saturating_add(bytes.into());
         drop(index);
         Ok(Reservation { pool: Arc::clone(self), bytes })
     }
 }
 
-fn free(room: Room, promised: u64, overcommit_percent: u32, reserve: u64) -> u64 {
-    let limit = u128::from(room.total) * u128::from(overcommit_percent) / 100;
+fn allocatable(stats: FsStats, provisioned: u64, overcommit_percent: u32, reserve: u64) -> u64 {
+    let limit = u128::from(stats.total) * u128::from(overcommit_percent) / 100;
     let limit = u64::try_from(limit).unwrap_or(u64::MAX);
-    room.free.min(limit.saturating_sub(promised)).saturating_sub(reserve)
+    stats.free.min(limit.saturating_sub(provisioned)).saturating_sub(reserve)
 }
 
 #[cfg(test)]
@@ -114,12 +115,12 @@ mod tests {
 
     #[test]
     fn what_is_free_is_bounded_by_disk_and_ledger() {
-        let room = Room { total: 100, free: 60, inodes: 0, inodes_free: 0 };
-        assert_eq!(free(room, 0, 100, 0), 60, "the disk has no more");
-        assert_eq!(free(room, 70, 100, 0), 30, "the ledger has no more");
-        assert_eq!(free(room, 70, 200, 0), 60, "overcommit");
-        assert_eq!(free(room, 70, 100, 10), 20, "reserve");
-        assert_eq!(free(room, 120, 100, 10), 0, "never below nothing");
-        assert_eq!(free(Room { total: u64::MAX, free: u64::MAX, ..room }, 0, 1000, 0), u64::MAX);
+        let stats = FsStats { total: 100, free: 60, inodes: 0, inodes_free: 0 };
+        assert_eq!(allocatable(stats, 0, 100, 0), 60, "the disk has no more");
+        assert_eq!(allocatable(stats, 70, 100, 0), 30, "the ledger has no more");
+        assert_eq!(allocatable(stats, 70, 200, 0), 60, "overcommit");
+        assert_eq!(allocatable(stats, 70, 100, 10), 20, "reserve");
+        assert_eq!(allocatable(stats, 120, 100, 10), 0, "never below nothing");
+        assert_eq!(allocatable(FsStats { total: u64::MAX, free: u64::MAX, ..stats }, 0, 1000, 0), u64::MAX);
     }
 }

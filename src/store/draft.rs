@@ -6,7 +6,7 @@ use rustix::fs::{self, AtFlags, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::{Shelf, Store, open_inside, write_file};
+use super::{ObjectKind, Store, open_inside, write_file};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{DATA, Name};
 
@@ -16,7 +16,7 @@ pub struct Draft<'s> {
     pub(super) store: &'s Store,
     pub(super) folder: String,
     pub(super) dir: OwnedFd,
-    pub(super) settled: bool,
+    pub(super) committed: bool,
 }
 
 impl Draft<'_> {
@@ -39,39 +39,39 @@ impl Draft<'_> {
     ///
     /// # Errors
     /// `Conflict` when the place is taken; else what the filesystem says. Nothing is visible then.
-    pub fn settle<T: Serialize>(mut self, shelf: Shelf, name: &Name, record: &T) -> Result<()> {
-        write_file(self.dir(), shelf.record(), record).context(|| format!("write {}", shelf.record()))?;
+    pub fn commit<T: Serialize>(mut self, kind: ObjectKind, name: &Name, record: &T) -> Result<()> {
+        write_file(self.dir(), kind.record(), record).context(|| format!("write {}", kind.record()))?;
         fs::fsync(&self.dir).context(|| format!("sync work/{}", self.folder))?;
-        let place = self.store.shelf(shelf);
+        let place = self.store.directory(kind);
         match fs::renameat_with(&self.store.work, &self.folder, place, name.as_str(), RenameFlags::NOREPLACE)
         {
             Err(Errno::EXIST) => {
-                let text = format!("{}/{name} is there already", shelf.folder());
+                let text = format!("{}/{name} is there already", kind.folder());
                 return Err(Error::new(Kind::Conflict, text));
             }
-            result => result.context(|| format!("move work/{} to {}/{name}", self.folder, shelf.folder()))?,
+            result => result.context(|| format!("move work/{} to {}/{name}", self.folder, kind.folder()))?,
         }
-        self.settled = true;
+        self.committed = true;
         // It stands, but perhaps not after a power cut: take it back, so that the caller's retry starts afresh.
-        fs::fsync(place).context(|| format!("sync {}", shelf.folder())).inspect_err(|_| {
-            self.store.drop_entry(place, name.as_str(), name.as_str());
+        fs::fsync(place).context(|| format!("sync {}", kind.folder())).inspect_err(|_| {
+            self.store.trash_abandoned(place, name.as_str(), name.as_str());
         })
     }
 }
 
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
-        if self.settled {
+        if self.committed {
             return;
         }
-        for shelf in [Shelf::Volumes, Shelf::Snapshots] {
-            let _ = fs::unlinkat(&self.dir, shelf.record(), AtFlags::empty());
+        for kind in [ObjectKind::Volumes, ObjectKind::Snapshots] {
+            let _ = fs::unlinkat(&self.dir, kind.record(), AtFlags::empty());
         }
         let _ = fs::unlinkat(&self.dir, DATA, AtFlags::REMOVEDIR);
         let removed = fs::unlinkat(&self.store.work, &self.folder, AtFlags::REMOVEDIR);
         if removed.is_err() {
             // A copy that broke off: the reaper removes it; if even this fails, the sweep of the next start does.
-            self.store.drop_entry(self.store.work.as_fd(), &self.folder, "work");
+            self.store.trash_abandoned(self.store.work.as_fd(), &self.folder, "work");
         }
     }
 }

@@ -57,7 +57,7 @@ pub(crate) fn pause(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));
 }
 
-pub(crate) fn wish(name: &str, size: u64) -> CreateVolume {
+pub(crate) fn request(name: &str, size: u64) -> CreateVolume {
     CreateVolume {
         name: name.into(),
         size: SizeRange { required: size, limit: 0 },
@@ -66,7 +66,7 @@ pub(crate) fn wish(name: &str, size: u64) -> CreateVolume {
 }
 
 pub(crate) fn copy_of(name: &str, source: Source) -> CreateVolume {
-    CreateVolume { source: Some(source), ..wish(name, 0) }
+    CreateVolume { source: Some(source), ..request(name, 0) }
 }
 
 pub(crate) fn cut(name: &str, of: &VolumeId) -> CreateSnapshot {
@@ -149,7 +149,7 @@ pub(crate) fn listed_snapshots(engine: &Engine) -> BTreeSet<String> {
 pub(crate) fn check(engine: &Engine, pool: &Path) {
     assert_eq!(engine.jobs_running(), 0, "the pool is not at rest");
     assert_eq!(names(&pool.join("work")), BTreeSet::new(), "left in work/");
-    let (mut on_disk, mut promised) = (BTreeMap::new(), 0);
+    let (mut on_disk, mut provisioned) = (BTreeMap::new(), 0);
     for name in names(&pool.join("volumes")) {
         let folder = pool.join("volumes").join(&name);
         assert!(folder.join("data").is_dir(), "volume {name} has no data");
@@ -162,12 +162,12 @@ pub(crate) fn check(engine: &Engine, pool: &Path) {
             }
             Err(_) => 0, // put there by hand
         };
-        promised += size;
+        provisioned += size;
         on_disk.insert(name, size);
     }
     assert_eq!(listed(engine), on_disk, "listing and disk");
     let status = engine.pools().remove(0);
-    assert_eq!(status.promised, promised, "the ledger");
+    assert_eq!(status.provisioned, provisioned, "the ledger");
     assert_eq!(status.volumes, on_disk.len() as u64);
     let snapshots = names(&pool.join("snapshots"));
     for name in &snapshots {

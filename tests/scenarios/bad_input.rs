@@ -54,11 +54,11 @@ fn a_claim_that_cannot_be_filled_is_told_why() {
         let own = format!("bad-{name}");
         world.delete(CLASSES, &own);
         world.make(CLASSES, &class(&own, parameters));
-        let mut wish = claim(name, &own, "16Mi");
+        let mut request = claim(name, &own, "16Mi");
         for (key, value) in change.as_object().unwrap() {
-            wish["spec"][key] = value.clone();
+            request["spec"][key] = value.clone();
         }
-        world.make(CLAIMS, &wish);
+        world.make(CLAIMS, &request);
     }
     for (name, _, _, said) in &table {
         world.event(name, "ProvisioningFailed", said);

@@ -56,8 +56,8 @@ fn a_volume_grows_while_a_pod_uses_it() {
     world.make(PODS, &pod("user", "data", STAY));
     let before = world.wait_ready("user");
     let bound = world.wait_bound("data");
-    let wish = json!({"spec": {"resources": {"requests": {"storage": "48Mi"}}}});
-    world.patch(CLAIMS, "data", &wish);
+    let request = json!({"spec": {"resources": {"requests": {"storage": "48Mi"}}}});
+    world.patch(CLAIMS, "data", &request);
     world.wait("the claim has its new size", || {
         (at(&world.get(CLAIMS, "data"), "/status/capacity/storage") == "48Mi").then_some(())
     });

@@ -15,7 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result as Answer};
 
-use crate::engine::tree::{kind_of, look, pin};
+use crate::engine::tree::{fstat, kind_of, open_path};
 use crate::error::{Context, Error, Kind, Result};
 
 /// The kernel's limit of a list of names, and of a value.
@@ -81,7 +81,7 @@ impl Attributes {
 
     /// From one open file or directory to another.
     pub(super) fn of_open(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Statx) -> Result<()> {
-        let now = look(to).context(|| "look at the new file")?;
+        let now = fstat(to).context(|| "look at the new file")?;
         if (now.stx_uid, now.stx_gid) != (stat.stx_uid, stat.stx_gid) {
             let (uid, gid) = owner(stat);
             fchown(to, uid, gid).context(|| "set the owner")?;
@@ -110,7 +110,7 @@ impl Attributes {
         let source = Handle::pinned(from);
         let length = self.list(&source)?;
         if length > 0 {
-            let made = pin(at, name).context(|| "open the new file")?;
+            let made = open_path(at, name).context(|| "open the new file")?;
             self.copy_listed(length, &source, &Handle::pinned(made.as_fd()))?;
         }
         utimensat(at, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW).context(|| "set the times")

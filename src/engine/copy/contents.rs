@@ -8,10 +8,10 @@ use rustix::fs::{SeekFrom, Statx, copy_file_range, ftruncate, ioctl_ficlone, see
 use rustix::io::{Errno, pread, pwrite};
 
 use super::Progress;
-use crate::engine::tree::look;
+use crate::engine::tree::fstat;
 use crate::error::{Context, Result};
 
-/// How much is copied between two looks at the wish to stop.
+/// How much is copied between two looks at the request to stop.
 const STEP: usize = 64 << 20;
 /// One read. A file up to this size is copied by one read and one write: the cheapest where nothing is shared.
 const BUFFER: usize = 128 << 10;
@@ -37,7 +37,7 @@ impl<'a> Contents<'a> {
             return Ok(0);
         }
         if self.clones && self.clone_all(from, to)? {
-            let size = look(to).context(|| "look at the clone")?.stx_size;
+            let size = fstat(to).context(|| "look at the clone")?.stx_size;
             self.count(size);
             return Ok(size);
         }

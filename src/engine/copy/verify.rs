@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::FileType;
 
 use super::{Manifest, Progress};
-use crate::engine::tree::{Trail, Walk, kind_of, look_at, open_directory};
+use crate::engine::tree::{TreePath, Walk, fstatat, kind_of, open_directory};
 use crate::error::{Context, Error, Kind, Result};
 
 /// Fails unless the tree holds what the manifest says.
@@ -25,7 +25,7 @@ pub(super) fn verify(top: BorrowedFd<'_>, made: &Manifest, progress: &Progress) 
 
 fn count(top: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
     let mut walk = Walk::new(top).context(|| "open the top folder")?;
-    let mut trail = Trail::default();
+    let mut trail = TreePath::default();
     let mut found = Manifest::default();
     loop {
         progress.check()?;
@@ -39,7 +39,7 @@ fn count(top: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
         found.entries += 1;
         let mut kind = entry.kind;
         if matches!(kind, FileType::RegularFile | FileType::Unknown) {
-            let stat = look_at(walk.here(), &entry.name).context(|| trail.at(&entry.name))?;
+            let stat = fstatat(walk.here(), &entry.name).context(|| trail.at(&entry.name))?;
             kind = kind_of(&stat);
             if kind.is_file() {
                 found.bytes += stat.stx_size;

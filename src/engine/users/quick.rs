@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
-use super::seen::Seen;
+use super::seen::MountRecord;
 use crate::mount::table::Device;
 use crate::sys::namespace::{self, Buffer, Info, Step};
 
@@ -25,7 +25,11 @@ pub(super) struct Known(HashMap<u64, Device>);
 
 /// The mounts of these filesystems in all namespaces but the caller's own. `None`: ask the processes, for the kernel
 /// is older than Linux 6.12, or does not show us all, or did not come to rest.
-pub(super) fn others(proc: BorrowedFd<'_>, devices: &[Device], known: &mut Known) -> Option<Vec<Seen>> {
+pub(super) fn others(
+    proc: BorrowedFd<'_>,
+    devices: &[Device],
+    known: &mut Known,
+) -> Option<Vec<MountRecord>> {
     if !may_see_all(proc) {
         return None;
     }
@@ -48,7 +52,7 @@ fn may_see_all(proc: BorrowedFd<'_>) -> bool {
 struct Pass<'a> {
     devices: &'a [Device],
     known: &'a Known,
-    seen: Vec<Seen>,
+    seen: Vec<MountRecord>,
     numbers: Vec<u64>,
     buffer: Buffer,
 }
@@ -103,7 +107,7 @@ impl Pass<'_> {
             if self.devices.contains(&device) {
                 match namespace::describe(namespace, number, &mut self.buffer) {
                     Err(Errno::NOENT) => {}
-                    mount => self.seen.extend(Seen::elsewhere(device, mount?)),
+                    mount => self.seen.extend(MountRecord::elsewhere(device, mount?)),
                 }
             }
         }

@@ -15,11 +15,11 @@ use rustix::fs::{CWD, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use crate::error::{Context as _, Result};
-use crate::mount::place::{Anchor, Place, below};
+use crate::mount::place::{Anchor, FsLocation, below};
 use crate::mount::table::{Device, Reader};
 
 use super::quick::{self, Known};
-use super::seen::Seen;
+use super::seen::MountRecord;
 
 /// What a scan has found.
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ pub(super) struct Scan {
     /// The mounts asked for that are in the scanner's own table.
     anchors: Vec<Anchor>,
     /// The mounts of the filesystems asked for, by filesystem and root.
-    seen: Vec<Seen>,
+    seen: Vec<MountRecord>,
     /// How many processes could not be looked at, for want of the right to.
     pub(super) refused: usize,
     /// The other namespaces were looked at, not their processes: who uses what is not known.
@@ -41,7 +41,7 @@ impl Scan {
     }
 
     /// The mounts whose root is in this place.
-    pub(super) fn in_place(&self, place: &Place) -> Vec<&Seen> {
+    pub(super) fn in_place(&self, place: &FsLocation) -> Vec<&MountRecord> {
         let from = self.seen.partition_point(|seen| seen.device < place.device);
         let of_device = self.seen[from..].iter().take_while(|seen| seen.device == place.device);
         if place.loose {
@@ -127,7 +127,7 @@ impl<'a> Pass<'a> {
             if asked.contains_key(&line.id) {
                 anchors.push(Anchor::of(&line));
             }
-            all.extend(Seen::of(&line, None));
+            all.extend(MountRecord::of(&line, None));
             ControlFlow::Continue(())
         })?;
         let device = |(mount, by_stat): (&u64, &Device)| {
@@ -194,7 +194,7 @@ impl<'a> Pass<'a> {
         let (devices, seen) = (&self.devices, &mut self.scan.seen);
         self.reader.each(file, |line| {
             if devices.contains(&line.device) {
-                seen.extend(Seen::of(&line, Some(pid)));
+                seen.extend(MountRecord::of(&line, Some(pid)));
             }
             ControlFlow::Continue(())
         })
@@ -230,20 +230,20 @@ mod tests {
     const DEVICE: Device = Device { major: 8, minor: 1 };
 
     fn scan(roots: &[(u32, &str)]) -> Scan {
-        let seen = |(minor, root): &(u32, &str)| Seen {
+        let seen = |(minor, root): &(u32, &str)| MountRecord {
             device: Device { major: 8, minor: *minor },
             root: root.as_bytes().to_vec(),
             pid: None,
             target: Vec::new(),
             group: None,
         };
-        let mut seen: Vec<Seen> = roots.iter().map(seen).collect();
+        let mut seen: Vec<MountRecord> = roots.iter().map(seen).collect();
         seen.sort_unstable();
         Scan { seen, ..Scan::default() }
     }
 
     fn found(scan: &Scan, path: &str, loose: bool) -> Vec<String> {
-        let place = Place { device: DEVICE, path: path.into(), loose };
+        let place = FsLocation { device: DEVICE, path: path.into(), loose };
         let roots = scan.in_place(&place).into_iter().map(|seen| seen.root.clone());
         roots.map(|root| String::from_utf8(root).unwrap()).collect()
     }

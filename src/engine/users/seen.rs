@@ -5,7 +5,7 @@ use crate::sys::namespace::Described;
 
 /// A mount in some namespace.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Seen {
+pub(super) struct MountRecord {
     /// Its filesystem. First, and then the root, since scans are sorted by them.
     pub(super) device: Device,
     /// Its root in the filesystem.
@@ -18,7 +18,7 @@ pub(super) struct Seen {
     pub(super) group: Option<u64>,
 }
 
-impl Seen {
+impl MountRecord {
     /// `None` if the root was removed: then it lies in no directory that there is.
     pub(super) fn of(line: &Line<'_>, pid: Option<i32>) -> Option<Self> {
         let (root, false) = line.root() else { return None };

@@ -6,7 +6,7 @@ use std::fmt;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use super::seen::Seen;
+use super::seen::MountRecord;
 
 /// A mount that uses a directory, and who can be asked to let it go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,14 +39,14 @@ impl fmt::Display for User {
 }
 
 /// Names the owners of these mounts, each mount once: copies that propagation made elsewhere are left out.
-pub(super) fn users(proc: &Path, mut seen: Vec<&Seen>) -> Vec<User> {
+pub(super) fn users(proc: &Path, mut seen: Vec<&MountRecord>) -> Vec<User> {
     seen.sort_by(|a, b| (&a.target, a.pid).cmp(&(&b.target, b.pid)));
     let mut named = BTreeSet::new();
     seen.retain(|seen| seen.group.is_none() || named.insert((&seen.target, seen.group)));
     seen.into_iter().map(|seen| user(proc, seen)).collect()
 }
 
-fn user(proc: &Path, seen: &Seen) -> User {
+fn user(proc: &Path, seen: &MountRecord) -> User {
     let of_process = |file: &str| match seen.pid {
         Some(pid) => std::fs::read_to_string(proc.join(format!("{pid}/{file}"))).unwrap_or_default(),
         None => String::new(),
