@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use clap::Parser as _;
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::config::Settings;
 #[cfg(feature = "kube")]
-use crate::flags::ReleaseNode;
-use crate::flags::{Check, Cli, Command, Output, Probe, Serve};
-use crate::settings::Settings;
+use crate::config::flags::ReleaseNode;
+use crate::config::flags::{Check, Cli, Command, Output, Probe, Serve};
+use crate::error::{Context, Error, Kind, Result};
 use crate::{check, run, socket, telemetry};
 
 /// Reads the command line and does what it says. Exit codes: 0 done, 1 failed, 2 asked wrongly.

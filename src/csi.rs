@@ -4,17 +4,17 @@
 //! bridge from async to sync.
 
 mod access;
-mod answer;
 mod capabilities;
 mod controller;
 mod fields;
-mod follow;
 mod identity;
 mod node;
 mod paging;
 mod params;
 mod probe;
 mod registration;
+mod relocate;
+mod response;
 mod status;
 mod topology;
 
@@ -34,9 +34,9 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::telemetry::Rpcs;
 
-pub use follow::{ClaimRelocator, PendingClaim};
 pub use probe::probe;
 pub use registration::{Registration, check as check_registration, register};
+pub use relocate::{ClaimRelocator, PendingClaim};
 
 /// The messages and services of `proto/csi/v1/csi.proto`, as tonic made them.
 pub mod proto {

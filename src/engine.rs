@@ -1,36 +1,29 @@
 //! Every rule about volumes. Synchronous; knows no protocol; methods read *lock, look, act, record*.
 
-pub mod copy;
 pub mod jobs;
-pub mod locks;
-pub mod reaper;
-pub mod remove;
 pub mod request;
-pub mod users;
 
 mod create;
 mod health;
 mod list;
-mod meter;
 mod publish;
 mod snapshot;
-mod tree;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::mount::users::Users;
+use crate::pool::locks::{LockGuard, LockTable};
+use crate::pool::reaper::Reaper;
+use crate::pool::store::{ObjectKind, Retention};
+use crate::pool::usage::UsageCache;
 use crate::pool::{OpenPool, Pool, VolumeEntry};
-use crate::store::{ObjectKind, Retention};
 use crate::volume::{
     OnDelete, Owner, Policy, PolicyChange, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId,
 };
 use jobs::{JobKey, Jobs};
-use locks::{LockGuard, LockTable};
-use meter::UsageCache;
-use reaper::Reaper;
 use request::{PoolSettings, Tuning};
-use users::Users;
 
 /// All pools of this process and the rules for what is in them.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! The commands that talk to a Kubernetes API server.
 
-mod follow;
+mod relocate;
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::error::{Error, Kind, Result};
 
-pub use follow::Relocator;
+pub use relocate::Relocator;
 
 /// How long to wait for a claim to go after its pods were removed.
 const CLAIM_WAIT: Duration = Duration::from_secs(60);

@@ -4,12 +4,13 @@
 //!
 //! | layer | modules | |
 //! |---|---|---|
-//! | assembly | [`cli`], [`flags`], [`settings`], [`run`], [`check`] | puts the parts together; knows all |
+//! | assembly | [`cli`], [`config`], [`run`], [`check`] | puts the parts together; knows all |
 //! | doors | [`csi`], [`http`], `kube` | a protocol in: parse, call the engine once, answer; async |
 //! | beside them | [`socket`], [`telemetry`], [`metrics`], [`health`], [`quantity`] | what doors use |
 //! | engine | [`engine`] | every rule about volumes; synchronous; knows no protocol |
-//! | pool | [`pool`], [`store`], [`backend`] | a directory that describes itself: marker, records, drafts, trash |
+//! | pool | [`pool`], [`backend`] | a directory that describes itself: marker, records, drafts, trash |
 //! | mount | [`mount`] | a directory at a path; the kernel's table is the truth |
+//! | files | [`fs`] | trees of files: walked, copied, removed |
 //! | words | [`volume`], [`error`] | no I/O; every layer may use them |
 //! | kernel | [`sys`] | the only `unsafe` |
 //!
@@ -29,10 +30,11 @@
 pub mod backend;
 pub mod check;
 pub mod cli;
+pub mod config;
 pub mod csi;
 pub mod engine;
 pub mod error;
-pub mod flags;
+pub mod fs;
 pub mod health;
 pub mod http;
 #[cfg(feature = "kube")]
@@ -42,9 +44,7 @@ pub mod mount;
 pub mod pool;
 pub mod quantity;
 pub mod run;
-pub mod settings;
 pub mod socket;
-pub mod store;
 pub mod sys;
 pub mod telemetry;
 pub mod volume;

@@ -2,12 +2,13 @@
 //!
 //! A mount is built detached, given its flags, and moved in place in one step; nobody ever sees it without them.
 
+pub mod location;
+pub mod mountinfo;
 pub mod options;
-pub mod place;
-pub mod table;
+pub mod users;
 
 mod busy;
-mod classic;
+mod legacy;
 mod target;
 
 use std::ffi::OsString;
@@ -18,11 +19,11 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+pub use self::mountinfo::{Device, MountInfo};
 pub use self::options::{Atime, MountFlags};
-pub use self::table::{Device, MountInfo};
 pub use self::target::{open_target, remove_target};
 
-use self::place::{Anchor, FsLocation, Handle, LOCAL};
+use self::location::{Anchor, FsLocation, Handle, LOCAL};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::sys::mount_setattr::mount_setattr;
 
@@ -61,7 +62,7 @@ pub fn attach_by(api: Api, source: BorrowedFd<'_>, target: BorrowedFd<'_>, flags
         Api::Detached => attach_detached(source, target, flags)
             .map_err(|(what, errno)| (what, std::io::Error::from(errno)))
             .or_else(|(what, cause)| Err(cause).context(|| what)),
-        Api::Classic => classic::attach(source, target, flags.over(inherited(source)?)),
+        Api::Classic => legacy::attach(source, target, flags.over(inherited(source)?)),
     }
 }
 
@@ -106,12 +107,12 @@ pub fn mounted_at(target: &Path) -> Result<Option<MountInfo>> {
         if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             return Ok(None);
         }
-        if let Some(info) = table::by_id(stat.stx_mnt_id)? {
+        if let Some(info) = mountinfo::by_id(stat.stx_mnt_id)? {
             return Ok(Some(info));
         }
     }
     match target::real_path(&split)? {
-        Some(path) => table::by_target(&path),
+        Some(path) => mountinfo::by_target(&path),
         None => Ok(None),
     }
 }
@@ -126,7 +127,7 @@ pub fn mounted_at(target: &Path) -> Result<Option<MountInfo>> {
 pub fn is_same(info: &MountInfo, source: BorrowedFd<'_>, flags: MountFlags) -> Result<bool> {
     use std::os::unix::ffi::OsStrExt as _;
     let handle = Handle::of(source)?;
-    let Some(under) = table::by_id(handle.mount)? else {
+    let Some(under) = mountinfo::by_id(handle.mount)? else {
         return Ok(info.flags == flags.over(without_atime(info.flags)) && same_inode(&info.target, source)?);
     };
     let place = handle.place(Some(&Anchor::of_info(&under)))?;
@@ -154,7 +155,7 @@ pub fn targets_of(source: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
     let handle = Handle::of(source)?;
     let (mut targets, mut place, mut before) = (Vec::new(), None, Vec::new());
     // One reading: the mount that the directory lies on is older than those made of it, and nearly always comes first.
-    table::each_own(|line| {
+    mountinfo::each_own(|line| {
         if line.id == handle.mount {
             place = Some(handle.place(Some(&Anchor::of(&line))));
         }
@@ -179,7 +180,7 @@ pub fn targets_of(source: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
 /// Where a directory lies in its filesystem; `None` if it was opened by a detached mount, which is in no table.
 fn place_of(dir: BorrowedFd<'_>) -> Result<Option<FsLocation>> {
     let handle = Handle::of(dir)?;
-    let Some(under) = table::by_id(handle.mount)? else { return Ok(None) };
+    let Some(under) = mountinfo::by_id(handle.mount)? else { return Ok(None) };
     handle.place(Some(&Anchor::of_info(&under))).map(Some)
 }
 
@@ -224,13 +225,13 @@ pub fn shared_with_host(dir: &Path) -> Result<bool> {
     let how = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     let open = rustix::fs::open(dir, how, rustix::fs::Mode::empty())
         .context(|| format!("open {}", dir.display()))?;
-    let mount = table::by_id(Handle::of(open.as_fd())?.mount)?;
+    let mount = mountinfo::by_id(Handle::of(open.as_fd())?.mount)?;
     Ok(mount.is_some_and(|mount| mount.shared.is_some()))
 }
 
 /// The flags of the mount that `source` was opened by; the defaults if it is in no table.
 fn inherited(source: BorrowedFd<'_>) -> Result<MountFlags> {
-    let mount = table::by_id(Handle::of(source)?.mount)?;
+    let mount = mountinfo::by_id(Handle::of(source)?.mount)?;
     Ok(mount.map_or_else(MountFlags::default, |mount| mount.flags))
 }
 

@@ -3,8 +3,13 @@
 //! A pool whose directory is missing, is not a mount point as it should be, or has another marker is unavailable:
 //! nothing is made, published or deleted there, and the directory below a missing disk is never taken for it.
 
+pub mod locks;
+pub mod reaper;
+pub mod store;
+pub mod usage;
+
+mod capacity;
 mod index;
-mod ledger;
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,12 +22,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{self, Backend};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::mount::table;
-use crate::store::{Store, Trashed, replace_file};
+use crate::mount::mountinfo;
+use crate::pool::store::{Store, Trashed, replace_file};
 use crate::volume::{PoolName, Timestamp};
 
+pub use capacity::Reservation;
 pub use index::{Index, SnapshotEntry, VolumeEntry};
-pub use ledger::Reservation;
 
 /// The marker's name in the pool's directory.
 const MARKER: &str = "orlop.json";
@@ -190,18 +195,18 @@ fn open_root(path: &Path) -> Result<OwnedFd> {
 pub fn is_mount_point(path: &Path) -> Result<bool> {
     use std::os::unix::ffi::OsStrExt as _;
     let path = path.as_os_str().as_bytes();
-    let Some(own) = table::by_target(path)? else { return Ok(false) };
+    let Some(own) = mountinfo::by_target(path)? else { return Ok(false) };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     if own.root.as_os_str() == "/" {
         return Ok(true);
     }
     let Ok(host) = fs::open("/proc/1/mountinfo", flags, Mode::empty()) else { return Ok(true) };
     let mut found = false;
-    let look = |line: table::Line<'_>| {
+    let look = |line: mountinfo::Line<'_>| {
         found |= *line.target() == *path;
         if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    table::Reader::default().each(host, look).context(|| "read the host's mount table")?;
+    mountinfo::Reader::default().each(host, look).context(|| "read the host's mount table")?;
     Ok(found)
 }
 

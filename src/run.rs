@@ -10,13 +10,13 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::config::Settings;
 use crate::csi::{self, Driver};
 use crate::engine::Engine;
 use crate::error::{Context, Error, Kind, Result};
 use crate::health::Health;
 use crate::http;
 use crate::metrics::Metrics;
-use crate::settings::Settings;
 use crate::socket;
 
 /// gRPC is never the bottleneck: two threads keep memory small.

@@ -16,9 +16,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use orlop::engine::copy::{Manifest, Progress, copy_tree};
-use orlop::engine::remove::remove_tree;
 use orlop::error::{Kind, Result};
+use orlop::fs::copy::{Manifest, Progress, copy_tree};
+use orlop::fs::remove::remove_tree;
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags, mkdirat, openat};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};

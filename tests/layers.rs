@@ -13,13 +13,12 @@ const LAYERS: &[Row] = &[
     ("error", &[], &["thiserror"]),
     ("volume", &["error"], &["serde", "sha2"]),
     ("sys", &["error"], &["rustix", "libc", "linux_raw_sys"]),
-    ("store", &["error", "volume"], &["rustix", "serde", "serde_json"]),
+    ("fs", &["error"], &["rustix"]),
     ("backend", &["error", "volume", "sys"], &["rustix"]),
-    ("pool", &["backend", "error", "mount", "store", "volume"], &["rustix", "serde", "serde_json", "uuid"]),
+    ("pool", &["backend", "error", "fs", "mount", "volume"], &["rustix", "serde", "serde_json", "uuid"]),
     ("mount", &["error", "sys"], &["rustix", "nix", "libc"]),
-    ("engine", &["error", "mount", "pool", "store", "sys", "volume"], &["rustix"]),
+    ("engine", &["error", "fs", "mount", "pool", "volume"], &["rustix"]),
     ("quantity", &["error", "volume"], &["serde"]),
-    ("flags", &["error", "volume"], &["clap"]),
     ("health", &["engine"], &["tokio"]),
     ("metrics", &["engine", "health"], &["prometheus_client", "rustix"]),
     ("telemetry", &["error", "metrics", "volume"], &["http", "tower", "tracing", "tracing_subscriber"]),
@@ -45,13 +44,13 @@ const LAYERS: &[Row] = &[
     ("kube", &["error", "volume"], &["k8s_openapi", "kube", "serde_json", "tokio"]),
 ];
 
-/// These put the parts together and may know all: `lib`, `main`, `run`, `cli`, `settings`, `check`, `probe`.
-const ASSEMBLY: &[&str] = &["lib", "main", "run", "cli", "settings", "check", "probe"];
+/// These put the parts together and may know all: `lib`, `main`, `run`, `cli`, `config`, `check`, `probe`.
+const ASSEMBLY: &[&str] = &["lib", "main", "run", "cli", "config", "check", "probe"];
 
 /// Crates that have owners; any other may be named anywhere.
 fn owned() -> BTreeSet<&'static str> {
     let mut crates: BTreeSet<_> = LAYERS.iter().flat_map(|row| row.2).copied().collect();
-    crates.extend(["hyper_util", "toml"]);
+    crates.extend(["clap", "hyper_util", "toml"]);
     crates
 }
 

@@ -15,8 +15,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use orlop::engine::users::Users;
 use orlop::error::Kind;
+use orlop::mount::users::Users;
 use orlop::mount::{self, Api, Atime, MountFlags, attach, attach_by, detach, is_same, mounted_at};
 use orlop::mount::{open_target, remove_target, shared_with_host};
 use rustix::mount::{MountFlags as Bits, MountPropagationFlags as Propagation, UnmountFlags};
@@ -360,7 +360,7 @@ fn a_stack_of_mounts_is_taken_down() {
         let info = mounted_at(&target).unwrap().unwrap();
         assert!(is_same(&info, b.as_fd(), MountFlags::default()).unwrap(), "the topmost counts");
         // The same by the way for broken mounts and old kernels.
-        assert_eq!(mount::table::by_target(target.to_str().unwrap().as_bytes()).unwrap(), Some(info));
+        assert_eq!(mount::mountinfo::by_target(target.to_str().unwrap().as_bytes()).unwrap(), Some(info));
         detach(&target).unwrap();
         assert!(lines_at(&target).is_empty());
         detach(&target).unwrap();

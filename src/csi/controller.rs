@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::paging::{self, Listing};
 use super::proto::{self, controller_server::Controller, volume_content_source as content};
-use super::{Driver, Identity, PendingClaim, access, answer, capabilities, fields, params, status};
+use super::{Driver, Identity, PendingClaim, access, capabilities, fields, params, response, status};
 use crate::engine::request::{CreateSnapshot, CreateVolume, SnapshotFilter};
 use crate::error::{Error, Kind, Result};
 use crate::telemetry;
@@ -135,7 +135,7 @@ impl Controller for Driver {
             follow.send(away).await;
         }
         let made = made.map_err(status::of_create)?;
-        Ok(Response::new(proto::CreateVolumeResponse { volume: answer::made(&self.identity, &made) }))
+        Ok(Response::new(proto::CreateVolumeResponse { volume: response::made(&self.identity, &made) }))
     }
 
     async fn delete_volume(
@@ -164,7 +164,7 @@ impl Controller for Driver {
         let request = request.into_inner();
         let start = paging::start(Listing::Volumes, request.max_entries, &request.starting_token)?;
         let page = self.run(move |engine| engine.list(start.after.as_ref(), start.max)).await?;
-        let entries = page.items.iter().map(|volume| answer::listed(&self.identity, volume)).collect();
+        let entries = page.items.iter().map(|volume| response::listed(&self.identity, volume)).collect();
         let next_token = paging::token(Listing::Volumes, page.next.as_ref());
         Ok(Response::new(proto::ListVolumesResponse { entries, next_token }))
     }
@@ -176,7 +176,7 @@ impl Controller for Driver {
         let id = fields::id("volume_id", request.into_inner().volume_id)?;
         let volume = self.run(move |engine| engine.get(&id)).await?;
         let status = proto::controller_get_volume_response::VolumeStatus { published_node_ids: Vec::new() };
-        let volume = answer::made(&self.identity, &volume);
+        let volume = response::made(&self.identity, &volume);
         Ok(Response::new(proto::ControllerGetVolumeResponse { volume, status: Some(status) }))
     }
 
@@ -189,8 +189,8 @@ impl Controller for Driver {
         };
         let capacity = self.run(move |engine| engine.capacity(pool.as_ref())).await?;
         Ok(Response::new(proto::GetCapacityResponse {
-            available_capacity: answer::signed(answer::coarse(capacity.available)),
-            maximum_volume_size: Some(answer::signed(answer::coarse(capacity.largest))),
+            available_capacity: response::signed(response::coarse(capacity.available)),
+            maximum_volume_size: Some(response::signed(response::coarse(capacity.largest))),
             minimum_volume_size: None,
         }))
     }
@@ -211,7 +211,7 @@ impl Controller for Driver {
         self.identity.check(request.accessibility_requirements.as_ref())?;
         let request = CreateSnapshot::try_from(request)?;
         let snapshot = self.run(move |engine| engine.create_snapshot(&request)).await?;
-        Ok(Response::new(proto::CreateSnapshotResponse { snapshot: answer::snapshot(&snapshot) }))
+        Ok(Response::new(proto::CreateSnapshotResponse { snapshot: response::snapshot(&snapshot) }))
     }
 
     async fn delete_snapshot(
@@ -235,7 +235,7 @@ impl Controller for Driver {
         };
         let page =
             self.run(move |engine| engine.list_snapshots(&filter, start.after.as_ref(), start.max)).await?;
-        let entry = |found| proto::list_snapshots_response::Entry { snapshot: answer::snapshot(found) };
+        let entry = |found| proto::list_snapshots_response::Entry { snapshot: response::snapshot(found) };
         let entries = page.items.iter().map(entry).collect();
         let next_token = paging::token(Listing::Snapshots, page.next.as_ref());
         Ok(Response::new(proto::ListSnapshotsResponse { entries, next_token }))
@@ -247,7 +247,7 @@ impl Controller for Driver {
     ) -> Result<Response<proto::GetSnapshotResponse>, Status> {
         let id = fields::id("snapshot_id", request.into_inner().snapshot_id)?;
         let snapshot = self.run(move |engine| engine.get_snapshot(&id)).await?;
-        Ok(Response::new(proto::GetSnapshotResponse { snapshot: answer::snapshot(&snapshot) }))
+        Ok(Response::new(proto::GetSnapshotResponse { snapshot: response::snapshot(&snapshot) }))
     }
 
     async fn controller_expand_volume(
@@ -257,7 +257,7 @@ impl Controller for Driver {
         let (id, size) = expand(request.into_inner())?;
         let volume = self.run(move |engine| engine.expand(&id, size)).await?;
         Ok(Response::new(proto::ControllerExpandVolumeResponse {
-            capacity_bytes: answer::signed(volume.size),
+            capacity_bytes: response::signed(volume.size),
             node_expansion_required: false,
         }))
     }
@@ -276,7 +276,7 @@ impl Controller for Driver {
         request: Request<proto::ControllerGetVolumeHealthRequest>,
     ) -> Result<Response<proto::ControllerGetVolumeHealthResponse>, Status> {
         let id = fields::id("volume_id", request.into_inner().volume_id)?;
-        let found = self.run(move |engine| Ok(answer::health(&id, engine.health(&id, None)?))).await?;
+        let found = self.run(move |engine| Ok(response::health(&id, engine.health(&id, None)?))).await?;
         Ok(Response::new(proto::ControllerGetVolumeHealthResponse { volume_health: Some(found) }))
     }
 
@@ -287,7 +287,7 @@ impl Controller for Driver {
         let request = request.into_inner();
         let start = paging::start(Listing::Health, request.max_entries, &request.starting_token)?;
         let page = self.run(move |engine| engine.list_health(start.after.as_ref(), start.max)).await?;
-        let entries = page.items.into_iter().map(|(id, symptoms)| answer::health(&id, symptoms)).collect();
+        let entries = page.items.into_iter().map(|(id, symptoms)| response::health(&id, symptoms)).collect();
         let next_token = paging::token(Listing::Health, page.next.as_ref());
         Ok(Response::new(proto::ControllerListVolumeHealthResponse { entries, next_token }))
     }

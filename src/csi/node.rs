@@ -12,7 +12,7 @@ use super::proto::{
     NodePublishVolumeResponse, NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest,
     NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, node_server::Node,
 };
-use super::{Driver, access, answer, capabilities, fields, params};
+use super::{Driver, access, capabilities, fields, params, response};
 use crate::engine::Engine;
 use crate::engine::request::Publish;
 use crate::error::{Error, Result};
@@ -118,7 +118,7 @@ impl Node for Driver {
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let at = At::try_from(request.into_inner())?;
         let usage = self.run(move |engine| engine.stats(&at.id, &at.path)).await?;
-        Ok(Response::new(NodeGetVolumeStatsResponse { usage: answer::usage(&usage) }))
+        Ok(Response::new(NodeGetVolumeStatsResponse { usage: response::usage(&usage) }))
     }
 
     async fn node_expand_volume(
@@ -127,7 +127,7 @@ impl Node for Driver {
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let Expand { at, size } = request.into_inner().try_into()?;
         let volume = self.run(move |engine| engine.expand_published(&at.id, &at.path, size)).await?;
-        Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: answer::signed(volume.size) }))
+        Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: response::signed(volume.size) }))
     }
 
     async fn node_get_volume_health(
@@ -136,7 +136,7 @@ impl Node for Driver {
     ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
         let (id, path) = health(request.into_inner())?;
         let found =
-            self.run(move |engine| Ok(answer::health(&id, engine.health(&id, path.as_deref())?))).await?;
+            self.run(move |engine| Ok(response::health(&id, engine.health(&id, path.as_deref())?))).await?;
         Ok(Response::new(NodeGetVolumeHealthResponse { volume_health: Some(found) }))
     }
 
@@ -144,7 +144,7 @@ impl Node for Driver {
         &self,
         _: Request<NodeGetStorageHealthRequest>,
     ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
-        let backend_health = answer::storage_health(&self.health.pools().await);
+        let backend_health = response::storage_health(&self.health.pools().await);
         Ok(Response::new(NodeGetStorageHealthResponse { backend_health }))
     }
 

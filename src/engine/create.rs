@@ -6,13 +6,13 @@ use std::sync::Arc;
 use rustix::fs::{self, Gid, Mode, OFlags, Uid};
 
 use super::Engine;
-use super::copy::copy_tree;
 use super::jobs::{Job, JobKey};
-use super::locks::LockGuard;
 use super::request::{CreateVolume, OwnerSpec};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::copy::{Manifest, copy_tree};
+use crate::pool::locks::LockGuard;
+use crate::pool::store::{Draft, ObjectKind};
 use crate::pool::{OpenPool, Pool, Reservation, VolumeEntry};
-use crate::store::{Draft, ObjectKind};
 use crate::volume::{Enforced, Name, Owner, PoolName, Source, Timestamp, Volume, VolumeId};
 
 impl Engine {
@@ -215,7 +215,7 @@ impl Engine {
 }
 
 /// Copies a tree into a draft's data folder and compares what arrived.
-pub(super) fn copy_into(from: BorrowedFd<'_>, draft: &Draft<'_>, job: &Job) -> Result<super::copy::Manifest> {
+pub(super) fn copy_into(from: BorrowedFd<'_>, draft: &Draft<'_>, job: &Job) -> Result<Manifest> {
     let data = draft.data()?;
     copy_tree(from, data.as_fd(), &job.progress)
 }

@@ -9,8 +9,8 @@ use super::Engine;
 use super::create::reopen;
 use super::request::{Amounts, Severity, Symptom, Usage};
 use crate::error::{Error, Kind, Result};
+use crate::pool::store::ObjectKind;
 use crate::pool::{OpenPool, VolumeEntry};
-use crate::store::ObjectKind;
 use crate::volume::VolumeId;
 
 /// How long a call waits for the first measurement of a volume.

@@ -5,8 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::copy::Progress;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::copy::Progress;
 use crate::volume::{Source, Timestamp, VolumeId};
 
 /// What a job makes: the key by which a retry finds it.

@@ -8,7 +8,8 @@ use super::request::{Publish, Sharing};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::{self, MountInfo};
 use crate::pool::OpenPool;
-use crate::store::ObjectKind;
+use crate::pool::locks::LockGuard;
+use crate::pool::store::ObjectKind;
 use crate::volume::{DATA, Name, SizeRange, Volume, VolumeId};
 
 impl Engine {
@@ -51,7 +52,7 @@ impl Engine {
         Err(Error::new(Kind::Conflict, text))
     }
 
-    fn lock_target(&self, target: &Path) -> Result<super::locks::LockGuard> {
+    fn lock_target(&self, target: &Path) -> Result<LockGuard> {
         self.locks.take(format!("target {}", target.display()))
     }
 

@@ -9,8 +9,8 @@ use super::jobs::{Job, JobKey};
 use super::list::collect;
 use super::request::{CreateSnapshot, Page, SnapshotFilter};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::pool::store::{ObjectKind, Retention};
 use crate::pool::{Index, OpenPool, Pool, SnapshotEntry};
-use crate::store::{ObjectKind, Retention};
 use crate::volume::{Name, Snapshot, Source, Timestamp, VolumeId};
 
 impl Engine {

@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::place::below;
-use super::table;
+use super::location::below;
+use super::mountinfo;
 use crate::error::Result;
 
 /// How many links of `/proc` are read at most: the caller waits.
@@ -17,7 +17,7 @@ pub(super) fn holder(target: &[u8]) -> Option<String> {
 
 fn mount_below(target: &[u8]) -> Result<Option<String>> {
     let mut found = None;
-    table::each_own(|line| {
+    mountinfo::each_own(|line| {
         let point = line.target();
         if below(&point, target).is_some_and(|rest| !rest.is_empty()) {
             found = Some(format!("a mount at {} is inside it: unmount that first", point.escape_ascii()));

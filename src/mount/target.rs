@@ -8,7 +8,7 @@ use std::path::{Component, Path};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::place::{LOCAL, path_of};
+use super::location::{LOCAL, path_of};
 use crate::error::{Context as _, Error, Kind, Result};
 
 /// The longest path that the kernel takes is one less: it counts the NUL.

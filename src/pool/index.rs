@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::thread;
 
 use crate::error::{Context as _, Error, Result};
-use crate::store::{ObjectKind, Store};
+use crate::pool::store::{ObjectKind, Store};
 use crate::volume::{Name, Source, Timestamp, Volume, VolumeId};
 
 /// What a listing needs of a volume. Small: a pool may have a hundred thousand.

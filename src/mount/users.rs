@@ -8,23 +8,23 @@
 //! What is not seen: namespaces of processes that `/proc` does not show (the node's pod needs `hostPID`), a namespace
 //! that only a thread is in or only a descriptor keeps alive, and a mount that is not attached anywhere.
 
-mod quick;
+mod namespaces;
+mod record;
 mod scan;
-mod seen;
-mod who;
+mod user;
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-pub use self::who::User;
+pub use self::user::User;
 
-use self::quick::Known;
+use self::namespaces::Known;
 use self::scan::Scan;
 use crate::error::Result;
-use crate::mount::place::{FsLocation, Handle};
-use crate::mount::table::Device;
+use crate::mount::location::{FsLocation, Handle};
+use crate::mount::mountinfo::Device;
 
 /// Finds who uses a directory, and shares the scans of those who ask at once.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl Users {
     }
 
     fn named(&self, scan: &Scan, places: &[FsLocation]) -> Vec<Vec<User>> {
-        places.iter().map(|place| who::users(&self.proc, scan.in_place(place))).collect()
+        places.iter().map(|place| user::users(&self.proc, scan.in_place(place))).collect()
     }
 
     /// How many processes did not let themselves be looked at: not 0 means that uses may go unseen, for want of the

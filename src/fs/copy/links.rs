@@ -11,8 +11,8 @@ use rustix::fs::{AtFlags, Mode, Statx, linkat, mkdirat, renameat, unlinkat};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::engine::tree::{Walk, open_directory};
 use crate::error::{Context, Error, Kind, Result};
+use crate::fs::walk::{Walk, open_directory};
 
 /// What came of the attempt to make a name by linking.
 pub(super) enum Placed {

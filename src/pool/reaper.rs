@@ -7,10 +7,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
-use super::remove::remove_tree;
 use crate::error::{Context as _, Result};
+use crate::fs::remove::remove_tree;
 use crate::pool::OpenPool;
-use crate::store::{Retention, Trashed};
+use crate::pool::store::{Retention, Trashed};
 use crate::volume::{PoolName, Timestamp};
 
 /// How long a folder that could not be removed is left alone.

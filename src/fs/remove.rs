@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{AtFlags, FileType, IFlags, ftruncate, ioctl_getflags, ioctl_setflags, unlinkat};
 use rustix::io::{Errno, Result as Answer};
 
-use super::tree::{
+use super::walk::{
     Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
 };
 use crate::error::{Context, Error, Kind, Result};

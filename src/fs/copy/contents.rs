@@ -8,8 +8,8 @@ use rustix::fs::{SeekFrom, Statx, copy_file_range, ftruncate, ioctl_ficlone, see
 use rustix::io::{Errno, pread, pwrite};
 
 use super::Progress;
-use crate::engine::tree::fstat;
 use crate::error::{Context, Result};
+use crate::fs::walk::fstat;
 
 /// How much is copied between two looks at the request to stop.
 const STEP: usize = 64 << 20;

@@ -20,7 +20,7 @@ use rustix::path::DecInt;
 use crate::error::{Context, Error, Kind, Result};
 
 /// How many levels, counted from the deepest, are kept open.
-pub(super) const WINDOW: usize = 8;
+pub(crate) const WINDOW: usize = 8;
 const BATCH: usize = 32 << 10;
 
 /// Without `BENEATH`: a name read from a directory has no slash, so there is nothing for it to forbid; and it answers
@@ -31,7 +31,7 @@ const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Calls again while the kernel says that a rename somewhere else disturbed the look-up.
-pub(super) fn retry_transient<T>(mut call: impl FnMut() -> Answer<T>) -> Answer<T> {
+pub(crate) fn retry_transient<T>(mut call: impl FnMut() -> Answer<T>) -> Answer<T> {
     for _ in 0..64 {
         let result = call();
         if !matches!(result, Err(Errno::AGAIN | Errno::INTR)) {
@@ -42,19 +42,19 @@ pub(super) fn retry_transient<T>(mut call: impl FnMut() -> Answer<T>) -> Answer<
 }
 
 /// Holds an entry, whatever it is, without opening it: no device is woken, no FIFO waited for, no symlink followed.
-pub(super) fn open_path(at: BorrowedFd<'_>, name: &CStr) -> Answer<OwnedFd> {
+pub(crate) fn open_path(at: BorrowedFd<'_>, name: &CStr) -> Answer<OwnedFd> {
     retry_transient(|| {
         openat2(at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), RESOLVE)
     })
 }
 
 /// Opens a directory for reading; `.` opens a pinned one.
-pub(super) fn open_directory(at: BorrowedFd<'_>, name: &CStr) -> Answer<OwnedFd> {
+pub(crate) fn open_directory(at: BorrowedFd<'_>, name: &CStr) -> Answer<OwnedFd> {
     with_noatime(|flags| retry_transient(|| openat2(at, name, DIRECTORY | flags, Mode::empty(), RESOLVE)))
 }
 
 /// Opens without touching the access time, where that is allowed.
-pub(super) fn with_noatime(mut open: impl FnMut(OFlags) -> Answer<OwnedFd>) -> Answer<OwnedFd> {
+pub(crate) fn with_noatime(mut open: impl FnMut(OFlags) -> Answer<OwnedFd>) -> Answer<OwnedFd> {
     match open(OFlags::NOATIME) {
         Err(Errno::PERM) => open(OFlags::empty()),
         result => result,
@@ -62,26 +62,26 @@ pub(super) fn with_noatime(mut open: impl FnMut(OFlags) -> Answer<OwnedFd>) -> A
 }
 
 /// What an open or pinned file is.
-pub(super) fn fstat(fd: BorrowedFd<'_>) -> Answer<Statx> {
+pub(crate) fn fstat(fd: BorrowedFd<'_>) -> Answer<Statx> {
     statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
 }
 
 /// What a name is, without following it.
-pub(super) fn fstatat(at: BorrowedFd<'_>, name: &CStr) -> Answer<Statx> {
+pub(crate) fn fstatat(at: BorrowedFd<'_>, name: &CStr) -> Answer<Statx> {
     statx(at, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
 }
 
 /// The file's type.
-pub(super) fn kind_of(stat: &Statx) -> FileType {
+pub(crate) fn kind_of(stat: &Statx) -> FileType {
     FileType::from_raw_mode(stat.stx_mode.into())
 }
 
 /// Opens files that were pinned, through `/proc`: the file itself, whatever became of its name.
 #[derive(Debug)]
-pub(super) struct Reopen(OwnedFd);
+pub(crate) struct Reopen(OwnedFd);
 
 impl Reopen {
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fds =
             rustix::fs::open(c"/proc/self/fd", flags, Mode::empty()).context(|| "open /proc/self/fd")?;
@@ -89,12 +89,12 @@ impl Reopen {
     }
 
     /// Only for what is known to be a regular file.
-    pub(super) fn for_reading(&self, pinned: BorrowedFd<'_>) -> Answer<OwnedFd> {
+    pub(crate) fn for_reading(&self, pinned: BorrowedFd<'_>) -> Answer<OwnedFd> {
         with_noatime(|flags| self.with(pinned, OFlags::RDONLY | flags))
     }
 
     /// Only for what is known to be a regular file.
-    pub(super) fn for_writing(&self, pinned: BorrowedFd<'_>) -> Answer<OwnedFd> {
+    pub(crate) fn for_writing(&self, pinned: BorrowedFd<'_>) -> Answer<OwnedFd> {
         self.with(pinned, OFlags::WRONLY)
     }
 
@@ -104,7 +104,7 @@ impl Reopen {
 }
 
 /// The error of a place where something is mounted.
-pub(super) fn mounted_here(kind: Kind) -> Error {
+pub(crate) fn mounted_here(kind: Kind) -> Error {
     Error::new(kind, "something is mounted here")
 }
 
@@ -124,10 +124,10 @@ impl Identity {
 
 /// One name in a directory.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) name: CString,
+pub(crate) struct Entry {
+    pub(crate) name: CString,
     /// As the directory says it: possibly unknown, possibly no longer true.
-    pub(super) kind: FileType,
+    pub(crate) kind: FileType,
 }
 
 /// An open directory and the part of it that was read but not yet taken.
@@ -184,7 +184,7 @@ struct Level {
 
 /// A place in a tree, and the way back to its root.
 #[derive(Debug)]
-pub(super) struct Walk {
+pub(crate) struct Walk {
     current: Reader,
     identity: Identity,
     levels: Vec<Level>,
@@ -195,7 +195,7 @@ pub(super) struct Walk {
 
 impl Walk {
     /// Starts at a directory, with an open file of its own.
-    pub(super) fn new(root: BorrowedFd<'_>) -> Answer<Self> {
+    pub(crate) fn new(root: BorrowedFd<'_>) -> Answer<Self> {
         let fd = open_directory(root, c".")?;
         let identity = Identity::of(&fstat(fd.as_fd())?);
         let buffer = vec![MaybeUninit::uninit(); BATCH];
@@ -209,28 +209,28 @@ impl Walk {
     }
 
     /// The directory where the walk is.
-    pub(super) fn here(&self) -> BorrowedFd<'_> {
+    pub(crate) fn here(&self) -> BorrowedFd<'_> {
         self.current.fd.as_fd()
     }
 
     /// Whether the walk is where it began.
-    pub(super) fn is_top(&self) -> bool {
+    pub(crate) fn is_top(&self) -> bool {
         self.levels.is_empty()
     }
 
     /// The next name here.
-    pub(super) fn next(&mut self) -> Answer<Option<Entry>> {
+    pub(crate) fn next(&mut self) -> Answer<Option<Entry>> {
         self.current.next(&mut self.buffer)
     }
 
     /// The last entry taken comes again.
-    pub(super) fn put_back(&mut self, entry: Entry) {
+    pub(crate) fn put_back(&mut self, entry: Entry) {
         let cookie = std::mem::replace(&mut self.current.cookie, self.current.before);
         self.current.batch.push_front((entry, cookie));
     }
 
     /// Goes down into a directory opened from here.
-    pub(super) fn enter(&mut self, fd: OwnedFd) -> Answer<()> {
+    pub(crate) fn enter(&mut self, fd: OwnedFd) -> Answer<()> {
         let identity = Identity::of(&fstat(fd.as_fd())?);
         let above = std::mem::replace(&mut self.current, Reader::new(fd, 0));
         let identity = std::mem::replace(&mut self.identity, identity);
@@ -243,7 +243,7 @@ impl Walk {
     }
 
     /// Goes back up; false at the root.
-    pub(super) fn leave(&mut self) -> Result<bool> {
+    pub(crate) fn leave(&mut self) -> Result<bool> {
         let Some(level) = self.levels.pop() else { return Ok(false) };
         self.current = match self.window.pop_back() {
             Some(reader) => reader,
@@ -271,7 +271,7 @@ impl Walk {
 
 /// The names from the root of a tree to the place where a walk is, for messages: what is too long is left out.
 #[derive(Debug, Default)]
-pub(super) struct TreePath {
+pub(crate) struct TreePath {
     path: Vec<u8>,
     beyond: usize,
 }
@@ -280,7 +280,7 @@ impl TreePath {
     const KEPT: usize = 1024;
     const SHOWN: usize = 100;
 
-    pub(super) fn push(&mut self, name: &CStr) {
+    pub(crate) fn push(&mut self, name: &CStr) {
         if self.beyond > 0 || self.path.len() + name.count_bytes() >= Self::KEPT {
             self.beyond += 1;
             return;
@@ -289,7 +289,7 @@ impl TreePath {
         self.path.extend_from_slice(name.to_bytes());
     }
 
-    pub(super) fn pop(&mut self) {
+    pub(crate) fn pop(&mut self) {
         if self.beyond > 0 {
             self.beyond -= 1;
         } else {
@@ -299,7 +299,7 @@ impl TreePath {
     }
 
     /// The path of a name here, at most some 300 characters, without control characters.
-    pub(super) fn at(&self, name: &CStr) -> String {
+    pub(crate) fn at(&self, name: &CStr) -> String {
         let mut path = self.path.clone();
         if self.beyond > 0 {
             path.extend_from_slice(format!("/({} deeper)", self.beyond).as_bytes());
@@ -310,7 +310,7 @@ impl TreePath {
     }
 
     /// The path of the directory where the walk is.
-    pub(super) fn here(&self) -> String {
+    pub(crate) fn here(&self) -> String {
         if self.path.is_empty() { "the top folder".to_owned() } else { Self::show(&self.path[1..]) }
     }
 

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
-use super::table::{Device, Line, MountInfo};
+use super::mountinfo::{Device, Line, MountInfo};
 use crate::error::{Context as _, Error, Kind, Result};
 
 /// How `statx` asks about a mount: without waking an automount or asking a server that may be dead.

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use self::attributes::Attributes;
 use self::contents::Contents;
 use self::links::{Links, Placed};
-use super::tree::{
+use super::walk::{
     Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
 };
 use crate::error::{Context, Error, Kind, Result};

@@ -15,8 +15,8 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result as Answer};
 
-use crate::engine::tree::{fstat, kind_of, open_path};
 use crate::error::{Context, Error, Kind, Result};
+use crate::fs::walk::{fstat, kind_of, open_path};
 
 /// The kernel's limit of a list of names, and of a value.
 const LIMIT: usize = 64 << 10;

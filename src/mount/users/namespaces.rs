@@ -12,8 +12,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
-use super::seen::MountRecord;
-use crate::mount::table::Device;
+use super::record::MountRecord;
+use crate::mount::mountinfo::Device;
 use crate::sys::namespace::{self, Buffer, Info, Step};
 
 /// `/proc/<pid>/ns/user` of everyone who is not in a user namespace made later.

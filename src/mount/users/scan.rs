@@ -15,11 +15,11 @@ use rustix::fs::{CWD, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use crate::error::{Context as _, Result};
-use crate::mount::place::{Anchor, FsLocation, below};
-use crate::mount::table::{Device, Reader};
+use crate::mount::location::{Anchor, FsLocation, below};
+use crate::mount::mountinfo::{Device, Reader};
 
-use super::quick::{self, Known};
-use super::seen::MountRecord;
+use super::namespaces::{self, Known};
+use super::record::MountRecord;
 
 /// What a scan has found.
 #[derive(Debug, Default)]
@@ -69,7 +69,7 @@ fn lies_somewhere(root: &[u8], end: &[u8]) -> bool {
 pub(super) fn run(proc: &Path, asked: &BTreeMap<u64, Device>, known: &mut Known) -> Result<Scan> {
     let dir = open(CWD, proc, OFlags::DIRECTORY).context(|| format!("open {}", proc.display()))?;
     let mut pass = Pass::begin(proc, dir.as_fd(), asked)?;
-    match quick::others(dir.as_fd(), &pass.devices, known) {
+    match namespaces::others(dir.as_fd(), &pass.devices, known) {
         Some(seen) => {
             pass.scan.seen.extend(seen);
             pass.scan.nameless = true;
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_namespaces_show_what_their_processes_show() {
-        use crate::mount::place::Handle;
+        use crate::mount::location::Handle;
         let root = std::fs::File::open("/").unwrap();
         let handle = Handle::of(root.as_fd()).unwrap();
         let (asked, mut known) = (BTreeMap::from([(handle.mount, handle.device)]), Known::default());

@@ -4,7 +4,7 @@
 //! never through a link or across a mount.
 
 mod draft;
-mod file;
+mod record;
 
 use std::ffi::CStr;
 use std::io::Read as _;
@@ -19,8 +19,8 @@ use serde::de::DeserializeOwned;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{DATA, Name, Snapshot, Timestamp, Volume};
 pub use draft::Draft;
-pub use file::replace_file;
-use file::{RECORD_MAX, write_file};
+pub use record::replace_file;
+use record::{RECORD_MAX, write_file};
 
 /// Never out of the folder, through a link or across a mount.
 const INSIDE: ResolveFlags = ResolveFlags::BENEATH

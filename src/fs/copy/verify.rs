@@ -5,8 +5,8 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::FileType;
 
 use super::{Manifest, Progress};
-use crate::engine::tree::{TreePath, Walk, fstatat, kind_of, open_directory};
 use crate::error::{Context, Error, Kind, Result};
+use crate::fs::walk::{TreePath, Walk, fstatat, kind_of, open_directory};
 
 /// Fails unless the tree holds what the manifest says.
 pub(super) fn verify(top: BorrowedFd<'_>, made: &Manifest, progress: &Progress) -> Result<()> {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use super::seen::MountRecord;
+use super::record::MountRecord;
 
 /// A mount that uses a directory, and who can be asked to let it go.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! Flags and the file, checked and put together: all that a running orlop is told.
 
+pub mod flags;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -8,11 +10,11 @@ use serde::Deserialize;
 use crate::csi::{self, Identity, Registration};
 use crate::engine::request::{PoolSettings, Tuning};
 use crate::error::{Context, Error, Kind, Result};
-use crate::flags::{PoolFlag, Serve};
 use crate::http::Address;
 use crate::quantity::{Bytes, HumanDuration};
 use crate::socket;
 use crate::volume::{PoolName, shorten};
+use flags::{PoolFlag, Serve};
 
 /// What `orlop serve` does.
 #[derive(Debug, Clone)]

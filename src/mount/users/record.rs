@@ -1,6 +1,6 @@
 //! A mount that a scan has seen.
 
-use crate::mount::table::{DELETED, Device, Line};
+use crate::mount::mountinfo::{DELETED, Device, Line};
 use crate::sys::namespace::Described;
 
 /// A mount in some namespace.

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::tree::{Walk, fstat, fstatat, kind_of, open_directory};
 use crate::error::{Context as _, Result};
+use crate::fs::walk::{Walk, fstat, fstatat, kind_of, open_directory};
 use crate::volume::VolumeId;
 
 /// An inode with several names counts in parts, so that its names together count as one.
@@ -19,16 +19,16 @@ const WHOLE: u64 = 1 << 20;
 
 /// What a volume takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct DiskUsage {
+pub struct DiskUsage {
     /// Bytes on disk: blocks, not lengths.
-    pub(super) bytes: u64,
+    pub bytes: u64,
     /// Files, folders and all else, the top folder among them.
-    pub(super) inodes: u64,
+    pub inodes: u64,
 }
 
 /// The last measurements, and the thread that makes them while there is something to measure.
 #[derive(Debug)]
-pub(super) struct UsageCache {
+pub struct UsageCache {
     age: Duration,
     shared: Arc<Shared>,
 }
@@ -49,7 +49,7 @@ struct State {
 
 impl UsageCache {
     /// Measurements younger than `age` are not made again.
-    pub(super) fn new(age: Duration) -> Self {
+    pub fn new(age: Duration) -> Self {
         Self { age, shared: Arc::default() }
     }
 
@@ -57,7 +57,7 @@ impl UsageCache {
     ///
     /// # Errors
     /// What the kernel says when there can be no more threads.
-    pub(super) fn measure(&self, id: &VolumeId, data: OwnedFd, wait: Duration) -> Result<Option<DiskUsage>> {
+    pub fn measure(&self, id: &VolumeId, data: OwnedFd, wait: Duration) -> Result<Option<DiskUsage>> {
         let mut state = self.shared.lock();
         let last = state.last.get(id).copied();
         if last.is_none_or(|(when, _)| when.elapsed() >= self.age) && !state.is_waiting(id) {
@@ -74,12 +74,12 @@ impl UsageCache {
     }
 
     /// The last measurement of a volume.
-    pub(super) fn last(&self, id: &VolumeId) -> Option<DiskUsage> {
+    pub fn last(&self, id: &VolumeId) -> Option<DiskUsage> {
         self.shared.lock().last.get(id).map(|(_, usage)| *usage)
     }
 
     /// The volume is gone: what is measured of it just now is nobody's, or another one's of this name.
-    pub(super) fn forget(&self, id: &VolumeId) {
+    pub fn forget(&self, id: &VolumeId) {
         let mut state = self.shared.lock();
         state.last.remove(id);
         state.queue.retain(|(queued, _)| queued != id);

@@ -11,8 +11,8 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags as Classic, MountPropagationFlags, UnmountFlags};
 
+use super::location::link_to;
 use super::options::MountFlags;
-use super::place::link_to;
 use crate::error::{Context as _, Result};
 
 /// `flags` are all the flags that the mount shall have: a remount takes away what it does not name.

@@ -1,0 +1,6 @@
+//! Trees of files: walked, copied and removed while somebody may be changing them.
+
+pub mod copy;
+pub mod remove;
+
+pub(crate) mod walk;
