@@ -1,75 +1,75 @@
-# What a person runs. Each target installs what it needs itself; `.ci/run` calls these too.
+# Development commands. Each target installs the tools it needs; `.ci/run` uses the same targets.
 .DEFAULT_GOAL := help
 SHELL := bash
-# What static binaries and the image are built for: amd64, arm64 or both.
+# Architectures of the static binaries and the image: amd64, arm64 or both.
 ARCH ?= $(shell uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 
 .PHONY: help demo test lint deny sanity bench static image manifest chart cluster-up cluster-down e2e e2e-storage figures
 
-help: ## what can be made
+help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: ## a volume's whole life over CSI, step by step
+demo: ## run the whole life cycle of a volume over CSI, step by step
 	@tests/install rust
 	cargo build --quiet --bin orlop --example demo
 	@target/debug/examples/demo target/debug/orlop
 
-test: ## everything that this machine can run, csi-sanity included
+test: ## run all tests that this machine supports, including csi-sanity
 	@tests/install rust test go
 	cargo test
 	tests/sanity/run
 
-lint: ## formatting, clippy, documentation, scripts
+lint: ## check formatting, clippy, documentation and shell scripts
 	@tests/install rust lint
 	cargo fmt --check
 	cargo clippy --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet
 	tests/shellcheck
 
-deny: ## licences, sources and versions of what is built in
+deny: ## check licences, sources and versions of the dependencies
 	@tests/install rust deny
 	PATH="$${ORLOP_TOOLS:-$$HOME/.cache/orlop-tools}/bin:$$PATH" cargo deny check bans licenses sources
 
-sanity: ## csi-sanity alone
+sanity: ## run csi-sanity only
 	@tests/install rust go
 	tests/sanity/run
 
-bench: ## the figures, each beside the same work by bare system calls
+bench: ## run the benchmarks, each compared with the same work in bare system calls
 	@tests/install rust
 	cargo build --release --bin orlop
 	cargo bench --bench csi
 
-static: ## static binaries (ARCH='amd64 arm64' for both architectures)
+static: ## build static binaries (ARCH='amd64 arm64' for both architectures)
 	@tests/install rust static $(filter arm64,$(ARCH))
 	deploy/static $(ARCH)
 
-image: static ## a container image as target/image/orlop.tar, for `ctr images import` and `docker load`
+image: static ## build a container image, target/image/orlop.tar, for `ctr images import` and `docker load`
 	deploy/image $(addprefix --arch ,$(ARCH))
 
-manifest: ## deploy/orlop.yaml, for people without Helm
+manifest: ## generate deploy/orlop.yaml, for an installation without Helm
 	tests/cluster/build helm
 	deploy/manifest
 
-chart: ## the chart: lint, schemas, bad values
+chart: ## test the chart: lint, schemas, invalid values
 	@tests/install go chart
 	tests/cluster/build chart
 	tests/chart/check
 
-cluster-up: image ## a real Kubernetes on this machine, with orlop installed by Helm
+cluster-up: image ## start a Kubernetes cluster on this machine and install orlop with Helm
 	tests/cluster/install
 	tests/cluster/build cluster
 	tests/cluster/up
 	tests/cluster/orlop
 
-cluster-down: ## end it; nothing is left
+cluster-down: ## stop the cluster and remove everything it left
 	tests/cluster/down
 
-e2e: cluster-up ## our scenarios, on the cluster
+e2e: cluster-up ## run orlop's own end-to-end scenarios on the cluster
 	tests/cluster/scenarios
 
-figures: cluster-up ## time to a running pod, orlop's part of it, and memory, on the cluster
+figures: cluster-up ## measure time to a running pod, orlop's share of it, and memory, on the cluster
 	tests/cluster/figures
 
-e2e-storage: cluster-up ## Kubernetes' own storage suite, on the cluster
+e2e-storage: cluster-up ## run the Kubernetes external storage test suite on the cluster
 	tests/cluster/build e2e
 	tests/cluster/storage-suite

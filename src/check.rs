@@ -128,7 +128,7 @@ fn pool(facts: &mut Vec<Fact>, name: &PoolName, path: &Path) {
     facts.push(if quota {
         fact(Verdict::Ok, &of, "project quota", "on")
     } else {
-        fact(Verdict::Note, &of, "project quota", "off: sizes are promised, not enforced")
+        fact(Verdict::Note, &of, "project quota", "off: sizes are provisioned, not enforced")
     });
 }
 

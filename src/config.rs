@@ -1,107 +1,40 @@
-//! Flags and the file, checked and put together: all that a running orlop is told.
+//! The configuration of `orlop serve`: flags and the configuration file, checked and merged.
 
 pub mod flags;
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+mod file;
 
-use serde::Deserialize;
+use std::collections::HashSet;
+use std::path::PathBuf;
 
 use crate::csi::{self, Identity, Registration};
 use crate::engine::request::{PoolSettings, Tuning};
 use crate::error::{Context, Error, Kind, Result};
 use crate::http::Address;
-use crate::quantity::{Bytes, HumanDuration};
 use crate::socket;
-use crate::volume::{PoolName, shorten};
+use crate::volume::shorten;
+use file::{ConfigFile, PoolSection, TuningSection};
 use flags::{PoolFlag, Serve};
 
-/// What `orlop serve` does.
+/// The settings of `orlop serve`.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Who we are.
+    /// Name of the driver and of this node.
     pub identity: Identity,
-    /// Flags' pools, then the file's; the one named "default", or the first, is for volumes that name none.
+    /// The pools of the flags, then those of the file. The one named "default", or the first, is used when a request
+    /// names none.
     pub pools: Vec<PoolSettings>,
-    /// How long to wait for what.
+    /// Timeouts and concurrency.
     pub tuning: Tuning,
     /// The CSI socket.
     pub csi: PathBuf,
-    /// Where metrics and health are served.
+    /// Address of metrics and health; `None`: they are not served.
     pub http: Option<Address>,
-    /// What to tell kubelet.
+    /// Registration with kubelet; `None`: another program registers the driver.
     pub registration: Option<Registration>,
-    /// Whether to send claims to the node of their source.
+    /// Whether to move claims to the node of their source.
     #[cfg(feature = "kube")]
     pub follow_sources: bool,
-}
-
-/// The file of `--config`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct File {
-    #[serde(default, rename = "pool")]
-    pools: Vec<Pool>,
-    #[serde(default)]
-    tuning: Tunes,
-}
-
-/// A `[[pool]]`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Pool {
-    /// Its name: a lower-case word.
-    name: PoolName,
-    /// An existing, absolute directory.
-    path: PathBuf,
-    /// Whether the directory must be a mount point: then a disk that failed to mount is never replaced by the
-    /// folder below it.
-    #[serde(default)]
-    mounted: bool,
-    /// The UUID that the pool's marker must have.
-    uuid: Option<String>,
-    /// How many times the filesystem's size may be promised.
-    #[serde(default)]
-    overcommit: Overcommit,
-    /// Bytes that are never promised, as `10Gi`.
-    #[serde(default)]
-    reserve: Bytes,
-}
-
-/// `[tuning]`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Tunes {
-    /// How long a call waits for a copy before it answers "still running".
-    copy_wait: Option<HumanDuration>,
-    /// Copies at once.
-    copies: Option<usize>,
-    /// How long a call waits for another one on the same volume.
-    lock_wait: Option<HumanDuration>,
-    /// How old a measured usage may be.
-    usage_age: Option<HumanDuration>,
-}
-
-/// A ratio such as 1.5, kept in percent.
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "f64")]
-struct Overcommit(u32);
-
-impl Default for Overcommit {
-    fn default() -> Self {
-        Self(100)
-    }
-}
-
-impl TryFrom<f64> for Overcommit {
-    type Error = Error;
-
-    fn try_from(ratio: f64) -> Result<Self> {
-        // Text on the way: there is no checked conversion from a float.
-        let percent =
-            format!("{:.0}", ratio * 100.0).parse().ok().filter(|percent| (1..=100_000).contains(percent));
-        percent.map(Self).ok_or_else(|| invalid(format!("overcommit {ratio} is not between 0 and 1000")))
-    }
 }
 
 impl TryFrom<Serve> for Settings {
@@ -109,11 +42,12 @@ impl TryFrom<Serve> for Settings {
 
     fn try_from(flags: Serve) -> Result<Self> {
         let file = match &flags.config {
-            Some(path) => read(path)?,
-            None => File::default(),
+            Some(path) => file::read(path)?,
+            None => ConfigFile::default(),
         };
-        let endpoint =
-            flags.endpoint().ok_or_else(|| invalid("say where to serve CSI: --csi unix:///…/csi.sock"))?;
+        let endpoint = flags
+            .endpoint()
+            .ok_or_else(|| invalid("--csi is required, such as --csi unix:///run/orlop/csi.sock"))?;
         let csi = socket::path(endpoint).context(|| "--csi")?;
         let http = flags.http.as_deref().map(str::parse::<Address>).transpose().context(|| "--http")?;
         let driver = driver(&flags.driver)?;
@@ -124,11 +58,15 @@ impl TryFrom<Serve> for Settings {
         };
         let pools = pools(&flags.pools, file.pools)?;
         match (pools.is_empty(), flags.no_pools) {
-            (true, false) => return Err(invalid("say which pools to serve: --pool NAME=DIR, or --no-pools")),
-            (false, true) => return Err(invalid("--no-pools contradicts the pools that are given")),
+            (true, false) => {
+                return Err(invalid(
+                    "name the pools to serve by --pool NAME=DIR or --config, or use --no-pools",
+                ));
+            }
+            (false, true) => return Err(invalid("--no-pools and pools are both given: use one of them")),
             (true, true) | (false, false) => {}
         }
-        // A resizer in front of an instance without volumes must leave the growing to the nodes.
+        // csi-resizer in front of a process without volumes must leave the expansion to the nodes.
         let controller_expand = flags.controller_expand && !flags.no_pools;
         let identity = Identity { driver, node, controller_expand };
         Ok(Self {
@@ -148,13 +86,7 @@ fn invalid(text: impl Into<String>) -> Error {
     Error::new(Kind::Invalid, text)
 }
 
-fn read(path: &Path) -> Result<File> {
-    let text = std::fs::read_to_string(path).context(|| format!("read {}", path.display()))?;
-    toml::from_str(&text)
-        .map_err(|error| Error::caused(Kind::Invalid, format!("settings in {}", path.display()), error))
-}
-
-fn pools(flags: &[PoolFlag], file: Vec<Pool>) -> Result<Vec<PoolSettings>> {
+fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>> {
     let of_flags = flags.iter().map(|flag| PoolSettings {
         name: flag.name.clone(),
         path: flag.path.clone(),
@@ -175,33 +107,33 @@ fn pools(flags: &[PoolFlag], file: Vec<Pool>) -> Result<Vec<PoolSettings>> {
     let (mut names, mut paths) = (HashSet::new(), HashSet::new());
     for pool in &pools {
         if !names.insert(pool.name.as_str()) {
-            return Err(invalid(format!("pool {} is given twice", pool.name)));
+            return Err(invalid(format!("pool {} is configured twice", pool.name)));
         }
         if !paths.insert(&pool.path) {
-            return Err(invalid(format!("{} is given to two pools", pool.path.display())));
+            return Err(invalid(format!("two pools have the directory {}", pool.path.display())));
         }
         if !pool.path.is_absolute() {
-            return Err(invalid(format!("pool {}: its path is not absolute", pool.name)));
+            return Err(invalid(format!("pool {}: its directory is not an absolute path", pool.name)));
         }
     }
     Ok(pools)
 }
 
-fn tuning(tunes: Tunes) -> Result<Tuning> {
+fn tuning(section: TuningSection) -> Result<Tuning> {
     let usual = Tuning::default();
-    let copies = tunes.copies.unwrap_or(usual.copies);
+    let copies = section.copies.unwrap_or(usual.copies);
     if copies == 0 {
-        return Err(invalid("tuning: copies is 0; at least 1 is needed"));
+        return Err(invalid("tuning: copies must be at least 1"));
     }
     Ok(Tuning {
-        copy_wait: tunes.copy_wait.map_or(usual.copy_wait, |span| span.0),
+        copy_wait: section.copy_wait.map_or(usual.copy_wait, |span| span.0),
         copies,
-        lock_wait: tunes.lock_wait.map_or(usual.lock_wait, |span| span.0),
-        usage_age: tunes.usage_age.map_or(usual.usage_age, |span| span.0),
+        lock_wait: section.lock_wait.map_or(usual.lock_wait, |span| span.0),
+        usage_age: section.usage_age.map_or(usual.usage_age, |span| span.0),
     })
 }
 
-/// A driver's name: a domain of at most 63 characters, lower case because it is also a topology key's prefix.
+/// Checks a driver's name: a domain of at most 63 characters, in lower case since it is also a label prefix.
 fn driver(text: &str) -> Result<String> {
     let label = |label: &str| {
         let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -212,10 +144,13 @@ fn driver(text: &str) -> Result<String> {
     if text.len() <= 63 && ends && text.split('.').all(label) {
         return Ok(text.to_owned());
     }
-    Err(invalid(format!("--driver {:?} is not a lower-case domain of at most 63 letters", shorten(text))))
+    Err(invalid(format!(
+        "--driver {:?} is not a lower-case domain name of at most 63 characters",
+        shorten(text)
+    )))
 }
 
-/// A node's name, which is also a topology value: at most 63 characters of a label.
+/// Checks a node's name, which is also a topology value: a label value of at most 63 characters.
 fn node(text: String) -> Result<String> {
     let inside = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let end = |c: char| c.is_ascii_alphanumeric();
@@ -223,7 +158,7 @@ fn node(text: String) -> Result<String> {
         return Ok(text);
     }
     Err(invalid(format!(
-        "node name {:?} is not a label of at most 63 letters, digits, '-', '_' and '.': give one with --node-id",
+        "node name {:?} is not a label value of at most 63 letters, digits, '-', '_' and '.': set --node-id",
         shorten(&text)
     )))
 }
@@ -233,13 +168,15 @@ fn registration(flags: &Serve, driver: &str) -> Result<Option<Registration>> {
     let socket = socket::path(text).context(|| "--kubelet-registration")?;
     csi::check_registration(&socket).context(|| "--kubelet-registration")?;
     let endpoint = flags.kubelet_csi_path.clone().filter(|path| path.is_absolute());
-    let endpoint =
-        endpoint.ok_or_else(|| invalid("--kubelet-csi-path is needed: the CSI socket's path on the host"))?;
+    let endpoint = endpoint.ok_or_else(|| {
+        invalid("--kubelet-csi-path is required: the absolute path of the CSI socket on the host")
+    })?;
     Ok(Some(Registration { driver: driver.to_owned(), endpoint, socket }))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::Duration;
 
     use clap::Parser;
@@ -257,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_and_a_socket_are_enough() {
+    fn a_pool_and_a_socket_are_sufficient() {
         let settings = settings("--pool a=/x --pool b=/y --csi unix:///run/csi.sock --node-id n1").unwrap();
         assert_eq!(settings.identity.driver, "dir.orlop.dev");
         assert!(settings.identity.controller_expand);
@@ -267,13 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_the_setting() {
+    fn an_invalid_flag_is_named_in_the_error() {
         let base = "--csi unix:///run/csi.sock --node-id n";
         let cases = [
             ("--pool a=/x --node-id n".to_owned(), "--csi"),
             (base.to_owned(), "--no-pools"),
             (format!("{base} --no-pools --pool a=/x"), "--no-pools"),
-            (format!("{base} --pool a=/x --pool a=/y"), "given twice"),
+            (format!("{base} --pool a=/x --pool a=/y"), "configured twice"),
             (format!("{base} --pool a=/x --pool b=/x"), "two pools"),
             ("--pool a=/x --csi relative.sock".to_owned(), "--csi"),
             (format!("{base} --pool a=/x --http nowhere"), "--http"),
@@ -308,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_has_pools_and_tuning() {
+    fn the_file_configures_pools_and_tuning() {
         let settings = with_file(
             "[[pool]]\nname = \"z\"\npath = \"/z\"\nmounted = true\nuuid = \"u\"\novercommit = 1.5\n\
              reserve = \"10Gi\"\n[[pool]]\nname = \"a\"\npath = \"/a\"\n[tuning]\ncopies = 4\ncopy-wait = \"9s\"\n",
@@ -321,14 +258,14 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_of_the_file_are_refused_by_name() {
+    fn an_invalid_key_of_the_file_is_named_in_the_error() {
         let pool = "[[pool]]\nname = \"a\"\npath = \"/a\"\n";
         let cases = [
             (format!("{pool}colour = \"red\"\n"), "colour"),
             (format!("{pool}reserve = \"much\"\n"), "much"),
             (format!("{pool}overcommit = 0\n"), "overcommit"),
             (format!("{pool}overcommit = 1e9\n"), "overcommit"),
-            ("[[pool]]\nname = \"a\"\npath = \"rel\"\n".to_owned(), "not absolute"),
+            ("[[pool]]\nname = \"a\"\npath = \"rel\"\n".to_owned(), "not an absolute path"),
             (format!("{pool}[tuning]\ncopies = 0\n"), "copies"),
             (format!("pools = 1\n{pool}"), "pools"),
         ];

@@ -1,4 +1,4 @@
-//! Every rule about volumes. Synchronous; knows no protocol; methods read *lock, look, act, record*.
+//! Every rule about volumes. Synchronous, and independent of any protocol. Methods read *lock, load, act, commit*.
 
 pub mod jobs;
 pub mod request;
@@ -6,26 +6,30 @@ pub mod request;
 mod create;
 mod health;
 mod list;
+mod locked;
 mod publish;
 mod snapshot;
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::users::Users;
-use crate::pool::locks::{LockGuard, LockTable};
+use crate::pool::locks::LockTable;
 use crate::pool::reaper::Reaper;
-use crate::pool::store::{ObjectKind, Retention};
+use crate::pool::store::ObjectKind;
+use crate::pool::trash::Retention;
 use crate::pool::usage::UsageCache;
 use crate::pool::{OpenPool, Pool, VolumeEntry};
 use crate::volume::{
-    OnDelete, Owner, Policy, PolicyChange, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId,
+    OnDelete, Policy, PolicyChange, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId,
 };
 use jobs::{JobKey, Jobs};
+use locked::LockedVolume;
 use request::{PoolSettings, Tuning};
 
-/// All pools of this process and the rules for what is in them.
+/// The pools of this process and the rules for their contents.
 #[derive(Debug)]
 pub struct Engine {
     pools: Vec<Pool>,
@@ -38,10 +42,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Takes the pools over. Those that are not available are tried again whenever they are asked for.
+    /// Opens the pools. A pool that is not available is tried again at each request for it.
     ///
     /// # Errors
-    /// `Invalid` when two pools have one name; else what the kernel says when it gives no threads.
+    /// `Invalid` when two pools have the same name; `Internal` when the kernel allows no more threads.
     pub fn open(pools: Vec<PoolSettings>, tuning: Tuning) -> Result<Self> {
         for (i, pool) in pools.iter().enumerate() {
             if pools.iter().take(i).any(|earlier| earlier.name == pool.name) {
@@ -58,142 +62,95 @@ impl Engine {
             tuning,
         };
         for pool in &engine.pools {
-            // What is wrong with it is said by `pools`, and to everyone who asks for it.
+            // A failure is reported by `pools` and by every request for the pool.
             let _ = engine.open_pool(pool);
         }
         Ok(engine)
     }
 
-    /// Whether there is any pool in the settings, available or not.
+    /// Whether the settings name any pool, available or not.
     #[must_use]
     pub fn has_pools(&self) -> bool {
         !self.pools.is_empty()
     }
 
     fn open_pool(&self, pool: &Pool) -> Result<Arc<OpenPool>> {
-        pool.get(|opened, trashed| self.reaper.add(opened, trashed))
+        pool.get(|opened, trash| self.reaper.add(opened, trash))
     }
 
     /// The pool of this name, open.
     fn pool(&self, name: &PoolName) -> Result<Arc<OpenPool>> {
         match self.pools.iter().find(|pool| pool.settings().name == *name) {
             Some(pool) => self.open_pool(pool),
-            None => Err(Error::new(Kind::NotFound, format!("there is no pool {name} here"))),
+            None => Err(Error::new(Kind::NotFound, format!("pool {name} does not exist here"))),
         }
     }
 
-    /// The pool of what is to be deleted. Where it is not in the settings, "it is gone" would be a lie: the data may
-    /// still lie there, and nobody would come back for it.
-    fn pool_to_delete_from(&self, id: &VolumeId) -> Result<Arc<OpenPool>> {
+    /// Refuses to delete from a pool that is not in the settings. Its data may still exist, and after a success no caller
+    /// would delete it again.
+    fn check_pool_is_configured(&self, id: &VolumeId) -> Result<()> {
         if self.pools.iter().any(|pool| pool.settings().name == id.pool) {
-            return self.pool(&id.pool);
+            return Ok(());
         }
-        let text = format!(
-            "delete {id}: pool {} is not in the settings of this instance: add it, try again",
-            id.pool
-        );
+        let text =
+            format!("delete {id}: pool {} is not in the settings of this process: add it and retry", id.pool);
         Err(Error::new(Kind::Unavailable, text))
     }
 
-    fn lock_volume(&self, id: &VolumeId) -> Result<LockGuard> {
-        self.locks.take(volume_key(id))
-    }
-
-    /// The record of a volume, with the index brought in line with what is on disk. The caller holds its lock.
-    fn look(&self, pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
-        let found = read(pool, id)?;
-        let mut index = pool.index();
-        match &found {
-            Some(volume) => index.put_volume(id.name.clone(), VolumeEntry::from(volume)),
-            None => index.take_volume(&id.name),
-        }
-        drop(index);
-        Ok(found)
-    }
-
-    /// As [`Engine::look`], for who does not hold the volume's lock: while that is held, whoever holds it keeps the
-    /// index, and what was read here may be past already.
-    fn glance(&self, pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
-        let found = read(pool, id)?;
-        let entry = found.as_ref().map(VolumeEntry::from);
-        if pool.index().volumes().get(&id.name) == entry.as_ref() {
-            return Ok(found);
-        }
-        match self.locks.try_take(volume_key(id)) {
-            Some(_held) => self.look(pool, id),
-            None => Ok(found),
-        }
-    }
-
-    fn existing(&self, pool: &OpenPool, id: &VolumeId) -> Result<Volume> {
-        self.look(pool, id)?.ok_or_else(|| missing(id))
-    }
-
-    /// As [`Engine::existing`], for who does not hold the volume's lock.
-    fn seen(&self, pool: &OpenPool, id: &VolumeId) -> Result<Volume> {
-        self.glance(pool, id)?.ok_or_else(|| missing(id))
-    }
-
-    /// The volume.
+    /// Returns the volume.
     ///
     /// # Errors
     /// `NotFound`; `Unavailable` when its pool is.
     pub fn get(&self, id: &VolumeId) -> Result<Volume> {
         let pool = self.pool(&id.pool)?;
-        self.seen(&pool, id)
+        self.require_unlocked(&pool, id)
     }
 
-    /// Deletes a volume; one that does not exist is deleted already. Its data goes where its policy says.
+    /// Deletes a volume. Its data is kept as its policy says. Deleting a volume that does not exist succeeds.
     ///
     /// # Errors
-    /// `InUse`, naming who uses it; `Busy` while it is copied; `Unavailable` when its pool is.
+    /// `InUse`, naming the user; `Busy` while it is copied; `Unavailable` when its pool is.
     pub fn delete(&self, id: &VolumeId) -> Result<()> {
-        let _held = self.lock_volume(id)?;
+        self.check_pool_is_configured(id)?;
+        let volume = self.lock_volume(id)?;
         self.jobs.cancel(&JobKey::Volume(id.clone()), self.tuning.lock_wait)?;
-        let pool = self.pool_to_delete_from(id)?;
-        self.delete_locked(&pool, id)
+        self.delete_locked(&volume)
     }
 
-    fn delete_locked(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<()> {
-        let Some(volume) = self.look(pool, id)? else { return Ok(()) };
-        if !volume.managed {
-            return Ok(());
-        }
-        if let Some(JobKey::Volume(into) | JobKey::Snapshot(into)) =
+    fn delete_locked(&self, locked: &LockedVolume) -> Result<()> {
+        let (pool, id) = (&locked.pool, &locked.id);
+        let Some(volume) = locked.load()?.filter(|volume| volume.managed) else { return Ok(()) };
+        if let Some(JobKey::Volume(to) | JobKey::Snapshot(to)) =
             self.jobs.reader_of(&Source::Volume(id.clone()))
         {
-            return Err(Error::new(
-                Kind::Busy,
-                format!("volume {id} is being copied to {into}: try again then"),
-            ));
+            let text = format!("volume {id} is being copied to {to}: retry when the copy is complete");
+            return Err(Error::new(Kind::Busy, text));
         }
-        self.refuse_if_used(pool, id)?;
-        let trashed = pool.store.discard(ObjectKind::Volumes, &id.name, retention(volume.policy));
-        let trashed = trashed.context(|| format!("delete volume {id}"))?;
-        pool.index().take_volume(&id.name);
+        self.refuse_if_used(locked)?;
+        let entry = pool.store.discard(ObjectKind::Volumes, &id.name, retention(volume.policy));
+        let entry = entry.context(|| format!("delete volume {id}"))?;
+        pool.index().remove_volume(&id.name);
         self.usage.forget(id);
-        self.reaper.add(pool, [trashed]);
+        self.reaper.add(pool, [entry]);
         Ok(())
     }
 
-    fn refuse_if_used(&self, pool: &OpenPool, id: &VolumeId) -> Result<()> {
-        let Some(data) = pool.store.data(ObjectKind::Volumes, &id.name)? else { return Ok(()) };
-        let users = self.users.of(std::os::fd::AsFd::as_fd(&data));
-        let users = users.context(|| format!("find who uses volume {id}"))?;
+    fn refuse_if_used(&self, locked: &LockedVolume) -> Result<()> {
+        let id = &locked.id;
+        let Some(data) = locked.pool.store.data(ObjectKind::Volumes, &id.name)? else { return Ok(()) };
+        let users = self.users.of(data.as_fd()).context(|| format!("find the users of volume {id}"))?;
         let Some(first) = users.first() else { return Ok(()) };
         let more = if users.len() > 1 { format!(" and {} more", users.len() - 1) } else { String::new() };
-        let text = format!("volume {id} is in use by {first}{more}: stop what uses it first");
-        Err(Error::new(Kind::InUse, text))
+        Err(Error::new(Kind::InUse, format!("volume {id} is in use by {first}{more}: stop it and retry")))
     }
 
-    /// Gives a volume a larger size; one that is large enough already stays as it is.
+    /// Expands a volume. A volume that is large enough is unchanged.
     ///
     /// # Errors
-    /// `NotFound`; `OutOfRange` for less than it has; `NoSpace` when the pool may not promise so much.
+    /// `NotFound`; `OutOfRange` for a smaller size; `NoSpace` when the pool cannot provision the size.
     pub fn expand(&self, id: &VolumeId, range: SizeRange) -> Result<Volume> {
-        let _held = self.lock_volume(id)?;
-        let pool = self.pool(&id.pool)?;
-        let mut volume = self.existing(&pool, id)?;
+        let locked = self.lock_volume(id)?;
+        let mut volume = locked.require()?;
         if range.limit != 0 && range.limit < volume.size {
             let text = format!("volume {id} has {} bytes and cannot shrink to {}", volume.size, range.limit);
             return Err(Error::new(Kind::OutOfRange, text));
@@ -202,109 +159,64 @@ impl Engine {
             return Ok(volume);
         }
         if !volume.managed {
-            let text = format!("volume {id} was put there by hand: its size is not orlop's to change");
+            let text = format!("volume {id} is unmanaged and cannot be resized");
             return Err(Error::new(Kind::Unsupported, text));
         }
-        let reserved = pool.reserve(range.required - volume.size)?;
+        let reservation = locked.pool.reserve(range.required - volume.size)?;
         volume.size = range.required;
-        self.set_limit(&pool, &mut volume)?;
-        pool.store.rewrite(&volume)?;
-        reserved.keep(id.name.clone(), VolumeEntry::from(&volume));
+        locked.apply_limits(&mut volume)?;
+        locked.pool.store.rewrite(&volume)?;
+        reservation.commit(id.name.clone(), VolumeEntry::from(&volume));
         Ok(volume)
     }
 
-    /// Changes the part of a volume's policy that may change.
+    /// Changes the mutable part of a volume's policy.
     ///
     /// # Errors
-    /// `NotFound`; `Unsupported` for a limit that the pool cannot set; then nothing is changed.
+    /// `NotFound`; `Unsupported` for a limit that the pool cannot enforce. The volume is unchanged then.
     pub fn modify(&self, id: &VolumeId, change: PolicyChange) -> Result<Volume> {
-        let _held = self.lock_volume(id)?;
-        let pool = self.pool(&id.pool)?;
-        let mut volume = self.existing(&pool, id)?;
+        let locked = self.lock_volume(id)?;
+        let mut volume = locked.require()?;
         let policy = change.applied_to(volume.policy);
         if policy == volume.policy {
             return Ok(volume);
         }
         if !volume.managed {
-            let text = format!("volume {id} was put there by hand: it has no policy to change");
+            let text = format!("volume {id} is unmanaged and has no policy");
             return Err(Error::new(Kind::Unsupported, text));
         }
         volume.policy = policy;
-        self.set_limit(&pool, &mut volume)?;
-        pool.store.rewrite(&volume)?;
+        locked.apply_limits(&mut volume)?;
+        locked.pool.store.rewrite(&volume)?;
         Ok(volume)
     }
 
-    fn set_limit(&self, pool: &OpenPool, volume: &mut Volume) -> Result<()> {
-        let data = pool.store.data(ObjectKind::Volumes, &volume.id.name)?;
-        let data =
-            data.ok_or_else(|| Error::new(Kind::Internal, format!("volume {} has no data", volume.id)))?;
-        let data = std::os::fd::AsFd::as_fd(&data);
-        volume.enforced = pool.backend.limit(data, volume.size, volume.policy.limit)?;
-        Ok(())
-    }
-
-    /// Copies that run now.
+    /// Number of copies that are running or waiting.
     #[must_use]
     pub fn jobs_running(&self) -> usize {
         self.jobs.count()
     }
 
-    /// Waits until the reaper has removed what is due; says whether it has.
+    /// Waits until the reaper has removed all trash that is due; reports whether that happened in time.
     #[must_use]
-    pub fn wait_idle(&self, wait: Duration) -> bool {
-        self.reaper.wait_idle(wait)
+    pub fn wait_idle(&self, timeout: Duration) -> bool {
+        self.reaper.wait_idle(timeout)
     }
 
-    /// Stops the copies; what they have made so far is swept at the next start, and a retry starts them again.
+    /// Stops the copies. The next start sweeps their remains, and retries start them again.
     pub fn shutdown(&self) {
         self.jobs.shutdown(Duration::from_secs(2));
     }
 }
 
-fn volume_key(id: &VolumeId) -> String {
-    format!("volume {}", id.name)
-}
-
-fn missing(id: &VolumeId) -> Error {
-    Error::new(Kind::NotFound, format!("volume {id} does not exist"))
-}
-
-/// The record of a volume, or what stands for it where there is only data. Where it lies says which volume it is, not
-/// what its record says: the folder may be a copy of another, or the pool may have got another name.
-fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
-    if let Some(volume) = pool.store.volume(&id.name)? {
-        return Ok(Some(Volume { id: id.clone(), ..volume }));
-    }
-    let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
-    Ok(data.map(|_| unmanaged(id)))
-}
-
-/// A folder in `volumes/` without a record: an administrator put it there, and orlop does not delete it.
-fn unmanaged(id: &VolumeId) -> Volume {
-    Volume {
-        schema: 1,
-        id: id.clone(),
-        requested_name: id.name.to_string(),
-        size: 0,
-        enforced: crate::volume::Enforced::No,
-        owner: Owner::default(),
-        policy: Policy { on_delete: OnDelete::Retain, ..Policy::default() },
-        labels: crate::volume::Labels::new(),
-        source: None,
-        created: Timestamp::default(),
-        managed: false,
-        ephemeral: false,
-    }
-}
-
 fn retention(policy: Policy) -> Retention {
-    let now = Timestamp::now().seconds;
+    let now = Timestamp::now().as_second();
     match policy.on_delete {
         OnDelete::Delete => Retention::Until(now),
-        OnDelete::Trash => Retention::Until(
-            now.saturating_add(i64::try_from(policy.trash_for.as_secs()).unwrap_or(i64::MAX)),
-        ),
+        OnDelete::Trash => {
+            let kept = i64::try_from(policy.trash_for.as_secs()).unwrap_or(i64::MAX);
+            Retention::Until(now.saturating_add(kept))
+        }
         OnDelete::Retain => Retention::Forever,
     }
 }

@@ -1,6 +1,111 @@
-//! Trees of files: walked, copied and removed while somebody may be changing them.
+//! Trees of files: walked, copied, removed and measured while a tenant may be changing them.
+//!
+//! Every entry is reached by one component below an open directory. No symbolic link is followed, no mount entered, and
+//! nothing is opened in a way that can block on a device or a FIFO.
 
 pub mod copy;
 pub mod remove;
 
-pub(crate) mod walk;
+mod disk_usage;
+mod walk;
+
+use std::ffi::CStr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat, openat2, statx};
+use rustix::io::{Errno, Result as ErrnoResult};
+use rustix::path::{Arg, DecInt};
+
+use crate::error::{Context, Error, Kind, Result};
+
+pub use self::disk_usage::{DiskUsage, disk_usage};
+use self::walk::{Entry, TreePath, Walk};
+
+/// Without `BENEATH`: a name read from a directory has no slash, so `BENEATH` would forbid nothing. It would also report
+/// `EXDEV` when a concurrent rename moves the entry, and here `EXDEV` must mean a mount only.
+const RESOLVE: ResolveFlags =
+    ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Repeats a call that the kernel aborted because of an unrelated rename (`EAGAIN`, see openat2(2)) or a signal.
+fn retry_transient<T>(mut call: impl FnMut() -> ErrnoResult<T>) -> ErrnoResult<T> {
+    for _ in 0..64 {
+        let result = call();
+        if !matches!(result, Err(Errno::AGAIN | Errno::INTR)) {
+            return result;
+        }
+    }
+    call()
+}
+
+/// Opens an entry of any type as a path-only descriptor: no device is opened, no FIFO blocks, no symlink is followed.
+fn open_path(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<OwnedFd> {
+    retry_transient(|| {
+        openat2(at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), RESOLVE)
+    })
+}
+
+/// Opens a directory for reading, without following a symlink or entering a mount. The name `.` reopens a path-only
+/// descriptor.
+///
+/// # Errors
+/// `EXDEV` if it is a mount point, `ELOOP` or `ENOTDIR` if it is not a directory; otherwise the failed call.
+pub fn open_directory<P: Arg + Copy>(at: BorrowedFd<'_>, name: P) -> ErrnoResult<OwnedFd> {
+    with_noatime(|flags| retry_transient(|| openat2(at, name, DIRECTORY | flags, Mode::empty(), RESOLVE)))
+}
+
+/// Opens a file with `O_NOATIME`, or without it where the kernel forbids that.
+fn with_noatime(mut open: impl FnMut(OFlags) -> ErrnoResult<OwnedFd>) -> ErrnoResult<OwnedFd> {
+    match open(OFlags::NOATIME) {
+        Err(Errno::PERM) => open(OFlags::empty()),
+        result => result,
+    }
+}
+
+/// The attributes of an open file or path-only descriptor.
+fn fstat(fd: BorrowedFd<'_>) -> ErrnoResult<Statx> {
+    statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
+}
+
+/// The attributes of a name, which is not followed.
+fn fstatat(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<Statx> {
+    statx(at, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
+}
+
+/// The type of a file.
+fn kind_of(stat: &Statx) -> FileType {
+    FileType::from_raw_mode(stat.stx_mode.into())
+}
+
+/// Opens the file behind a path-only descriptor through `/proc`, even if its name has changed since.
+#[derive(Debug)]
+struct Reopen(OwnedFd);
+
+impl Reopen {
+    fn new() -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fds =
+            rustix::fs::open(c"/proc/self/fd", flags, Mode::empty()).context(|| "open /proc/self/fd")?;
+        Ok(Self(fds))
+    }
+
+    /// The file must be known to be regular: opening another type could block.
+    fn for_reading(&self, file: BorrowedFd<'_>) -> ErrnoResult<OwnedFd> {
+        with_noatime(|flags| self.with(file, OFlags::RDONLY | flags))
+    }
+
+    /// The file must be known to be regular: opening another type could block.
+    fn for_writing(&self, file: BorrowedFd<'_>) -> ErrnoResult<OwnedFd> {
+        self.with(file, OFlags::WRONLY)
+    }
+
+    fn with(&self, file: BorrowedFd<'_>, flags: OFlags) -> ErrnoResult<OwnedFd> {
+        retry_transient(|| openat(&self.0, DecInt::from_fd(file), flags | OFlags::CLOEXEC, Mode::empty()))
+    }
+}
+
+/// The error for a directory that is a mount point.
+fn mounted_here(kind: Kind) -> Error {
+    Error::new(kind, "something is mounted here")
+}

@@ -4,13 +4,12 @@
 //!
 //! | layer | modules | |
 //! |---|---|---|
-//! | assembly | [`cli`], [`config`], [`run`], [`check`] | puts the parts together; knows all |
+//! | assembly | [`cli`], [`flags`], [`settings`], [`run`], [`check`] | puts the parts together; knows all |
 //! | doors | [`csi`], [`http`], `kube` | a protocol in: parse, call the engine once, answer; async |
 //! | beside them | [`socket`], [`telemetry`], [`metrics`], [`health`], [`quantity`] | what doors use |
 //! | engine | [`engine`] | every rule about volumes; synchronous; knows no protocol |
-//! | pool | [`pool`], [`backend`] | a directory that describes itself: marker, records, drafts, trash |
+//! | pool | [`pool`], [`store`], [`backend`] | a directory that describes itself: marker, records, drafts, trash |
 //! | mount | [`mount`] | a directory at a path; the kernel's table is the truth |
-//! | files | [`fs`] | trees of files: walked, copied, removed |
 //! | words | [`volume`], [`error`] | no I/O; every layer may use them |
 //! | kernel | [`sys`] | the only `unsafe` |
 //!

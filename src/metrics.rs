@@ -24,17 +24,18 @@ const BUCKETS: [f64; 15] =
 /// One figure of each pool: name, help, value.
 type Figure = (&'static str, &'static str, fn(&PoolStatus) -> u64);
 
-const POOL: [Figure; 8] = [
-    ("orlop_pool_available", "Whether the pool is there: 1 or 0", |pool| {
+const POOL: [Figure; 9] = [
+    ("orlop_pool_available", "Whether the pool is available: 1 or 0", |pool| {
         u64::from(pool.unavailable.is_none())
     }),
-    ("orlop_pool_capacity_bytes", "Size of the filesystem below the pool", |pool| pool.total),
-    ("orlop_pool_promised_bytes", "Sizes of the pool's volumes together", |pool| pool.provisioned),
-    ("orlop_pool_free_bytes", "What may still be promised to volumes", |pool| pool.free),
+    ("orlop_pool_capacity_bytes", "Size of the pool's filesystem", |pool| pool.total),
+    ("orlop_pool_provisioned_bytes", "Sum of the sizes of the pool's volumes", |pool| pool.provisioned),
+    ("orlop_pool_allocatable_bytes", "Bytes that can still be provisioned", |pool| pool.allocatable),
+    ("orlop_records_unreadable", "Volumes and snapshots whose record cannot be read", |pool| pool.unreadable),
     ("orlop_volumes", "Volumes in the pool", |pool| pool.volumes),
     ("orlop_snapshots", "Snapshots in the pool", |pool| pool.snapshots),
-    ("orlop_trash_entries", "Deleted volumes that are kept or wait to be removed", |pool| pool.trash),
-    ("orlop_reaper_stopped", "Whether something keeps the trash from being removed: 1 or 0", |pool| {
+    ("orlop_trash_entries", "Deleted objects that are to be removed, now or when their retention has passed", |pool| pool.trash),
+    ("orlop_reaper_stopped", "Whether trash cannot be removed: 1 or 0", |pool| {
         u64::from(pool.reaper_stopped.is_some())
     }),
 ];

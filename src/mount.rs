@@ -5,6 +5,7 @@
 pub mod location;
 pub mod mountinfo;
 pub mod options;
+
 pub mod users;
 
 mod busy;

@@ -1,6 +1,7 @@
 //! The words of orlop as types: names, ids, sizes, policies, volumes and snapshots. No I/O; parse and check.
 
 mod id;
+mod record;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 pub use id::{Name, PoolName, VolumeId, shorten};
+pub use jiff::Timestamp;
+pub use record::{BackendState, SCHEMA, Snapshot, Volume};
 
 /// The folder of a volume or snapshot that a container sees.
 pub const DATA: &str = "data";
@@ -24,24 +27,16 @@ pub struct SizeRange {
 }
 
 impl SizeRange {
-    /// A range of two numbers as CSI sends them.
+    /// Creates a range.
     ///
     /// # Errors
-    /// `OutOfRange` when one is negative or the limit lies below what is required.
-    pub fn new(required: i64, limit: i64) -> Result<Self> {
-        let bytes = |what: &str, value: i64| {
-            u64::try_from(value)
-                .map_err(|_| Error::new(Kind::OutOfRange, format!("{what} is negative: {value}")))
-        };
-        let range =
-            Self { required: bytes("required_bytes", required)?, limit: bytes("limit_bytes", limit)? };
-        if range.limit != 0 && range.limit < range.required {
-            return Err(Error::new(
-                Kind::OutOfRange,
-                format!("limit_bytes {limit} is less than required_bytes {required}"),
-            ));
+    /// `OutOfRange` when the limit is below the required size.
+    pub fn new(required: u64, limit: u64) -> Result<Self> {
+        if limit != 0 && limit < required {
+            let text = format!("the largest allowed size {limit} is below the required size {required}");
+            return Err(Error::new(Kind::OutOfRange, text));
         }
-        Ok(range)
+        Ok(Self { required, limit })
     }
 
     /// Whether a volume of this size answers the request.
@@ -160,7 +155,16 @@ impl fmt::Display for Source {
     }
 }
 
-/// What the kernel really enforces for a volume, as read back from it.
+/// The limits that a new or resized object is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Bytes; 0: unlimited.
+    pub bytes: u64,
+    /// Whether the limits are to be enforced.
+    pub mode: Limit,
+}
+
+/// What the kernel enforces for a volume, as read back from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforced {
@@ -171,94 +175,8 @@ pub enum Enforced {
     Bytes,
 }
 
-/// Seconds and nanoseconds since 1970, as files have them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-pub struct Timestamp {
-    /// Whole seconds.
-    pub seconds: i64,
-    /// And nanoseconds, below 1 000 000 000.
-    pub nanos: u32,
-}
-
-impl Timestamp {
-    /// The time now.
-    #[must_use]
-    pub fn now() -> Self {
-        let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-        Self { seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos: since.subsec_nanos() }
-    }
-}
-
 /// Labels of whoever asked for an object, such as a claim's name and namespace.
 pub type Labels = BTreeMap<String, String>;
-
-/// A volume as its record tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Volume {
-    /// The record's form; 1.
-    pub schema: u32,
-    /// `<pool>/<name>`.
-    pub id: VolumeId,
-    /// The name as it was asked for.
-    pub requested_name: String,
-    /// Promised bytes; 0: no size was asked for.
-    pub size: u64,
-    /// What the kernel enforces.
-    #[serde(default)]
-    pub enforced: Enforced,
-    /// The root directory's owner and mode when it was made.
-    pub owner: Owner,
-    /// What may be changed later.
-    #[serde(default)]
-    pub policy: Policy,
-    /// Labels of the one who asked.
-    #[serde(default, skip_serializing_if = "Labels::is_empty")]
-    pub labels: Labels,
-    /// What it was copied from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<Source>,
-    /// When it was made.
-    pub created: Timestamp,
-    /// Whether orlop made it and may delete its data. A directory that an administrator put into `volumes/` is not.
-    #[serde(default = "yes")]
-    pub managed: bool,
-    /// Whether it goes with the pod it was published for (CSI inline volume).
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub ephemeral: bool,
-}
-
-/// A snapshot as its record tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Snapshot {
-    /// The record's form; 1.
-    pub schema: u32,
-    /// `<pool>/<name>`.
-    pub id: VolumeId,
-    /// The name as it was asked for.
-    pub requested_name: String,
-    /// The volume it was taken of, which may be gone since.
-    pub of: VolumeId,
-    /// The volume's promised size at that time: a restore needs at least so much.
-    pub size: u64,
-    /// Entries copied: files, directories, links and others, the root not counted.
-    pub entries: u64,
-    /// Bytes of file contents copied, holes not counted.
-    pub bytes: u64,
-    /// Labels of the one who asked.
-    #[serde(default, skip_serializing_if = "Labels::is_empty")]
-    pub labels: Labels,
-    /// When the copy began.
-    pub created: Timestamp,
-    /// Whether the copy is complete; a record on disk always says true.
-    #[serde(skip, default = "yes")]
-    pub ready: bool,
-}
-
-fn yes() -> bool {
-    true
-}
 
 mod seconds {
     use std::time::Duration;
@@ -279,9 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_checked() {
-        assert_eq!(SizeRange::new(-1, 0).unwrap_err().kind(), Kind::OutOfRange);
-        assert_eq!(SizeRange::new(0, -1).unwrap_err().kind(), Kind::OutOfRange);
+    fn a_size_range_admits_sizes_between_its_bounds() {
         assert_eq!(SizeRange::new(2, 1).unwrap_err().kind(), Kind::OutOfRange);
         let range = SizeRange::new(2, 3).unwrap();
         assert_eq!([1, 2, 3, 4].map(|size| range.admits(size)), [false, true, true, false]);

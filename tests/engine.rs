@@ -42,7 +42,7 @@ fn a_volume_lives_is_copied_and_is_gone() {
     let data = dir.path().join("volumes/a/data");
     fs::write(data.join("file"), "hello").unwrap();
 
-    let cut = CreateSnapshot { name: "s".into(), of: volume.id.clone(), labels: Default::default() };
+    let cut = CreateSnapshot { name: "s".into(), source_volume: volume.id.clone(), labels: Default::default() };
     let snapshot = engine.create_snapshot(&cut).unwrap();
     assert!(snapshot.ready);
     assert_eq!((snapshot.entries, snapshot.bytes), (1, 5));

@@ -108,7 +108,7 @@ fn a_disk_without_inodes_is_said_and_can_be_emptied() {
         no_space(engine.create(&request("new", 0)), "new");
         no_space(engine.create_snapshot(&cut("t", &id("a"))), "t");
         no_space(engine.expand(&id("a"), SizeRange { required: 1, limit: 0 }), "volumes/a");
-        // Room for a folder and its data, not for the record.
+        // FsStats for a folder and its data, not for the record.
         for spare in 1..4 {
             fs::remove_file(data.join(spare.to_string())).unwrap();
             if spare < 3 {

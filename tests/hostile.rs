@@ -261,8 +261,8 @@ proptest! {
 }
 
 #[test]
-fn negative_sizes_are_out_of_range() {
-    for (required, limit) in [(-1, 0), (0, -1), (i64::MIN, i64::MIN), (2, 1), (i64::MAX, 1)] {
+fn a_limit_below_the_required_size_is_out_of_range() {
+    for (required, limit) in [(2, 1), (u64::MAX, 1), (u64::MAX, u64::MAX - 1)] {
         assert_eq!(kind(SizeRange::new(required, limit)), Kind::OutOfRange);
     }
 }

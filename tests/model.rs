@@ -20,7 +20,7 @@ use proptest::test_runner::FileFailurePersistence;
 /// Plain names, and such as only a digest can stand for.
 const NAMES: [&str; 6] = ["a", "B.1", "c-c", "..", "new\nline", "/etc/ü"];
 
-/// Sizes that may be promised, and such as no disk has.
+/// Sizes that may be provisioned, and such as no disk has.
 const SIZES: [u64; 6] = [0, 1, 4096, 1 << 30, 1 << 62, u64::MAX];
 
 const FATES: [OnDelete; 3] = [OnDelete::Delete, OnDelete::Trash, OnDelete::Retain];
@@ -296,7 +296,7 @@ impl World<'_> {
         assert!(listed_snapshots(engine).iter().eq(all.iter().collect::<std::collections::BTreeSet<_>>()));
         for (which, snapshot) in &self.model.snapshots {
             let found = engine.get_snapshot(&id(NAMES[*which])).unwrap();
-            assert_eq!((found.size, &found.of), (snapshot.size, &id(NAMES[snapshot.of])));
+            assert_eq!((found.size, &found.source_volume), (snapshot.size, &id(NAMES[snapshot.of])));
             self.holds("snapshots", *which, snapshot.text);
         }
     }

@@ -51,7 +51,7 @@ fn clone_of(name: &str, of: &VolumeId) -> CreateVolume {
 }
 
 fn cut(name: &str, of: &VolumeId) -> CreateSnapshot {
-    CreateSnapshot { name: name.into(), of: of.clone(), labels: Default::default() }
+    CreateSnapshot { name: name.into(), source_volume: of.clone(), labels: Default::default() }
 }
 
 fn kind<T: std::fmt::Debug>(result: orlop::error::Result<T>) -> Kind {
@@ -334,7 +334,7 @@ fn a_copy_has_at_least_the_size_and_by_default_the_owner_of_its_source() {
     assert_eq!((bits("b"), bits("c")), (0o750, 0o700));
     let before = engine.pools()[0].provisioned;
     engine.create_snapshot(&cut("s", &a)).unwrap();
-    assert_eq!(engine.pools()[0].provisioned, before, "a snapshot is not counted as promised");
+    assert_eq!(engine.pools()[0].provisioned, before, "a snapshot is not counted as provisioned");
 }
 
 #[test]

@@ -651,7 +651,7 @@ async fn health_and_metrics_are_told() {
     let text = server.http("/metrics");
     let count = "csi_plugin_operations_seconds_count{driver_name=\"dir.orlop.dev\",\
                  method_name=\"/csi.v1.Controller/CreateVolume\",grpc_status_code=\"OK\"} 1";
-    for line in [count, "orlop_volumes{pool=\"p\"} 1", "orlop_pool_promised_bytes{pool=\"p\"} 1048576"] {
+    for line in [count, "orlop_volumes{pool=\"p\"} 1", "orlop_pool_provisioned_bytes{pool=\"p\"} 1048576"] {
         assert!(text.contains(line), "{line}\n{text}");
     }
 }

@@ -46,7 +46,8 @@ impl TryFrom<proto::CreateSnapshotRequest> for CreateSnapshot {
         telemetry::about(&request.source_volume_id);
         let name = fields::name(request.name)?;
         let labels = params::labels_only(request.parameters)?;
-        Ok(Self { name, of: fields::id("source_volume_id", request.source_volume_id)?, labels })
+        let source_volume = fields::id("source_volume_id", request.source_volume_id)?;
+        Ok(Self { name, source_volume, labels })
     }
 }
 
@@ -72,7 +73,7 @@ fn modify(request: proto::ControllerModifyVolumeRequest) -> Result<(VolumeId, Po
 /// Reads the filter of ListSnapshots; `None`: an id of it is that of nothing.
 fn filter(request: &proto::ListSnapshotsRequest) -> Option<SnapshotFilter> {
     let read = |text: &str| if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) };
-    Some(SnapshotFilter { id: read(&request.snapshot_id)?, of: read(&request.source_volume_id)? })
+    Some(SnapshotFilter { id: read(&request.snapshot_id)?, source_volume: read(&request.source_volume_id)? })
 }
 
 /// Reads GetCapacity; `None`: here is none of what was asked for. What no node can make is an error, not "no room":

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 use super::proto;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{SizeRange, VolumeId, shorten};
 
 /// The specification's bound of a string.
@@ -90,10 +90,16 @@ pub(super) fn map(field: &str, map: &HashMap<String, String>) -> Result<()> {
     Ok(())
 }
 
-/// The sizes asked for; no range is any size.
+/// The requested size. Without a range, any size is acceptable.
 pub(super) fn size(range: Option<proto::CapacityRange>) -> Result<SizeRange> {
     let range = range.unwrap_or_default();
-    SizeRange::new(range.required_bytes, range.limit_bytes)
+    let bytes = |field: &str, value: i64| {
+        u64::try_from(value)
+            .map_err(|_| Error::new(Kind::OutOfRange, format!("{field} is negative: {value}")))
+    };
+    let required = bytes("required_bytes", range.required_bytes)?;
+    let limit = bytes("limit_bytes", range.limit_bytes)?;
+    SizeRange::new(required, limit).context(|| format!("required_bytes {required}, limit_bytes {limit}"))
 }
 
 #[cfg(test)]

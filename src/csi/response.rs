@@ -56,10 +56,10 @@ pub(super) fn snapshot(found: &Snapshot) -> Option<proto::Snapshot> {
     Some(proto::Snapshot {
         size_bytes: signed(found.size),
         snapshot_id: found.id.to_string(),
-        source_volume_id: found.of.to_string(),
+        source_volume_id: found.source_volume.to_string(),
         creation_time: Some(prost_types::Timestamp {
-            seconds: found.created.seconds,
-            nanos: i32::try_from(found.created.nanos).unwrap_or_default(),
+            seconds: found.created.as_second(),
+            nanos: found.created.subsec_nanosecond(),
         }),
         ready_to_use: found.ready,
         group_snapshot_id: String::new(),
@@ -164,11 +164,12 @@ mod tests {
             unavailable: unavailable.map(str::to_owned),
             total: 0,
             provisioned: 0,
-            free: 0,
+            allocatable: 0,
             volumes: 0,
             snapshots: 0,
             trash: 0,
             reaper_stopped: None,
+            unreadable: 0,
         };
         let pools = [pool("a", Some("not mounted")), pool("b", None), pool("c", Some("gone"))];
         let entries = storage_health(&pools);

@@ -1,4 +1,4 @@
-//! Making volumes: empty ones at once, clones and restores by a job.
+//! Creating volumes: empty ones at once, clones and restores by a job.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -7,161 +7,142 @@ use rustix::fs::{self, Gid, Mode, OFlags, Uid};
 
 use super::Engine;
 use super::jobs::{Job, JobKey};
+use super::locked::{LockedVolume, check_limit, limits};
 use super::request::{CreateVolume, OwnerSpec};
+use crate::backend::{CopySpec, CopyStats};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::fs::copy::{Manifest, copy_tree};
-use crate::pool::locks::LockGuard;
+use crate::pool::locks::{LockGuard, LockKey};
 use crate::pool::store::{Draft, ObjectKind};
 use crate::pool::{OpenPool, Pool, Reservation, VolumeEntry};
-use crate::volume::{Enforced, Name, Owner, PoolName, Source, Timestamp, Volume, VolumeId};
+use crate::volume::{Enforced, Name, Owner, PoolName, SCHEMA, Source, Timestamp, Volume, VolumeId};
 
 impl Engine {
-    /// Makes a volume, or finds the one that an earlier call of this name made.
+    /// Creates a volume, or returns the one that an earlier request of this name created.
     ///
     /// # Errors
-    /// `Conflict` when one of this name differs; `NoSpace`; `OutOfRange`; `NotFound` for the source;
-    /// `Busy` while its data is still being copied.
+    /// `Conflict` when the existing volume differs; `NoSpace`; `OutOfRange`; `NotFound` for the source; `Busy` while its
+    /// data is being copied.
     pub fn create(&self, request: &CreateVolume) -> Result<Volume> {
         self.create_as(request, false)
     }
 
     pub(super) fn create_as(&self, request: &CreateVolume, ephemeral: bool) -> Result<Volume> {
-        let pool = self.choose(request)?;
+        // The default pool is fixed, so a retry finds the volume in the same pool.
+        let pool = self.open_pool(self.requested_pool(request.pool.as_ref())?)?;
         let id = VolumeId { pool: pool.settings.name.clone(), name: Name::of(&request.name) };
-        let _held = self.lock_volume(&id)?;
+        let locked = self.lock_volume_in(&pool, &id)?;
         if let Some(job) = self.jobs.find(&JobKey::Volume(id.clone())) {
             check_source(&id, Some(&job.from), request)?;
-            return self.join_copy(&pool, &id, &job, request);
+            return self.join_copy(&locked, &job, request);
         }
-        if let Some(found) = self.look(&pool, &id)? {
+        if let Some(found) = locked.load()? {
             check_same(&found, request)?;
             return Ok(found);
         }
-        self.refuse_elsewhere(&id)?;
-        pool.backend.check_limit(request.policy.limit)?;
+        self.refuse_name_of_other_pool(&id)?;
+        check_limit(&pool, request.policy.limit)?;
         match &request.source {
-            None => self.make_empty(&pool, id, request, ephemeral),
-            Some(source) => self.make_copy(&pool, id, request, source),
+            None => self.create_empty(&locked, request, ephemeral),
+            Some(source) => {
+                let job = self.start_copy(&locked, request, source)?;
+                self.join_copy(&locked, &job, request)
+            }
         }
     }
 
-    /// The pool asked for, or the default: so a retry looks in the same place.
-    fn choose(&self, request: &CreateVolume) -> Result<Arc<OpenPool>> {
-        self.open_pool(self.wanted_pool(request.pool.as_ref())?)
-    }
-
-    /// The pool of this name, or the default. All nodes have the same settings, so a name that is not in them is a
-    /// mistake, and no node has it: to send the caller to the next one would go on for ever.
-    pub(super) fn wanted_pool(&self, name: Option<&PoolName>) -> Result<&Pool> {
+    /// The pool of this name, or the default one. All nodes have the same settings, so an unknown name is a mistake that
+    /// no other node can serve.
+    pub(super) fn requested_pool(&self, name: Option<&PoolName>) -> Result<&Pool> {
         let Some(name) = name else { return self.default_pool() };
         self.pools.iter().find(|pool| pool.settings().name == *name).ok_or_else(|| {
             let known: Vec<_> = self.pools.iter().map(|pool| pool.settings().name.as_str()).collect();
-            let text = format!("parameter pool: there is no pool {name} here; there is {}", known.join(", "));
+            let text = format!("pool {name} does not exist; the configured pools are: {}", known.join(", "));
             Error::new(Kind::Invalid, text)
         })
     }
 
     /// The pool named "default", or the first of the settings.
-    pub(super) fn default_pool(&self) -> Result<&Pool> {
+    fn default_pool(&self) -> Result<&Pool> {
         let named = self.pools.iter().find(|pool| pool.settings().name.as_str() == "default");
-        let text = "this instance serves no pools: ask one that does";
+        let text = "this process serves no pools: send the request to one that does";
         named.or(self.pools.first()).ok_or_else(|| Error::new(Kind::Unavailable, text))
     }
 
-    /// Where a volume goes whose caller names no pool.
+    /// The pool of a volume whose request names none.
     ///
     /// # Errors
     /// `Unavailable` when there are no pools.
-    pub fn default_pool_name(&self) -> Result<crate::volume::PoolName> {
+    pub fn default_pool_name(&self) -> Result<PoolName> {
         self.default_pool().map(|pool| pool.settings().name.clone())
     }
 
-    /// A name belongs to one volume in all pools of a driver.
-    fn refuse_elsewhere(&self, id: &VolumeId) -> Result<()> {
+    /// Refuses a name that a volume in another pool has: names are unique across the pools of a process.
+    fn refuse_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
         for pool in self.pools.iter().filter_map(Pool::opened) {
             if pool.settings.name != id.pool && pool.index().volumes().contains_key(&id.name) {
-                let text = format!("volume {} is in pool {} already", id.name, pool.settings.name);
+                let text = format!("volume {} exists already, in pool {}", id.name, pool.settings.name);
                 return Err(Error::new(Kind::Conflict, text));
             }
         }
         Ok(())
     }
 
-    fn make_empty(
-        &self,
-        pool: &Arc<OpenPool>,
-        id: VolumeId,
-        request: &CreateVolume,
-        ephemeral: bool,
-    ) -> Result<Volume> {
-        let reserved = pool.reserve(request.size.required)?;
-        let mut volume = volume_of(id, request, request.size.required);
+    fn create_empty(&self, locked: &LockedVolume, request: &CreateVolume, ephemeral: bool) -> Result<Volume> {
+        let pool = &locked.pool;
+        let reservation = pool.reserve(request.size.required)?;
+        let mut volume = new_record(locked.id.clone(), request, request.size.required);
         volume.ephemeral = ephemeral;
-        volume.owner = owner_of(request.owner, Owner::default());
+        volume.owner = merged_owner(request.owner, Owner::default());
         let made = pool.store.draft().and_then(|draft| {
-            pool.backend.make(draft.dir())?;
-            finish_volume(draft, &mut volume, reserved)
+            volume.backend = pool.backend.allot()?;
+            volume.enforced = pool.backend.create(draft.dir(), &volume.backend, limits(&volume))?;
+            finish_volume(draft, &volume, reservation)
         });
         self.reaper.add(pool, pool.store.take_abandoned());
         made.context(|| format!("create volume {}", volume.id)).map(|()| volume)
     }
 
-    fn make_copy(
-        &self,
-        pool: &Arc<OpenPool>,
-        id: VolumeId,
-        request: &CreateVolume,
-        source: &Source,
-    ) -> Result<Volume> {
-        let job = self.start_copy(pool, &id, request, source)?;
-        self.join_copy(pool, &id, &job, request)
-    }
-
-    fn start_copy(
-        &self,
-        pool: &Arc<OpenPool>,
-        id: &VolumeId,
-        request: &CreateVolume,
-        source: &Source,
-    ) -> Result<Arc<Job>> {
-        // Held while the job is entered, so that a delete of the source sees either no reader or this one.
+    fn start_copy(&self, locked: &LockedVolume, request: &CreateVolume, source: &Source) -> Result<Arc<Job>> {
+        let (pool, id) = (&locked.pool, &locked.id);
+        // Held until the job is registered, so that a delete of the source finds the job.
         let _source = self.lock_source(source, id)?;
         let (data, size) = self.open_source(source).map_err(|error| {
             if error.kind() != Kind::NotFound || !request.may_go_elsewhere {
                 return error;
             }
             let text =
-                format!("{source} is not on this node; a pod that uses {} must run where it is", id.name);
+                format!("{source} is not on this node; a pod that uses {} must run on its node", id.name);
             Error::caused(Kind::NoSpace, text, error)
         })?;
-        let size = copied_size(id, request, source, size)?;
-        let reserved = pool.reserve(size)?;
-        let mut volume = volume_of(id.clone(), request, size);
-        let (into, owner) = (Arc::clone(pool), request.owner);
+        let size = size_of_copy(id, request, source, size)?;
+        let reservation = pool.reserve(size)?;
+        let mut volume = new_record(id.clone(), request, size);
+        let (pool_of_job, owner) = (Arc::clone(pool), request.owner);
         self.start_job(pool, JobKey::Volume(id.clone()), source.clone(), move |job| {
-            let draft = into.store.draft()?;
-            into.backend.make(draft.dir())?;
-            copy_into(data.as_fd(), &draft, job)?;
-            volume.owner = owner_of(owner, owner_on_disk(draft.data()?.as_fd())?);
-            finish_volume(draft, &mut volume, reserved)
+            let draft = pool_of_job.store.draft()?;
+            volume.backend = pool_of_job.backend.allot()?;
+            let spec = CopySpec { state: volume.backend.clone(), limits: limits(&volume) };
+            volume.enforced = copy(&pool_of_job, data.as_fd(), &draft, &spec, job)?.enforced;
+            volume.owner = merged_owner(owner, owner_on_disk(draft.data()?.as_fd())?);
+            finish_volume(draft, &volume, reservation)
         })
     }
 
-    /// None for a clone of itself: its lock is held already, and that its source does not exist is said soon.
-    fn lock_source(&self, source: &Source, into: &VolumeId) -> Result<Option<LockGuard>> {
+    /// Locks the source of a copy. A clone of itself needs no second lock: it fails soon, since its source is missing.
+    fn lock_source(&self, source: &Source, copy: &VolumeId) -> Result<Option<LockGuard>> {
         match source {
-            Source::Volume(id) if id.name == into.name => Ok(None),
-            Source::Volume(id) => self.lock_volume(id).map(Some),
-            Source::Snapshot(id) => self.locks.take(format!("snapshot {}", id.name)).map(Some),
+            Source::Volume(id) if id.name == copy.name => Ok(None),
+            Source::Volume(id) => self.locks.lock(LockKey::Volume(id.name.clone())).map(Some),
+            Source::Snapshot(id) => self.locks.lock(LockKey::Snapshot(id.name.clone())).map(Some),
         }
     }
 
-    /// The source's data, open for reading, and the size it was promised.
+    /// Opens the source's data for reading; returns it with the source's size.
     fn open_source(&self, source: &Source) -> Result<(OwnedFd, u64)> {
         let pool = self.pool(&source.id().pool)?;
         let (kind, size) = match source {
-            Source::Volume(id) => (ObjectKind::Volumes, self.existing(&pool, id)?.size),
-            Source::Snapshot(id) => (ObjectKind::Snapshots, self.existing_snapshot(&pool, id)?.size),
+            Source::Volume(id) => (ObjectKind::Volumes, self.require_unlocked(&pool, id)?.size),
+            Source::Snapshot(id) => (ObjectKind::Snapshots, self.require_snapshot(&pool, id)?.size),
         };
         let data = pool.store.data(kind, &source.id().name)?;
         let data = data.ok_or_else(|| Error::new(Kind::Internal, format!("{source} has no data")))?;
@@ -169,24 +150,19 @@ impl Engine {
         Ok((data, size))
     }
 
-    fn join_copy(
-        &self,
-        pool: &OpenPool,
-        id: &VolumeId,
-        job: &Arc<Job>,
-        request: &CreateVolume,
-    ) -> Result<Volume> {
-        let key = JobKey::Volume(id.clone());
-        match self.jobs.join(&key, job, self.tuning.copy_wait) {
-            // Who joins may have asked for another size than the one who began.
+    fn join_copy(&self, locked: &LockedVolume, job: &Arc<Job>, request: &CreateVolume) -> Result<Volume> {
+        let id = &locked.id;
+        match self.jobs.join(&JobKey::Volume(id.clone()), job, self.tuning.copy_wait) {
             Some(Ok(())) => {
-                self.existing(pool, id).and_then(|made| check_same(&made, request).map(|()| made))
+                // The request that started the job may have asked for another size.
+                let made = locked.require()?;
+                check_same(&made, request).map(|()| made)
             }
             Some(Err(error)) => Err(error).context(|| format!("copy {} to volume {id}", job.from)),
             None => Err(Error::new(
                 Kind::Busy,
                 format!(
-                    "volume {id} is being copied from {} ({} entries, {} bytes so far): try again",
+                    "volume {id} is being copied from {} ({} entries, {} bytes so far): retry later",
                     job.from,
                     job.progress.entries(),
                     job.progress.bytes(),
@@ -194,10 +170,8 @@ impl Engine {
             )),
         }
     }
-}
 
-impl Engine {
-    /// A job whose remains, when it fails, go to the reaper at once.
+    /// Starts a job. If it fails, the reaper removes its remains at once.
     pub(super) fn start_job(
         &self,
         pool: &Arc<OpenPool>,
@@ -205,34 +179,44 @@ impl Engine {
         from: Source,
         work: impl FnOnce(&Job) -> Result<()> + Send + 'static,
     ) -> Result<Arc<Job>> {
-        let (pool, queue) = (Arc::clone(pool), self.reaper.queue());
+        let (pool, reaper) = (Arc::clone(pool), self.reaper.queue());
         self.jobs.start(key, from, move |job| {
             let result = work(job);
-            queue.add(&pool, pool.store.take_abandoned());
+            reaper.add(&pool, pool.store.take_abandoned());
             result
         })
     }
 }
 
-/// Copies a tree into a draft's data folder and compares what arrived.
-pub(super) fn copy_into(from: BorrowedFd<'_>, draft: &Draft<'_>, job: &Job) -> Result<Manifest> {
-    let data = draft.data()?;
-    copy_tree(from, data.as_fd(), &job.progress)
+/// Copies a tree into a draft.
+pub(super) fn copy(
+    pool: &OpenPool,
+    from: BorrowedFd<'_>,
+    draft: &Draft<'_>,
+    spec: &CopySpec,
+    job: &Job,
+) -> Result<CopyStats> {
+    let mut copy = pool.backend.begin_copy(from, draft.dir(), spec, &job.progress)?;
+    copy.live()?;
+    copy.freeze_point()?;
+    copy.finish()
 }
 
-/// A path-only descriptor as one that can be read.
-pub(super) fn reopen(folder: BorrowedFd<'_>) -> Result<OwnedFd> {
+/// Opens a path-only directory descriptor for reading.
+pub(super) fn reopen(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    fs::openat(folder, ".", flags, Mode::empty()).context(|| "open the data folder")
+    fs::openat(dir, ".", flags, Mode::empty()).context(|| "open the data directory")
 }
 
-fn volume_of(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {
+fn new_record(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {
     Volume {
-        schema: 1,
+        schema: SCHEMA,
+        uid: uuid::Uuid::new_v4(),
         id,
         requested_name: request.name.clone(),
         size,
         enforced: Enforced::No,
+        backend: crate::volume::BackendState::default(),
         owner: Owner::default(),
         policy: request.policy,
         labels: request.labels.clone(),
@@ -243,27 +227,25 @@ fn volume_of(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {
     }
 }
 
-/// Limit, owner, record, rename, index: the last steps of every new volume.
-fn finish_volume(draft: Draft<'_>, volume: &mut Volume, reserved: Reservation) -> Result<()> {
-    let pool = Arc::clone(reserved.pool());
-    let data = draft.data()?;
-    set_owner(data.as_fd(), volume.owner)?;
-    volume.enforced = pool.backend.limit(data.as_fd(), volume.size, volume.policy.limit)?;
+/// Sets the owner, commits the draft and adds the volume to the index: the last steps for every new volume.
+fn finish_volume(draft: Draft<'_>, volume: &Volume, reservation: Reservation) -> Result<()> {
+    set_owner(draft.data()?.as_fd(), volume.owner)?;
     draft.commit(ObjectKind::Volumes, &volume.id.name, volume)?;
-    reserved.keep(volume.id.name.clone(), VolumeEntry::from(&*volume));
+    reservation.commit(volume.id.name.clone(), VolumeEntry::from(volume));
     Ok(())
 }
 
-fn owner_of(request: OwnerSpec, other: Owner) -> Owner {
+/// The requested owner and mode, completed by `other`.
+fn merged_owner(spec: OwnerSpec, other: Owner) -> Owner {
     Owner {
-        uid: request.uid.unwrap_or(other.uid),
-        gid: request.gid.unwrap_or(other.gid),
-        mode: request.mode.unwrap_or(other.mode),
+        uid: spec.uid.unwrap_or(other.uid),
+        gid: spec.gid.unwrap_or(other.gid),
+        mode: spec.mode.unwrap_or(other.mode),
     }
 }
 
 fn owner_on_disk(data: BorrowedFd<'_>) -> Result<Owner> {
-    let stat = fs::fstat(data).context(|| "look at the copied folder")?;
+    let stat = fs::fstat(data).context(|| "stat the data directory")?;
     Ok(Owner { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777 })
 }
 
@@ -271,17 +253,18 @@ fn set_owner(data: BorrowedFd<'_>, owner: Owner) -> Result<()> {
     let now = owner_on_disk(data)?;
     if (now.uid, now.gid) != (owner.uid, owner.gid) {
         let ids = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-        fs::fchown(data, Some(ids.0), Some(ids.1)).context(|| "set the owner of the data folder")?;
+        fs::fchown(data, Some(ids.0), Some(ids.1)).context(|| "set the owner of the data directory")?;
     }
     if now.mode != owner.mode {
-        fs::fchmod(data, Mode::from_raw_mode(owner.mode)).context(|| "set the mode of the data folder")?;
+        fs::fchmod(data, Mode::from_raw_mode(owner.mode)).context(|| "set the mode of the data directory")?;
     }
     Ok(())
 }
 
+/// Whether an existing volume satisfies a request for the same name.
 fn check_same(found: &Volume, request: &CreateVolume) -> Result<()> {
-    let differs = |what: &str, has: String| {
-        let text = format!("volume {} exists with {what} {has}: use another name", found.id);
+    let differs = |what: &str, actual: String| {
+        let text = format!("volume {} exists with {what} {actual}: use another name", found.id);
         Err(Error::new(Kind::Conflict, text))
     };
     if found.requested_name != request.name {
@@ -290,30 +273,30 @@ fn check_same(found: &Volume, request: &CreateVolume) -> Result<()> {
     if !request.size.admits(found.size) {
         return differs("size", found.size.to_string());
     }
-    if owner_of(request.owner, found.owner) != found.owner {
+    if merged_owner(request.owner, found.owner) != found.owner {
         let owner = found.owner;
         return differs("owner and mode", format!("{}:{} {:o}", owner.uid, owner.gid, owner.mode));
     }
     check_source(&found.id, found.source.as_ref(), request)
 }
 
-fn check_source(id: &VolumeId, has: Option<&Source>, request: &CreateVolume) -> Result<()> {
-    if has == request.source.as_ref() {
+fn check_source(id: &VolumeId, actual: Option<&Source>, request: &CreateVolume) -> Result<()> {
+    if actual == request.source.as_ref() {
         return Ok(());
     }
-    let has = has.map_or_else(|| "no source".to_owned(), |source| format!("source {source}"));
-    Err(Error::new(Kind::Conflict, format!("volume {id} exists with {has}: use another name")))
+    let actual = actual.map_or_else(|| "no source".to_owned(), |source| format!("source {source}"));
+    Err(Error::new(Kind::Conflict, format!("volume {id} exists with {actual}: use another name")))
 }
 
-/// The size of a copy: at least its source's.
-fn copied_size(id: &VolumeId, request: &CreateVolume, source: &Source, size: u64) -> Result<u64> {
-    let smaller = |asked: u64| {
-        let text = format!("volume {id}: {asked} bytes are less than the {size} of {source}");
+/// The size of a copy: at least that of its source.
+fn size_of_copy(id: &VolumeId, request: &CreateVolume, source: &Source, size: u64) -> Result<u64> {
+    let too_small = |requested: u64| {
+        let text = format!("volume {id}: {requested} bytes are less than the {size} bytes of {source}");
         Err(Error::new(Kind::OutOfRange, text))
     };
     match (request.size.required, request.size.limit) {
-        (_, limit) if limit != 0 && limit < size => smaller(limit),
-        (required, _) if required != 0 && required < size => smaller(required),
+        (_, limit) if limit != 0 && limit < size => too_small(limit),
+        (required, _) if required != 0 && required < size => too_small(required),
         (required, _) => Ok(required.max(size)),
     }
 }

@@ -1,4 +1,4 @@
-//! What is wrong with a volume, and what it takes.
+//! The health of volumes and the space that they take.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -11,29 +11,34 @@ use super::request::{Amounts, Severity, Symptom, Usage};
 use crate::error::{Error, Kind, Result};
 use crate::pool::store::ObjectKind;
 use crate::pool::{OpenPool, VolumeEntry};
-use crate::volume::VolumeId;
+use crate::volume::{Volume, VolumeId};
 
-/// How long a call waits for the first measurement of a volume.
+/// Longest wait of a request for the first measurement of a volume.
 const FIRST_MEASUREMENT: Duration = Duration::from_millis(500);
 
 impl Engine {
-    /// What a published volume takes and may take.
+    /// The usage of a published volume.
     ///
     /// # Errors
-    /// `NotFound` when the volume does not exist or is not at `path`.
+    /// `NotFound` when the volume does not exist or is not published at `path`.
     pub fn stats(&self, id: &VolumeId, path: &Path) -> Result<Usage> {
         let pool = self.pool(&id.pool)?;
-        let volume = self.seen(&pool, id)?;
-        self.find_published(&pool, id, path)?;
-        self.usage(&pool, id, volume.size)
+        let volume = self.require_unlocked(&pool, id)?;
+        self.check_published_at(&pool, id, path)?;
+        self.measure(&pool, &volume)
     }
 
-    fn usage(&self, pool: &Arc<OpenPool>, id: &VolumeId, size: u64) -> Result<Usage> {
+    fn measure(&self, pool: &Arc<OpenPool>, volume: &Volume) -> Result<Usage> {
+        let (id, size) = (&volume.id, volume.size);
         let stats = pool.fs_stats()?;
         let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
         let data = data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} has no data")))?;
-        let taken = self.usage.measure(id, reopen(data.as_fd())?, FIRST_MEASUREMENT)?;
-        let used = taken.map(|taken| taken.bytes);
+        let object = pool.store.object(ObjectKind::Volumes, &id.name)?;
+        let measured = match pool.backend.usage(object.as_fd(), &volume.backend)? {
+            Some(counted) => Some(counted),
+            None => self.usage.measure(id, reopen(data.as_fd())?, FIRST_MEASUREMENT)?,
+        };
+        let used = measured.map(|usage| usage.bytes);
         let left =
             if size == 0 { stats.free } else { size.saturating_sub(used.unwrap_or(0)).min(stats.free) };
         let total = if size == 0 { stats.total } else { size };
@@ -41,16 +46,16 @@ impl Engine {
             bytes: Amounts { total, used, available: left },
             inodes: Amounts {
                 total: stats.inodes,
-                used: taken.map(|taken| taken.inodes),
+                used: measured.map(|usage| usage.inodes),
                 available: stats.inodes_free,
             },
         })
     }
 
-    /// What is wrong with a volume; nothing: healthy. With a path, also what is wrong there.
+    /// The symptoms of a volume; none: it is healthy. With a path, also those of its mount there.
     ///
     /// # Errors
-    /// `NotFound` when its pool is there and the volume is not.
+    /// `NotFound` when its pool is available and the volume does not exist.
     pub fn health(&self, id: &VolumeId, path: Option<&Path>) -> Result<Vec<Symptom>> {
         let pool = match self.pool(&id.pool) {
             Err(error) if error.kind() == Kind::Unavailable => {
@@ -64,38 +69,37 @@ impl Engine {
         let mut symptoms = self.known_symptoms(id, &entry);
         if pool.store.data(ObjectKind::Volumes, &id.name)?.is_none() {
             let text =
-                format!("the data folder of volume {id} is missing: restore it from a backup or snapshot");
+                format!("the data directory of volume {id} is missing: restore it from a backup or snapshot");
             symptoms.push(symptom(Severity::DataLoss, "DataMissing", text));
         } else if let Some(path) = path
-            && let Err(error) = self.find_published(&pool, id, path)
+            && let Err(error) = self.check_published_at(&pool, id, path)
         {
             symptoms.push(symptom(Severity::Inaccessible, "NotPublished", error.chain()));
         }
         Ok(symptoms)
     }
 
-    fn entry(&self, pool: &OpenPool, id: &VolumeId) -> Option<VolumeEntry> {
-        // A record that cannot be read is a symptom, not a missing volume.
-        let _ = self.glance(pool, id);
+    fn entry(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Option<VolumeEntry> {
+        // A record that cannot be read is a symptom in the index.
+        let _ = self.peek(pool, id);
         pool.index().volumes().get(&id.name).cloned()
     }
 
-    /// What is known without looking at the disk.
+    /// The symptoms that are known without reading the disk.
     pub(super) fn known_symptoms(&self, id: &VolumeId, entry: &VolumeEntry) -> Vec<Symptom> {
         let mut symptoms = Vec::new();
         if let Some(damage) = &entry.damage {
-            let text =
-                format!("the record of volume {id} cannot be read ({damage}): restore it from a backup");
+            let text = format!("the record of volume {id} cannot be read: {damage}");
             symptoms.push(symptom(Severity::DataLoss, "RecordUnreadable", text));
         }
-        if let Some(taken) = self.usage.last(id)
+        if let Some(usage) = self.usage.last(id)
             && entry.size != 0
-            && taken.bytes > entry.size
+            && usage.bytes > entry.size
         {
             let text = format!(
-                "volume {id} holds {} bytes and was promised {}: this pool does not enforce sizes; expand it or \
-                 remove data",
-                taken.bytes, entry.size
+                "volume {id} takes {} bytes, and its size is {} bytes: this pool does not enforce sizes; expand the \
+                 volume or remove data",
+                usage.bytes, entry.size
             );
             symptoms.push(symptom(Severity::Degraded, "OverSize", text));
         }

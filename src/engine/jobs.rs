@@ -1,4 +1,5 @@
-//! Long copies: each runs in a thread of its own, a retry joins it, and only its last rename makes anything visible.
+//! Copies in the background. Each runs in a thread of its own, retries wait for the same job, and only its last rename
+//! makes anything visible.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -9,26 +10,26 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
 use crate::volume::{Source, Timestamp, VolumeId};
 
-/// What a job makes: the key by which a retry finds it.
+/// The object that a job creates: the key by which a retry finds the job.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum JobKey {
-    /// A volume of this id.
+    /// The volume of this id.
     Volume(VolumeId),
-    /// A snapshot of this id.
+    /// The snapshot of this id.
     Snapshot(VolumeId),
 }
 
-/// A copy that runs or has ended.
+/// A copy that is waiting, running or complete.
 #[derive(Debug)]
 pub struct Job {
-    /// What is copied.
+    /// The object that is copied.
     pub from: Source,
-    /// When it was asked for.
+    /// Time of the request.
     pub started: Timestamp,
-    /// How far it is.
+    /// Its progress.
     pub progress: Progress,
-    ended: Mutex<Option<Result<()>>>,
-    end: Condvar,
+    result: Mutex<Option<Result<()>>>,
+    ended: Condvar,
 }
 
 /// The jobs of this process.
@@ -40,41 +41,42 @@ pub struct Jobs {
 #[derive(Debug)]
 struct Inner {
     jobs: Mutex<HashMap<JobKey, Arc<Job>>>,
-    /// How many may still start to copy.
-    turns: Mutex<usize>,
-    turn: Condvar,
+    /// Number of copies that may start now.
+    free_slots: Mutex<usize>,
+    slot_freed: Condvar,
 }
 
 impl Jobs {
-    /// At most so many copy at once.
+    /// Creates a table whose jobs copy at most `at_once` at a time.
     #[must_use]
     pub fn new(at_once: usize) -> Self {
-        let inner = Inner { jobs: Mutex::default(), turns: Mutex::new(at_once), turn: Condvar::new() };
+        let inner =
+            Inner { jobs: Mutex::default(), free_slots: Mutex::new(at_once), slot_freed: Condvar::new() };
         Self { inner: Arc::new(inner) }
     }
 
-    /// The job that makes this, running or ended with an error that nobody has been told yet.
+    /// The job for this key: one that has not ended, or one whose error has not been reported yet.
     #[must_use]
     pub fn find(&self, key: &JobKey) -> Option<Arc<Job>> {
         self.lock().get(key).cloned()
     }
 
-    /// How many run or wait for their turn.
+    /// Number of jobs that have not ended.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.lock().values().filter(|job| !job.is_over()).count()
+        self.lock().values().filter(|job| !job.has_ended()).count()
     }
 
-    /// What is being made of this source, if anything.
+    /// The key of a running job that copies this source.
     #[must_use]
     pub fn reader_of(&self, from: &Source) -> Option<JobKey> {
-        self.lock().iter().find(|(_, job)| job.from == *from && !job.is_over()).map(|(key, _)| key.clone())
+        self.lock().iter().find(|(_, job)| job.from == *from && !job.has_ended()).map(|(key, _)| key.clone())
     }
 
     /// Starts a job in a thread of its own.
     ///
     /// # Errors
-    /// What the kernel says when there can be no more threads.
+    /// `Internal` when the kernel allows no more threads.
     pub fn start<F>(&self, key: JobKey, from: Source, work: F) -> Result<Arc<Job>>
     where
         F: FnOnce(&Job) -> Result<()> + Send + 'static,
@@ -83,12 +85,11 @@ impl Jobs {
             from,
             started: Timestamp::now(),
             progress: Progress::default(),
-            ended: Mutex::new(None),
-            end: Condvar::new(),
+            result: Mutex::new(None),
+            ended: Condvar::new(),
         });
         self.lock().insert(key.clone(), Arc::clone(&job));
-        let (jobs, own) = (self.clone(), Arc::clone(&job));
-        let own_key = key.clone();
+        let (jobs, own, own_key) = (self.clone(), Arc::clone(&job), key.clone());
         let spawned =
             thread::Builder::new().name("copy".to_owned()).spawn(move || jobs.work(&own_key, &own, work));
         match spawned {
@@ -101,40 +102,40 @@ impl Jobs {
     }
 
     fn work<F: FnOnce(&Job) -> Result<()>>(&self, key: &JobKey, job: &Job, work: F) {
-        let turn = self.wait_for_turn(job);
+        let slot = self.wait_for_slot(job);
         let work = std::panic::AssertUnwindSafe(|| work(job));
         let result = std::panic::catch_unwind(work)
             .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the copy panicked; see the log")));
-        drop(turn);
-        // What was made stands on disk before its job leaves this table, so that a retry always finds one of them.
+        drop(slot);
+        // The object is on disk before its job leaves this table, so that a retry always finds one of them.
         if result.is_ok() {
             self.lock().remove(key);
         }
-        *job.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-        job.end.notify_all();
+        *job.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        job.ended.notify_all();
     }
 
-    /// Waits until another copy may begin, or this one need not.
-    fn wait_for_turn(&self, job: &Job) -> Option<Turn<'_>> {
-        let mut turns = self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        while *turns == 0 {
+    /// Waits until another copy may start. `None`: the job was cancelled.
+    fn wait_for_slot(&self, job: &Job) -> Option<Slot<'_>> {
+        let mut free = self.inner.free_slots.lock().unwrap_or_else(PoisonError::into_inner);
+        while *free == 0 {
             if job.progress.is_cancelled() {
                 return None;
             }
-            turns = self.inner.turn.wait(turns).unwrap_or_else(PoisonError::into_inner);
+            free = self.inner.slot_freed.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
-        *turns -= 1;
-        Some(Turn { inner: &self.inner })
+        *free -= 1;
+        Some(Slot { inner: &self.inner })
     }
 
     fn stop(&self, job: &Job) {
         job.progress.cancel();
-        // Taken so that the request to stop is not made between a waiter's look and its wait.
-        drop(self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner));
-        self.inner.turn.notify_all();
+        // Lock, to avoid a lost wakeup.
+        drop(self.inner.free_slots.lock().unwrap_or_else(PoisonError::into_inner));
+        self.inner.slot_freed.notify_all();
     }
 
-    /// Waits for a job; `None`: it still runs. An error is told once, and the next retry starts afresh.
+    /// Waits for a job; `None`: it still runs. An error is returned once, and the next retry starts a new job.
     pub fn join(&self, key: &JobKey, job: &Arc<Job>, wait: Duration) -> Option<Result<()>> {
         let result = job.wait(wait)?;
         let mut jobs = self.lock();
@@ -147,17 +148,17 @@ impl Jobs {
     /// Stops a job and waits for its end.
     ///
     /// # Errors
-    /// `Busy` when it has not ended by then.
+    /// `Busy` when it has not ended in time.
     pub fn cancel(&self, key: &JobKey, wait: Duration) -> Result<()> {
         let Some(job) = self.find(key) else { return Ok(()) };
         self.stop(&job);
         match self.join(key, &job, wait) {
             Some(_) => Ok(()),
-            None => Err(Error::new(Kind::Busy, "the copy that makes it is being stopped: try again")),
+            None => Err(Error::new(Kind::Busy, "the copy that creates it is being stopped: retry later")),
         }
     }
 
-    /// Stops all, and waits a little.
+    /// Stops all jobs and waits for their end.
     pub fn shutdown(&self, wait: Duration) {
         let all: Vec<_> = self.lock().values().cloned().collect();
         all.iter().for_each(|job| self.stop(job));
@@ -173,20 +174,20 @@ impl Jobs {
 }
 
 impl Job {
-    fn is_over(&self) -> bool {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    fn has_ended(&self) -> bool {
+        self.result.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// The result, when there is one in time; the first to ask gets the error itself.
+    /// The result, if the job ends in time. The first caller gets the error itself, later ones `Busy`.
     fn wait(&self, wait: Duration) -> Option<Result<()>> {
         let deadline = Instant::now() + wait;
-        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut result = self.result.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            match ended.as_mut() {
+            match result.as_mut() {
                 Some(Ok(())) => return Some(Ok(())),
                 Some(failed) => {
                     let told =
-                        Error::new(Kind::Busy, "the copy failed, and another caller was told why: try again");
+                        Error::new(Kind::Busy, "the copy failed, and another request got the error: retry");
                     return Some(std::mem::replace(failed, Err(told)));
                 }
                 None => {}
@@ -195,20 +196,20 @@ impl Job {
             if left.is_zero() {
                 return None;
             }
-            ended = self.end.wait_timeout(ended, left).unwrap_or_else(PoisonError::into_inner).0;
+            result = self.ended.wait_timeout(result, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
-/// One of the places for a running copy.
-struct Turn<'j> {
+/// The right of one job to copy.
+struct Slot<'j> {
     inner: &'j Inner,
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        *self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.inner.turn.notify_one();
+        *self.inner.free_slots.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.inner.slot_freed.notify_one();
     }
 }
 
@@ -217,18 +218,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_that_failed_runs_no_more_although_nobody_was_told() {
+    fn a_failed_copy_is_not_counted_as_running_before_its_error_is_reported() {
         let jobs = Jobs::new(1);
         let id: VolumeId = "p/v".parse().unwrap();
-        let fail = |_: &Job| Err(Error::new(Kind::Internal, "no luck"));
+        let fail = |_: &Job| Err(Error::new(Kind::Internal, "injected"));
         let key = JobKey::Volume(id.clone());
         let job = jobs.start(key.clone(), Source::Volume(id), fail).unwrap();
-        while !job.is_over() {
+        while !job.has_ended() {
             thread::yield_now();
         }
         assert_eq!(jobs.count(), 0);
         let told = jobs.join(&key, &jobs.find(&key).unwrap(), Duration::ZERO);
         assert_eq!(told.unwrap().unwrap_err().kind(), Kind::Internal);
-        assert!(jobs.find(&key).is_none(), "an error is told once");
+        assert!(jobs.find(&key).is_none(), "an error is returned once");
     }
 }

@@ -1,5 +1,5 @@
-//! Listings, ordered by id, in pages that stay right while volumes come and go: a page begins after the last id of the
-//! one before, whether that volume still exists or not.
+//! Listings in pages, ordered by id. A page starts after the last id of the one before, whether that object still exists
+//! or not, so pages stay correct while objects are created and deleted.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -19,10 +19,10 @@ impl Engine {
         Ok(pools)
     }
 
-    /// At most `max` volumes after `after`.
+    /// Lists at most `max` volumes after `after`.
     ///
     /// # Errors
-    /// `Unavailable` when a pool is: a list that left it out would say that its volumes are gone.
+    /// `Unavailable` when a pool is: a list without its volumes would say that they do not exist.
     pub fn list(&self, after: Option<&VolumeId>, max: usize) -> Result<Page<Listed>> {
         let pools = self.pools_by_name()?;
         Ok(collect(&pools, after, max, Index::volumes, |id, entry| {
@@ -30,7 +30,7 @@ impl Engine {
         }))
     }
 
-    /// At most `max` volumes after `after` with which something is wrong.
+    /// Lists at most `max` unhealthy volumes after `after`, with their symptoms.
     ///
     /// # Errors
     /// `Unavailable` when a pool is.
@@ -46,15 +46,15 @@ impl Engine {
         }))
     }
 
-    /// What one pool may still promise, or the default one. A pool that is not there promises nothing.
+    /// The capacity of one pool, or of the default one. An unavailable pool has none.
     ///
     /// # Errors
-    /// `Invalid` when there is no such pool.
+    /// `Invalid` when the pool does not exist.
     pub fn capacity(&self, pool: Option<&PoolName>) -> Result<Capacity> {
         if self.pools.is_empty() {
             return Ok(Capacity::default());
         }
-        let pool = match self.open_pool(self.wanted_pool(pool)?) {
+        let pool = match self.open_pool(self.requested_pool(pool)?) {
             Err(error) if error.kind() == Kind::Unavailable => return Ok(Capacity::default()),
             pool => pool?,
         };
@@ -62,7 +62,7 @@ impl Engine {
         Ok(Capacity { available, largest: available })
     }
 
-    /// What each pool is like, in the order of the settings.
+    /// The status of each pool, in the order of the settings.
     #[must_use]
     pub fn pools(&self) -> Vec<PoolStatus> {
         self.pools.iter().map(|pool| self.status(pool)).collect()
@@ -77,20 +77,23 @@ impl Engine {
             unavailable: None,
             total: 0,
             provisioned: 0,
-            free: 0,
+            allocatable: 0,
             volumes: 0,
             snapshots: 0,
             trash: 0,
-            reaper_stopped: self.reaper.stopped(&settings.name),
+            reaper_stopped: self.reaper.failure(&settings.name),
+            unreadable: 0,
         };
         match self.open_pool(pool).and_then(|open| Ok((open.fs_stats()?, open.allocatable()?, open))) {
             Err(error) => status.unavailable = Some(error.chain()),
-            Ok((stats, free, open)) => {
+            Ok((stats, allocatable, open)) => {
                 let index = open.index();
-                (status.total, status.free, status.provisioned) = (stats.total, free, index.provisioned());
+                (status.total, status.allocatable, status.provisioned) =
+                    (stats.total, allocatable, index.provisioned());
                 status.volumes = index.volumes().len() as u64;
                 status.snapshots = index.snapshots().len() as u64;
-                status.backend = Some(open.backend.name());
+                status.unreadable = index.unreadable() as u64;
+                status.backend = Some(open.backend.kind().as_str());
                 status.trash = self.reaper.waiting(&settings.name) as u64;
             }
         }
@@ -98,7 +101,7 @@ impl Engine {
     }
 }
 
-/// Takes at most `max` of what `make` makes of the entries after `after`.
+/// Collects at most `max` results of `make` for the entries after `after`.
 pub(super) fn collect<E, T>(
     pools: &[Arc<OpenPool>],
     after: Option<&VolumeId>,

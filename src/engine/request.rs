@@ -1,4 +1,4 @@
-//! What a door may ask of the engine, and what it gets: every check of form is done before one of these exists.
+//! Requests to the engine and its results. A frontend checks the form of a request when it builds one of these.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use crate::mount::options::MountFlags;
 pub use crate::pool::PoolSettings;
 use crate::volume::{Labels, Policy, PoolName, SizeRange, Source, VolumeId};
 
-/// Make a volume, or find the one that an earlier call made.
+/// A request to create a volume, or to return the one that an earlier request created.
 #[derive(Debug, Clone, Default)]
 pub struct CreateVolume {
-    /// The name asked for: any text; the directory's name follows from it.
+    /// The requested name: any text. The directory's name is derived from it.
     pub name: String,
-    /// The pool asked for; none: the one named "default", or the first of the settings.
+    /// The requested pool; `None`: the one named "default", or the first of the settings.
     pub pool: Option<PoolName>,
     /// Acceptable sizes.
     pub size: SizeRange,
@@ -22,13 +22,14 @@ pub struct CreateVolume {
     pub policy: Policy,
     /// Labels for the record.
     pub labels: Labels,
-    /// What to fill it with.
+    /// The volume or snapshot to copy.
     pub source: Option<Source>,
-    /// Whether the caller can ask another node when this one does not have the source or the room.
+    /// Whether the caller can send the request to another node when this one lacks the source or the space.
     pub may_go_elsewhere: bool,
 }
 
-/// Owner and mode as asked for; what is `None` comes from the source, or else from [`crate::volume::Owner::default`].
+/// The requested owner and mode. A field that is `None` is taken from the source, or from
+/// [`crate::volume::Owner::default`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OwnerSpec {
     /// User id.
@@ -39,58 +40,58 @@ pub struct OwnerSpec {
     pub mode: Option<u32>,
 }
 
-/// Cut a snapshot, or find the one that an earlier call cut.
+/// A request to create a snapshot, or to return the one that an earlier request created.
 #[derive(Debug, Clone)]
 pub struct CreateSnapshot {
-    /// The name asked for.
+    /// The requested name.
     pub name: String,
     /// The volume to copy.
-    pub of: VolumeId,
+    pub source_volume: VolumeId,
     /// Labels for the record.
     pub labels: Labels,
 }
 
-/// Which snapshots to list; an empty filter lists all.
+/// A filter for snapshots. An empty filter matches all.
 #[derive(Debug, Clone, Default)]
 pub struct SnapshotFilter {
-    /// Only this one.
+    /// Matches this snapshot only.
     pub id: Option<VolumeId>,
-    /// Only those of this volume.
-    pub of: Option<VolumeId>,
+    /// Matches snapshots of this volume only.
+    pub source_volume: Option<VolumeId>,
 }
 
-/// How many may use a volume on this node at once.
+/// The number of targets that a volume may have on this node at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
-    /// One target path only.
+    /// One.
     OneTarget,
-    /// Any number of target paths.
+    /// Any number.
     ManyTargets,
 }
 
-/// Make a volume appear at a path.
+/// A request to mount a volume at a path.
 #[derive(Debug, Clone)]
 pub struct Publish {
     /// The volume.
     pub id: VolumeId,
-    /// Where: an absolute path whose parent exists.
+    /// The target: an absolute path whose parent exists.
     pub target: PathBuf,
-    /// Attributes of the mount, `ro` among them.
+    /// Flags of the mount, including read-only.
     pub flags: MountFlags,
-    /// Whether other targets may have it too.
+    /// Whether the volume may have other targets at the same time.
     pub sharing: Sharing,
-    /// For a volume that lives and dies with one pod: how to make it. Its `name` is that of `id`.
+    /// For a volume that belongs to one pod: how to create it. Its `name` is that of `id`.
     pub ephemeral: Option<Box<CreateVolume>>,
 }
 
-/// A volume as a listing shows it.
+/// A volume in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
-    /// Which.
+    /// The volume.
     pub id: VolumeId,
-    /// Promised bytes; 0: none asked for.
+    /// Provisioned size in bytes; 0: no size was requested.
     pub size: u64,
-    /// What it was copied from.
+    /// The volume or snapshot that it was copied from.
     pub source: Option<Source>,
 }
 
@@ -99,98 +100,101 @@ pub struct Listed {
 pub struct Page<T> {
     /// The objects.
     pub items: Vec<T>,
-    /// The last id of this page, when more follow it.
+    /// The last id of this page, if more objects follow.
     pub next: Option<VolumeId>,
 }
 
-/// Room in one pool or in all, in bytes.
+/// FsStats in one pool or in all, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capacity {
-    /// What may still be promised.
+    /// What may still be provisioned.
     pub available: u64,
-    /// The largest single volume that can be made.
+    /// Size of the largest volume that can be created.
     pub largest: u64,
 }
 
-/// Total, used and available of one thing. Unknown parts are `None`.
+/// Total, used and available amount of bytes or inodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Amounts {
-    /// All there is.
+    /// The total amount.
     pub total: u64,
-    /// Taken by this volume; `None` until the first measurement ends.
+    /// The amount that the volume takes; `None` until the first measurement ends.
     pub used: Option<u64>,
-    /// What this volume may still take.
+    /// The amount that the volume can still take.
     pub available: u64,
 }
 
-/// What a volume takes. `used` is measured by a walk in the background, at most a minute old when asked for often.
+/// The usage of a volume. `used` is measured in the background and is at most about [`Tuning::usage_age`] old when it
+/// is requested often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
     /// Bytes on disk.
     pub bytes: Amounts,
-    /// Files, directories and all else.
+    /// Inodes of every type.
     pub inodes: Amounts,
 }
 
-/// How bad a symptom is.
+/// The severity of a symptom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
-    /// Usable, not as it should be.
+    /// Usable, with a defect.
     Degraded,
-    /// Not usable from here.
+    /// Not usable from this node.
     Inaccessible,
-    /// Data is gone or wrong.
+    /// Data is missing or wrong.
     DataLoss,
 }
 
-/// Something wrong with a volume or a pool; none: healthy.
+/// A defect of a volume or pool. Without any, it is healthy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Symptom {
-    /// How bad.
+    /// The severity.
     pub severity: Severity,
-    /// A CamelCase word for machines.
+    /// A CamelCase word for programs.
     pub reason: &'static str,
     /// A sentence for people, with the next step.
     pub message: String,
 }
 
-/// What a pool is like, for metrics, health and `orlop check`.
+/// The status of a pool, for metrics and health.
 #[derive(Debug, Clone)]
 pub struct PoolStatus {
     /// Its name.
     pub name: PoolName,
     /// Its directory.
     pub path: PathBuf,
-    /// Its backend's name, when it is open.
+    /// The name of its backend, if it is available.
     pub backend: Option<&'static str>,
-    /// Why it is not available, if it is not.
+    /// Why it is unavailable; `None`: it is available.
     pub unavailable: Option<String>,
-    /// Bytes of the filesystem below it.
+    /// Total bytes of its filesystem.
     pub total: u64,
-    /// Bytes promised to volumes.
+    /// Bytes provisioned to volumes.
     pub provisioned: u64,
-    /// Bytes that may still be promised.
-    pub free: u64,
-    /// Volumes in it.
+    /// Bytes that may still be provisioned.
+    pub allocatable: u64,
+    /// Number of volumes.
     pub volumes: u64,
-    /// Snapshots in it.
+    /// Number of snapshots.
     pub snapshots: u64,
-    /// Entries in its trash.
+    /// Number of trash entries that are to be removed, now or later.
     pub trash: u64,
-    /// Why the reaper does not go on, if it does not.
+    /// Why its trash cannot be removed.
     pub reaper_stopped: Option<String>,
+    /// Number of volumes and snapshots whose record cannot be read.
+    pub unreadable: u64,
 }
 
-/// How long the engine waits for what, and how much it does at once.
+/// Timeouts and concurrency of the engine.
 #[derive(Debug, Clone)]
 pub struct Tuning {
-    /// How long a call waits for a copy before it answers "still running".
+    /// How long a request waits for a copy before it reports that the copy still runs.
     pub copy_wait: Duration,
-    /// Copies at once; more wait their turn.
+    /// Number of copies that run at once. Others wait.
     pub copies: usize,
-    /// How long a call waits for another one on the same object.
+    /// How long a request waits for another one on the same object.
     pub lock_wait: Duration,
-    /// How old a measured usage may be.
+    /// Age at which a measured usage is measured again.
     pub usage_age: Duration,
 }
 

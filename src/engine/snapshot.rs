@@ -1,38 +1,42 @@
-//! Snapshots: read-only copies of a volume's data, with records of their own.
+//! Snapshots: read-only copies of a volume's data with records of their own.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use super::Engine;
-use super::create::{copy_into, reopen};
+use super::create::{copy, reopen};
 use super::jobs::{Job, JobKey};
 use super::list::collect;
 use super::request::{CreateSnapshot, Page, SnapshotFilter};
+use crate::backend::CopySpec;
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::pool::store::{ObjectKind, Retention};
+use crate::pool::locks::LockKey;
+use crate::pool::store::ObjectKind;
+use crate::pool::trash::Retention;
 use crate::pool::{Index, OpenPool, Pool, SnapshotEntry};
-use crate::volume::{Name, Snapshot, Source, Timestamp, VolumeId};
+use crate::volume::{BackendState, Labels, Name, SCHEMA, Snapshot, Source, Timestamp, VolumeId};
 
 impl Engine {
-    /// Cuts a snapshot in the volume's pool, or finds the one that an earlier call of this name cut. Not `ready`
-    /// while the copy still runs; a retry joins it.
+    /// Creates a snapshot in the volume's pool, or returns the one that an earlier request of this name created. The
+    /// result is not `ready` while the copy runs; a retry waits for the same copy.
     ///
     /// # Errors
-    /// `NotFound` for the volume; `Conflict` when the name has a snapshot of another volume; `NoSpace`.
+    /// `NotFound` for the volume; `Conflict` when another volume's snapshot has this name; `NoSpace`.
     pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<Snapshot> {
         let name = Name::of(&request.name);
-        let _held = self.locks.take(format!("snapshot {name}"))?;
+        let _guard = self.locks.lock(LockKey::Snapshot(name.clone()))?;
         if let Some(found) = self.find_snapshot(&name, request)? {
             return Ok(found);
         }
-        let pool = self.pool(&request.of.pool)?;
-        let id = VolumeId { pool: request.of.pool.clone(), name };
-        let job = match self.jobs.find(&JobKey::Snapshot(id.clone())) {
+        let pool = self.pool(&request.source_volume.pool)?;
+        let id = VolumeId { pool: request.source_volume.pool.clone(), name };
+        let key = JobKey::Snapshot(id.clone());
+        let job = match self.jobs.find(&key) {
             Some(job) => job,
             None => self.start_snapshot(&pool, &id, request)?,
         };
-        match self.jobs.join(&JobKey::Snapshot(id.clone()), &job, self.tuning.copy_wait) {
-            Some(Ok(())) => self.existing_snapshot(&pool, &id),
+        match self.jobs.join(&key, &job, self.tuning.copy_wait) {
+            Some(Ok(())) => self.require_snapshot(&pool, &id),
             Some(Err(error)) => Err(error).context(|| format!("copy {} to snapshot {id}", job.from)),
             None => Ok(pending(&id, &job)),
         }
@@ -44,57 +48,61 @@ impl Engine {
         id: &VolumeId,
         request: &CreateSnapshot,
     ) -> Result<Arc<Job>> {
-        // Held until the job is entered, so that a delete sees either no reader or this one.
-        let _volume = self.lock_volume(&request.of)?;
-        let volume = self.existing(pool, &request.of)?;
+        // Held until the job is registered, so that a delete of the volume finds the job.
+        let locked = self.lock_volume_in(pool, &request.source_volume)?;
+        let volume = locked.require()?;
         let data = pool.store.data(ObjectKind::Volumes, &volume.id.name)?;
         let data =
             data.ok_or_else(|| Error::new(Kind::Internal, format!("volume {} has no data", volume.id)))?;
         let data = reopen(data.as_fd()).context(|| format!("copy volume {} to snapshot {id}", volume.id))?;
         let mut snapshot = Snapshot {
-            schema: 1,
+            schema: SCHEMA,
+            uid: uuid::Uuid::new_v4(),
             id: id.clone(),
             requested_name: request.name.clone(),
-            of: volume.id.clone(),
+            source_volume: volume.id.clone(),
             size: volume.size,
             entries: 0,
             bytes: 0,
+            backend: BackendState::default(),
             labels: request.labels.clone(),
             created: Timestamp::now(),
             ready: true,
         };
-        let into = Arc::clone(pool);
+        let pool_of_job = Arc::clone(pool);
         self.start_job(pool, JobKey::Snapshot(id.clone()), Source::Volume(volume.id), move |job| {
-            let draft = into.store.draft()?;
-            into.backend.make(draft.dir())?;
-            let manifest = copy_into(data.as_fd(), &draft, job)?;
-            (snapshot.entries, snapshot.bytes) = (manifest.entries, manifest.bytes);
+            let draft = pool_of_job.store.draft()?;
+            snapshot.backend = pool_of_job.backend.allot()?;
+            let spec = CopySpec { state: snapshot.backend.clone(), ..CopySpec::default() };
+            let stats = copy(&pool_of_job, data.as_fd(), &draft, &spec, job)?;
+            (snapshot.entries, snapshot.bytes) = (stats.entries, stats.bytes);
             draft.commit(ObjectKind::Snapshots, &snapshot.id.name, &snapshot)?;
-            let entry = SnapshotEntry { of: snapshot.of, created: snapshot.created };
-            into.index().put_snapshot(snapshot.id.name, entry);
+            let entry = SnapshotEntry::from(&snapshot);
+            pool_of_job.index().put_snapshot(snapshot.id.name, entry);
             Ok(())
         })
     }
 
-    /// The snapshot of this name in any pool, when it is complete.
+    /// The snapshot of this name in any pool, if it is complete.
     fn find_snapshot(&self, name: &Name, request: &CreateSnapshot) -> Result<Option<Snapshot>> {
         for pool in self.pools.iter().filter_map(Pool::opened) {
             let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
-            // First the jobs, then the disk: what a job has made stands there before the job ends.
+            // Jobs before the disk: a snapshot exists on disk before its job ends.
             if let Some(job) = self.jobs.find(&JobKey::Snapshot(id.clone()))
-                && *job.from.id() != request.of
+                && *job.from.id() != request.source_volume
             {
-                return Err(taken(&pending(&id, &job)));
+                return Err(name_taken(&pending(&id, &job)));
             }
-            if let Some(found) = read(&pool, &id)? {
-                let same = found.of == request.of && found.requested_name == request.name;
-                return if same { Ok(Some(found)) } else { Err(taken(&found)) };
+            if let Some(found) = load(&pool, &id)? {
+                let same =
+                    found.source_volume == request.source_volume && found.requested_name == request.name;
+                return if same { Ok(Some(found)) } else { Err(name_taken(&found)) };
             }
         }
         Ok(None)
     }
 
-    /// The snapshot, also one that is still being cut.
+    /// Returns the snapshot, also one whose copy still runs.
     ///
     /// # Errors
     /// `NotFound`; `Unavailable` when its pool is.
@@ -102,42 +110,46 @@ impl Engine {
         let pool = self.pool(&id.pool)?;
         match self.jobs.find(&JobKey::Snapshot(id.clone())) {
             Some(job) => Ok(pending(id, &job)),
-            None => self.existing_snapshot(&pool, id),
+            None => self.require_snapshot(&pool, id),
         }
     }
 
-    pub(super) fn existing_snapshot(&self, pool: &OpenPool, id: &VolumeId) -> Result<Snapshot> {
-        let found = read(pool, id)?;
+    /// As [`load`]; `NotFound` when the snapshot does not exist.
+    pub(super) fn require_snapshot(&self, pool: &OpenPool, id: &VolumeId) -> Result<Snapshot> {
+        let found = load(pool, id)?;
         found.ok_or_else(|| Error::new(Kind::NotFound, format!("snapshot {id} does not exist")))
     }
 
-    /// Deletes a snapshot; one that does not exist is deleted already. A running copy is stopped.
+    /// Deletes a snapshot; a running copy is stopped. Deleting a snapshot that does not exist succeeds.
     ///
     /// # Errors
     /// `Busy` while a volume is being restored from it; `Unavailable` when its pool is.
     pub fn delete_snapshot(&self, id: &VolumeId) -> Result<()> {
-        let _held = self.locks.take(format!("snapshot {}", id.name))?;
+        self.check_pool_is_configured(id)?;
+        let _guard = self.locks.lock(LockKey::Snapshot(id.name.clone()))?;
         self.jobs.cancel(&JobKey::Snapshot(id.clone()), self.tuning.lock_wait)?;
-        let pool = self.pool_to_delete_from(id)?;
-        if pool.store.snapshot(&id.name)?.is_none() {
+        let pool = self.pool(&id.pool)?;
+        if load(&pool, id)?.is_none() {
             return Ok(());
         }
         if self.jobs.reader_of(&Source::Snapshot(id.clone())).is_some() {
-            let text = format!("a volume is being restored from snapshot {id}: try again when it is done");
+            let text =
+                format!("a volume is being restored from snapshot {id}: retry when the restore is complete");
             return Err(Error::new(Kind::Busy, text));
         }
-        let now = Retention::Until(Timestamp::now().seconds);
-        let trashed = pool.store.discard(ObjectKind::Snapshots, &id.name, now);
-        let trashed = trashed.context(|| format!("delete snapshot {id}"))?;
-        pool.index().take_snapshot(&id.name);
-        self.reaper.add(&pool, [trashed]);
+        let now = Retention::Until(Timestamp::now().as_second());
+        let entry = pool.store.discard(ObjectKind::Snapshots, &id.name, now);
+        let entry = entry.context(|| format!("delete snapshot {id}"))?;
+        pool.index().remove_snapshot(&id.name);
+        self.reaper.add(&pool, [entry]);
         Ok(())
     }
 
-    /// Snapshots that are complete, by id.
+    /// Lists complete snapshots by id. A snapshot whose record is damaged is left out, unless the filter names it.
     ///
     /// # Errors
-    /// `Unavailable` when a pool is: a list that left it out would say that its snapshots are gone.
+    /// `Unavailable` when a pool is: a list without its snapshots would say that they do not exist. `Internal` or
+    /// `Unsupported` when the filter names a snapshot whose record cannot be read.
     pub fn list_snapshots(
         &self,
         filter: &SnapshotFilter,
@@ -146,40 +158,55 @@ impl Engine {
     ) -> Result<Page<Snapshot>> {
         let pools = self.pools_by_name()?;
         let page = collect(&pools, after, max, Index::snapshots, |id, entry| {
-            let wanted = filter.of.as_ref().is_none_or(|of| *of == entry.of)
-                && filter.id.as_ref().is_none_or(|only| *only == id);
+            let wanted = match (&filter.id, entry) {
+                (Some(only), _) if *only != id => false,
+                (None, SnapshotEntry::Damaged(_)) => false,
+                (Some(_), SnapshotEntry::Damaged(_)) => true,
+                (_, SnapshotEntry::Of(volume)) => filter.source_volume.as_ref().is_none_or(|of| of == volume),
+            };
             wanted.then_some(id)
         });
         let mut items = Vec::with_capacity(page.items.len());
         for id in &page.items {
-            items.extend(read(&*self.pool(&id.pool)?, id)?);
+            match self.pool(&id.pool).and_then(|pool| load(&pool, id)) {
+                Err(error) if error.kind() == Kind::Unavailable || filter.id.is_some() => return Err(error),
+                // Damaged since it was indexed: the other snapshots are listed.
+                Err(_) => {}
+                Ok(found) => items.extend(found),
+            }
         }
         Ok(Page { items, next: page.next })
     }
 }
 
-/// The record of a snapshot. Where it lies says which it is, as with a volume.
-fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
-    let found = pool.store.snapshot(&id.name)?;
+/// Reads the record of a snapshot and notes in the index if it is damaged. The id is that of the directory, as for
+/// volumes.
+fn load(pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
+    let found = pool.store.snapshot(&id.name).inspect_err(|error| {
+        let entry = SnapshotEntry::Damaged(error.chain().into());
+        pool.index().put_snapshot(id.name.clone(), entry);
+    })?;
     Ok(found.map(|snapshot| Snapshot { id: id.clone(), ..snapshot }))
 }
 
-fn taken(found: &Snapshot) -> Error {
-    let text = format!("snapshot {} exists, of volume {}: use another name", found.id, found.of);
+fn name_taken(found: &Snapshot) -> Error {
+    let text = format!("snapshot {} exists, of volume {}: use another name", found.id, found.source_volume);
     Error::new(Kind::Conflict, text)
 }
 
-/// A snapshot that is still being copied.
+/// A snapshot whose copy still runs.
 fn pending(id: &VolumeId, job: &Job) -> Snapshot {
     Snapshot {
-        schema: 1,
+        schema: SCHEMA,
+        uid: uuid::Uuid::nil(),
         id: id.clone(),
         requested_name: id.name.to_string(),
-        of: job.from.id().clone(),
+        source_volume: job.from.id().clone(),
         size: 0,
         entries: job.progress.entries(),
         bytes: job.progress.bytes(),
-        labels: crate::volume::Labels::new(),
+        backend: BackendState::default(),
+        labels: Labels::new(),
         created: job.started,
         ready: false,
     }

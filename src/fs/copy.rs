@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use self::attributes::Attributes;
 use self::contents::Contents;
 use self::links::{Links, Placed};
-use super::walk::{
+use super::{
     Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
 };
 use crate::error::{Context, Error, Kind, Result};
@@ -79,33 +79,47 @@ impl Progress {
     }
 }
 
-/// Copies what is below `from`, and the attributes of `from` itself, into `to`; counts the result again and brings
-/// it to the disk.
-///
-/// `to` is an empty directory that nobody else touches, on any filesystem. Owners, modes, times, extended
-/// attributes, ACLs, holes, hard links, FIFOs, sockets and device nodes are kept, as `cp -a` does. A file that
-/// changes meanwhile is copied up to the length it had when it was opened.
+/// Copies what is below `from`, and the attributes of `from` itself, into `to`; verifies the result and writes it to
+/// stable storage. The same as [`copy_files`] followed by [`finish`].
 ///
 /// # Errors
-/// `Unsupported`: something is mounted inside, or the destination cannot keep an ACL. `Busy`: cancelled, or a
-/// directory was moved while it was copied. `NoSpace`. `Internal`: any other failed call, or a copy that does not
-/// match what was written.
+/// As these two.
 pub fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
+    let copied = copy_files(from, to, progress)?;
+    finish(to, &copied, progress)?;
+    Ok(copied)
+}
+
+/// Copies what is below `from`, and the attributes of `from` itself, into `to`.
+///
+/// `to` is an empty directory that nothing else touches, on any filesystem. Owners, modes, times, extended
+/// attributes, ACLs, holes, hard links, FIFOs, sockets and device nodes are kept, as `cp -a` does. A file that
+/// changes during the copy is copied up to the length it had when it was opened.
+///
+/// # Errors
+/// `Unsupported`: something is mounted inside, or the destination cannot store an ACL. `Busy`: cancelled, or a
+/// directory was moved during the copy. `NoSpace`. `Internal`: any other failed call.
+pub fn copy_files(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
     let mut copier = Copier::new(from, to, progress)?;
     copier.run()?;
-    let made = Manifest { dropped: copier.attributes.dropped, ..copier.made };
-    drop(copier);
-    verify::verify(to, &made, progress)?;
-    // not the caller's file: it may be one that cannot be synced, opened by O_PATH
+    Ok(Manifest { dropped: copier.attributes.dropped, ..copier.made })
+}
+
+/// Compares a copy with its manifest and writes it to stable storage.
+///
+/// # Errors
+/// `Internal` when the copy does not match the manifest; otherwise the failed call.
+pub fn finish(to: BorrowedFd<'_>, copied: &Manifest, progress: &Progress) -> Result<()> {
+    verify::verify(to, copied, progress)?;
+    // `to` may be an O_PATH descriptor, which cannot be synced.
     let top = open_directory(to, c".").context(|| "open the copy")?;
-    syncfs(&top).context(|| "sync the copy")?;
-    Ok(made)
+    syncfs(&top).context(|| "sync the copy")
 }
 
 struct Copier<'a> {
     from: Walk,
     to: Walk,
-    trail: TreePath,
+    path: TreePath,
     links: Links<'a>,
     contents: Contents<'a>,
     attributes: Attributes,
@@ -121,7 +135,7 @@ impl<'a> Copier<'a> {
         Ok(Self {
             from: Walk::new(from).context(|| "open the source")?,
             to: to_walk,
-            trail: TreePath::default(),
+            path: TreePath::default(),
             links: Links::new(to),
             contents: Contents::new(progress),
             attributes: Attributes::new(),
@@ -134,15 +148,15 @@ impl<'a> Copier<'a> {
     fn run(&mut self) -> Result<()> {
         loop {
             self.progress.check()?;
-            match self.from.next().context(|| format!("read {}", self.trail.here()))? {
+            match self.from.next().context(|| format!("read {}", self.path.here()))? {
                 Some(entry) => {
-                    self.entry(&entry).context(|| format!("copy {}", self.trail.at(&entry.name)))?;
+                    self.entry(&entry).context(|| format!("copy {}", self.path.at(&entry.name)))?;
                 }
                 None => {
-                    if !self.leave().context(|| format!("copy {}", self.trail.here()))? {
+                    if !self.leave().context(|| format!("copy {}", self.path.here()))? {
                         return Ok(());
                     }
-                    self.trail.pop();
+                    self.path.pop();
                 }
             }
         }
@@ -193,7 +207,7 @@ impl<'a> Copier<'a> {
         let made = open_directory(self.to.here(), name).context(|| "open the new directory")?;
         self.from.enter(source).context(|| "look")?;
         self.to.enter(made).context(|| "look at the new directory")?;
-        self.trail.push(name);
+        self.path.push(name);
         Ok(Some(0))
     }
 

@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, FileType, IFlags, ftruncate, ioctl_getflags, ioctl_setflags, unlinkat};
-use rustix::io::{Errno, Result as Answer};
+use rustix::io::{Errno, Result as ErrnoResult};
 
-use super::walk::{
+use super::{
     Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
 };
 use crate::error::{Context, Error, Kind, Result};
@@ -71,20 +71,20 @@ impl Remover<'_> {
     /// Empties a directory.
     fn clear(&mut self, folder: BorrowedFd<'_>) -> Result<()> {
         let mut walk = Walk::new(folder).context(|| "open the top folder")?;
-        let mut trail = TreePath::default();
+        let mut path = TreePath::default();
         loop {
-            let Some(entry) = walk.next().context(|| format!("read {}", trail.here()))? else {
+            let Some(entry) = walk.next().context(|| format!("read {}", path.here()))? else {
                 self.came_up = true;
-                if !walk.leave().context(|| trail.here())? {
+                if !walk.leave().context(|| path.here())? {
                     return Ok(());
                 }
-                trail.pop();
+                path.pop();
                 continue;
             };
-            if let Taken::Full(folder) = self.take(walk.here(), &entry).context(|| trail.at(&entry.name))? {
-                trail.push(&entry.name);
+            if let Taken::Full(folder) = self.take(walk.here(), &entry).context(|| path.at(&entry.name))? {
+                path.push(&entry.name);
                 walk.put_back(entry);
-                walk.enter(folder).context(|| trail.here())?;
+                walk.enter(folder).context(|| path.here())?;
             }
         }
     }
@@ -116,7 +116,7 @@ impl Remover<'_> {
     }
 
     /// Unlinks a file or an empty directory, whatever the name is now.
-    fn unlink(&self, at: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Answer<()> {
+    fn unlink(&self, at: BorrowedFd<'_>, name: &CStr, kind: FileType) -> ErrnoResult<()> {
         if !matches!(kind, FileType::Directory | FileType::Unknown) {
             match self.unlink_file(at, name, kind) {
                 Err(Errno::ISDIR) => {}
@@ -129,7 +129,7 @@ impl Remover<'_> {
         }
     }
 
-    fn unlink_file(&self, at: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Answer<()> {
+    fn unlink_file(&self, at: BorrowedFd<'_>, name: &CStr, kind: FileType) -> ErrnoResult<()> {
         if matches!(kind, FileType::RegularFile | FileType::Unknown)
             && fstatat(at, name).is_ok_and(|stat| stat.stx_blocks > STEP / 512)
         {
@@ -140,7 +140,7 @@ impl Remover<'_> {
 
     /// Cuts a big file shorter, if this is its only name. What cannot be cut is left to the unlinking. The number
     /// of steps follows from the data, not from the size: that may be anything.
-    fn shorten(&self, at: BorrowedFd<'_>, name: &CStr) -> Answer<()> {
+    fn shorten(&self, at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<()> {
         let pinned = open_path(at, name)?;
         let stat = fstat(pinned.as_fd())?;
         if !kind_of(&stat).is_file() || stat.stx_nlink != 1 {

@@ -10,103 +10,15 @@ use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, Statx, StatxFlags, openat, openat2,
-    seek, statx,
-};
-use rustix::io::{Errno, Result as Answer};
-use rustix::path::DecInt;
+use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, Statx, openat2, seek};
+use rustix::io::{Errno, Result as ErrnoResult};
 
+use super::{DIRECTORY, RESOLVE, fstat, open_directory, retry_transient, with_noatime};
 use crate::error::{Context, Error, Kind, Result};
 
 /// How many levels, counted from the deepest, are kept open.
-pub(crate) const WINDOW: usize = 8;
+pub(super) const WINDOW: usize = 8;
 const BATCH: usize = 32 << 10;
-
-/// Without `BENEATH`: a name read from a directory has no slash, so there is nothing for it to forbid; and it answers
-/// `EXDEV`, which is to mean a mount and nothing else, also when a rename takes the entry away at that moment.
-const RESOLVE: ResolveFlags =
-    ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
-const DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// Calls again while the kernel says that a rename somewhere else disturbed the look-up.
-pub(crate) fn retry_transient<T>(mut call: impl FnMut() -> Answer<T>) -> Answer<T> {
-    for _ in 0..64 {
-        let result = call();
-        if !matches!(result, Err(Errno::AGAIN | Errno::INTR)) {
-            return result;
-        }
-    }
-    call()
-}
-
-/// Holds an entry, whatever it is, without opening it: no device is woken, no FIFO waited for, no symlink followed.
-pub(crate) fn open_path(at: BorrowedFd<'_>, name: &CStr) -> Answer<OwnedFd> {
-    retry_transient(|| {
-        openat2(at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), RESOLVE)
-    })
-}
-
-/// Opens a directory for reading; `.` opens a pinned one.
-pub(crate) fn open_directory(at: BorrowedFd<'_>, name: &CStr) -> Answer<OwnedFd> {
-    with_noatime(|flags| retry_transient(|| openat2(at, name, DIRECTORY | flags, Mode::empty(), RESOLVE)))
-}
-
-/// Opens without touching the access time, where that is allowed.
-pub(crate) fn with_noatime(mut open: impl FnMut(OFlags) -> Answer<OwnedFd>) -> Answer<OwnedFd> {
-    match open(OFlags::NOATIME) {
-        Err(Errno::PERM) => open(OFlags::empty()),
-        result => result,
-    }
-}
-
-/// What an open or pinned file is.
-pub(crate) fn fstat(fd: BorrowedFd<'_>) -> Answer<Statx> {
-    statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
-}
-
-/// What a name is, without following it.
-pub(crate) fn fstatat(at: BorrowedFd<'_>, name: &CStr) -> Answer<Statx> {
-    statx(at, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
-}
-
-/// The file's type.
-pub(crate) fn kind_of(stat: &Statx) -> FileType {
-    FileType::from_raw_mode(stat.stx_mode.into())
-}
-
-/// Opens files that were pinned, through `/proc`: the file itself, whatever became of its name.
-#[derive(Debug)]
-pub(crate) struct Reopen(OwnedFd);
-
-impl Reopen {
-    pub(crate) fn new() -> Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fds =
-            rustix::fs::open(c"/proc/self/fd", flags, Mode::empty()).context(|| "open /proc/self/fd")?;
-        Ok(Self(fds))
-    }
-
-    /// Only for what is known to be a regular file.
-    pub(crate) fn for_reading(&self, pinned: BorrowedFd<'_>) -> Answer<OwnedFd> {
-        with_noatime(|flags| self.with(pinned, OFlags::RDONLY | flags))
-    }
-
-    /// Only for what is known to be a regular file.
-    pub(crate) fn for_writing(&self, pinned: BorrowedFd<'_>) -> Answer<OwnedFd> {
-        self.with(pinned, OFlags::WRONLY)
-    }
-
-    fn with(&self, pinned: BorrowedFd<'_>, flags: OFlags) -> Answer<OwnedFd> {
-        retry_transient(|| openat(&self.0, DecInt::from_fd(pinned), flags | OFlags::CLOEXEC, Mode::empty()))
-    }
-}
-
-/// The error of a place where something is mounted.
-pub(crate) fn mounted_here(kind: Kind) -> Error {
-    Error::new(kind, "something is mounted here")
-}
 
 /// Which file it is, among all of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,10 +36,10 @@ impl Identity {
 
 /// One name in a directory.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) name: CString,
+pub(super) struct Entry {
+    pub(super) name: CString,
     /// As the directory says it: possibly unknown, possibly no longer true.
-    pub(crate) kind: FileType,
+    pub(super) kind: FileType,
 }
 
 /// An open directory and the part of it that was read but not yet taken.
@@ -146,7 +58,7 @@ impl Reader {
         Self { fd, batch: VecDeque::new(), cookie, before: cookie }
     }
 
-    fn next(&mut self, buffer: &mut [MaybeUninit<u8>]) -> Answer<Option<Entry>> {
+    fn next(&mut self, buffer: &mut [MaybeUninit<u8>]) -> ErrnoResult<Option<Entry>> {
         if self.batch.is_empty() {
             self.fill(buffer)?;
         }
@@ -156,7 +68,7 @@ impl Reader {
     }
 
     /// One batch from the kernel, without `.` and `..`; none when the directory ends here.
-    fn fill(&mut self, buffer: &mut [MaybeUninit<u8>]) -> Answer<()> {
+    fn fill(&mut self, buffer: &mut [MaybeUninit<u8>]) -> ErrnoResult<()> {
         let mut raw = RawDir::new(&self.fd, buffer);
         while let Some(entry) = raw.next() {
             let entry = match entry {
@@ -184,7 +96,7 @@ struct Level {
 
 /// A place in a tree, and the way back to its root.
 #[derive(Debug)]
-pub(crate) struct Walk {
+pub(super) struct Walk {
     current: Reader,
     identity: Identity,
     levels: Vec<Level>,
@@ -195,7 +107,7 @@ pub(crate) struct Walk {
 
 impl Walk {
     /// Starts at a directory, with an open file of its own.
-    pub(crate) fn new(root: BorrowedFd<'_>) -> Answer<Self> {
+    pub(super) fn new(root: BorrowedFd<'_>) -> ErrnoResult<Self> {
         let fd = open_directory(root, c".")?;
         let identity = Identity::of(&fstat(fd.as_fd())?);
         let buffer = vec![MaybeUninit::uninit(); BATCH];
@@ -209,28 +121,28 @@ impl Walk {
     }
 
     /// The directory where the walk is.
-    pub(crate) fn here(&self) -> BorrowedFd<'_> {
+    pub(super) fn here(&self) -> BorrowedFd<'_> {
         self.current.fd.as_fd()
     }
 
     /// Whether the walk is where it began.
-    pub(crate) fn is_top(&self) -> bool {
+    pub(super) fn is_top(&self) -> bool {
         self.levels.is_empty()
     }
 
     /// The next name here.
-    pub(crate) fn next(&mut self) -> Answer<Option<Entry>> {
+    pub(super) fn next(&mut self) -> ErrnoResult<Option<Entry>> {
         self.current.next(&mut self.buffer)
     }
 
     /// The last entry taken comes again.
-    pub(crate) fn put_back(&mut self, entry: Entry) {
+    pub(super) fn put_back(&mut self, entry: Entry) {
         let cookie = std::mem::replace(&mut self.current.cookie, self.current.before);
         self.current.batch.push_front((entry, cookie));
     }
 
     /// Goes down into a directory opened from here.
-    pub(crate) fn enter(&mut self, fd: OwnedFd) -> Answer<()> {
+    pub(super) fn enter(&mut self, fd: OwnedFd) -> ErrnoResult<()> {
         let identity = Identity::of(&fstat(fd.as_fd())?);
         let above = std::mem::replace(&mut self.current, Reader::new(fd, 0));
         let identity = std::mem::replace(&mut self.identity, identity);
@@ -243,7 +155,7 @@ impl Walk {
     }
 
     /// Goes back up; false at the root.
-    pub(crate) fn leave(&mut self) -> Result<bool> {
+    pub(super) fn leave(&mut self) -> Result<bool> {
         let Some(level) = self.levels.pop() else { return Ok(false) };
         self.current = match self.window.pop_back() {
             Some(reader) => reader,
@@ -271,7 +183,7 @@ impl Walk {
 
 /// The names from the root of a tree to the place where a walk is, for messages: what is too long is left out.
 #[derive(Debug, Default)]
-pub(crate) struct TreePath {
+pub(super) struct TreePath {
     path: Vec<u8>,
     beyond: usize,
 }
@@ -280,7 +192,7 @@ impl TreePath {
     const KEPT: usize = 1024;
     const SHOWN: usize = 100;
 
-    pub(crate) fn push(&mut self, name: &CStr) {
+    pub(super) fn push(&mut self, name: &CStr) {
         if self.beyond > 0 || self.path.len() + name.count_bytes() >= Self::KEPT {
             self.beyond += 1;
             return;
@@ -289,7 +201,7 @@ impl TreePath {
         self.path.extend_from_slice(name.to_bytes());
     }
 
-    pub(crate) fn pop(&mut self) {
+    pub(super) fn pop(&mut self) {
         if self.beyond > 0 {
             self.beyond -= 1;
         } else {
@@ -299,7 +211,7 @@ impl TreePath {
     }
 
     /// The path of a name here, at most some 300 characters, without control characters.
-    pub(crate) fn at(&self, name: &CStr) -> String {
+    pub(super) fn at(&self, name: &CStr) -> String {
         let mut path = self.path.clone();
         if self.beyond > 0 {
             path.extend_from_slice(format!("/({} deeper)", self.beyond).as_bytes());
@@ -310,7 +222,7 @@ impl TreePath {
     }
 
     /// The path of the directory where the walk is.
-    pub(crate) fn here(&self) -> String {
+    pub(super) fn here(&self) -> String {
         if self.path.is_empty() { "the top folder".to_owned() } else { Self::show(&self.path[1..]) }
     }
 
@@ -333,23 +245,23 @@ mod tests {
 
     #[test]
     fn a_trail_is_short_and_printable() {
-        let mut trail = TreePath::default();
-        assert_eq!(trail.here(), "the top folder");
-        assert_eq!(trail.at(c"a"), "a");
-        trail.push(c"dir");
-        trail.push(c"new\nline");
-        assert_eq!(trail.at(c"f"), "dir/new\u{fffd}line/f");
+        let mut path = TreePath::default();
+        assert_eq!(path.here(), "the top folder");
+        assert_eq!(path.at(c"a"), "a");
+        path.push(c"dir");
+        path.push(c"new\nline");
+        assert_eq!(path.at(c"f"), "dir/new\u{fffd}line/f");
         for _ in 0..5000 {
-            trail.push(c"deep-deep-deep");
+            path.push(c"deep-deep-deep");
         }
-        assert!(trail.at(c"f").chars().count() <= 201);
-        assert!(trail.at(c"f").ends_with("deeper)/f"));
+        assert!(path.at(c"f").chars().count() <= 201);
+        assert!(path.at(c"f").ends_with("deeper)/f"));
         for _ in 0..5001 {
-            trail.pop();
+            path.pop();
         }
-        assert_eq!(trail.here(), "dir");
-        trail.pop();
-        assert_eq!(trail.here(), "the top folder");
+        assert_eq!(path.here(), "dir");
+        path.pop();
+        assert_eq!(path.here(), "the top folder");
     }
 
     fn tree() -> (tempfile::TempDir, OwnedFd) {

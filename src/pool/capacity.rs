@@ -1,4 +1,4 @@
-//! What a pool may still promise: min(what the filesystem has, total × overcommit − what was promised) − reserve.
+//! A pool's capacity. Allocatable is min(free in the filesystem, size × overcommit − provisioned) − reserve.
 
 use std::sync::Arc;
 
@@ -8,20 +8,20 @@ use super::{OpenPool, VolumeEntry};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::Name;
 
-/// Bytes of a filesystem.
+/// Statistics of a filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FsStats {
-    /// All.
+    /// Total bytes.
     pub total: u64,
-    /// Free for others than root.
+    /// Bytes that are free for unprivileged users.
     pub free: u64,
-    /// All inodes; 0: the filesystem has no fixed number.
+    /// Total inodes; 0: the filesystem has no fixed number.
     pub inodes: u64,
     /// Free inodes.
     pub inodes_free: u64,
 }
 
-/// Bytes set aside for a volume that is being made or grown; given back when dropped.
+/// Bytes reserved for a volume that is being created or expanded; released on drop.
 #[derive(Debug)]
 pub struct Reservation {
     pool: Arc<OpenPool>,
@@ -29,15 +29,15 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// The pool that has set them aside.
+    /// The pool that the bytes are reserved in.
     #[must_use]
     pub fn pool(&self) -> &Arc<OpenPool> {
         &self.pool
     }
 
-    /// The volume is made or grown: its entry carries the promise from now on. At no moment is it counted twice, or
-    /// another call would be told that a pool is full that is not.
-    pub fn keep(mut self, name: Name, entry: VolumeEntry) {
+    /// Turns the reservation into the size of a volume's entry, in one step: counting the bytes twice, even briefly,
+    /// would make a pool look full to another call.
+    pub fn commit(mut self, name: Name, entry: VolumeEntry) {
         let bytes = std::mem::take(&mut self.bytes);
         let mut index = self.pool.index();
         index.provisioned = index.provisioned.saturating_sub(bytes.into());
@@ -46,7 +46,6 @@ impl Reservation {
 }
 
 impl Drop for Reservation {
-    /// There is no such volume.
     fn drop(&mut self) {
         let mut index = self.pool.index();
         index.provisioned = index.provisioned.saturating_sub(self.bytes.into());
@@ -54,12 +53,12 @@ impl Drop for Reservation {
 }
 
 impl OpenPool {
-    /// What the filesystem has.
+    /// Statistics of the pool's filesystem.
     ///
     /// # Errors
-    /// What the filesystem says.
+    /// The failed call.
     pub fn fs_stats(&self) -> Result<FsStats> {
-        let stat = fs::fstatvfs(self.store.root()).context(|| "ask the filesystem for its room")?;
+        let stat = fs::fstatvfs(self.store.root()).context(|| "read the filesystem's statistics")?;
         Ok(FsStats {
             total: stat.f_blocks.saturating_mul(stat.f_frsize),
             free: stat.f_bavail.saturating_mul(stat.f_frsize),
@@ -68,32 +67,30 @@ impl OpenPool {
         })
     }
 
-    /// What may still be promised.
+    /// Bytes that can still be provisioned.
     ///
     /// # Errors
-    /// What the filesystem says.
+    /// The failed call.
     pub fn allocatable(&self) -> Result<u64> {
         let stats = self.fs_stats()?;
         let provisioned = self.index().provisioned();
         Ok(allocatable(stats, provisioned, self.settings.overcommit_percent, self.settings.reserve))
     }
 
-    /// Sets bytes aside.
+    /// Reserves bytes for a volume.
     ///
     /// # Errors
-    /// `NoSpace` when the pool may not promise so much.
+    /// `NoSpace` when the pool cannot provision them.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation> {
         let stats = self.fs_stats()?;
         let mut index = self.index();
-        let free =
-            allocatable(stats, index.provisioned(), self.settings.overcommit_percent, self.settings.reserve);
-        if bytes > free {
+        let provisioned = index.provisioned();
+        let left = allocatable(stats, provisioned, self.settings.overcommit_percent, self.settings.reserve);
+        if bytes > left {
             let text = format!(
-                "pool {} is full: {bytes} bytes asked for, {free} left to promise ({} of {} promised); \
+                "pool {} is full: {bytes} bytes requested, {left} allocatable ({provisioned} of {} provisioned); \
                  delete volumes, grow the filesystem, or raise the pool's overcommit",
-                self.settings.name,
-                index.provisioned(),
-                stats.total,
+                self.settings.name, stats.total,
             );
             return Err(Error::new(Kind::NoSpace, text));
         }
@@ -114,13 +111,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_free_is_bounded_by_disk_and_ledger() {
+    fn allocatable_is_bounded_by_free_space_and_provisioned_sizes() {
         let stats = FsStats { total: 100, free: 60, inodes: 0, inodes_free: 0 };
-        assert_eq!(allocatable(stats, 0, 100, 0), 60, "the disk has no more");
-        assert_eq!(allocatable(stats, 70, 100, 0), 30, "the ledger has no more");
-        assert_eq!(allocatable(stats, 70, 200, 0), 60, "overcommit");
-        assert_eq!(allocatable(stats, 70, 100, 10), 20, "reserve");
-        assert_eq!(allocatable(stats, 120, 100, 10), 0, "never below nothing");
-        assert_eq!(allocatable(FsStats { total: u64::MAX, free: u64::MAX, ..stats }, 0, 1000, 0), u64::MAX);
+        assert_eq!(allocatable(stats, 0, 100, 0), 60, "bounded by free space");
+        assert_eq!(allocatable(stats, 70, 100, 0), 30, "bounded by provisioned sizes");
+        assert_eq!(allocatable(stats, 70, 200, 0), 60, "with overcommit");
+        assert_eq!(allocatable(stats, 70, 100, 10), 20, "less the reserve");
+        assert_eq!(allocatable(stats, 120, 100, 10), 0, "never negative");
+        let huge = FsStats { total: u64::MAX, free: u64::MAX, ..stats };
+        assert_eq!(allocatable(huge, 0, 1000, 0), u64::MAX);
     }
 }

@@ -1,21 +1,21 @@
-//! What is in a pool, in memory: enough to list, to count and to keep the ledger. Rebuilt at every opening by reading
-//! the pool; never written.
+//! The index of a pool in memory: enough for listings and capacity. It is read from the pool at each opening and never
+//! written.
 
 use std::collections::BTreeMap;
 use std::thread;
 
+use super::store::{ObjectKind, Store};
 use crate::error::{Context as _, Error, Result};
-use crate::pool::store::{ObjectKind, Store};
-use crate::volume::{Name, Source, Timestamp, Volume, VolumeId};
+use crate::volume::{Name, Snapshot, Source, Volume, VolumeId};
 
-/// What a listing needs of a volume. Small: a pool may have a hundred thousand.
+/// A volume in the index. Small, since a pool may have a hundred thousand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeEntry {
-    /// Promised bytes; 0: none asked for.
+    /// Provisioned size in bytes; 0: no size was requested.
     pub size: u64,
-    /// What it was copied from.
+    /// The volume or snapshot that it was copied from.
     pub source: Option<Box<Source>>,
-    /// Why its record cannot be read, if it cannot.
+    /// Why its record cannot be read.
     pub damage: Option<Box<str>>,
 }
 
@@ -25,42 +25,49 @@ impl From<&Volume> for VolumeEntry {
     }
 }
 
-/// What a listing needs of a snapshot.
+/// A snapshot in the index.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SnapshotEntry {
-    /// The volume it was taken of.
-    pub of: VolumeId,
-    /// When.
-    pub created: Timestamp,
+pub enum SnapshotEntry {
+    /// A copy of this volume.
+    Of(VolumeId),
+    /// Its record cannot be read, for this reason.
+    Damaged(Box<str>),
 }
 
-/// The volumes and snapshots of a pool by name, and the sum of what is promised.
+impl From<&Snapshot> for SnapshotEntry {
+    fn from(snapshot: &Snapshot) -> Self {
+        Self::Of(snapshot.source_volume.clone())
+    }
+}
+
+/// The volumes and snapshots of a pool by name, and the sum of their provisioned sizes.
 #[derive(Debug, Default)]
 pub struct Index {
     volumes: BTreeMap<Name, VolumeEntry>,
     snapshots: BTreeMap<Name, SnapshotEntry>,
-    /// Sum of the volumes' sizes and of what is reserved for those being made.
-    /// Wide, so that records that say the largest size each are still added and taken off right.
+    /// Sum of the volumes' sizes and of all reservations, in bytes. Wide, so that records with the largest size each can
+    /// be added and subtracted without overflow.
     pub(super) provisioned: u128,
 }
 
 impl Index {
-    /// Reads every record of a pool.
+    /// Reads every record of a pool. A damaged record affects its own entry only.
     pub(super) fn read(store: &Store) -> Result<Self> {
         let mut index = Self::default();
         for (name, entry) in read_volumes(store)? {
             index.put_volume(name, entry);
         }
         for name in store.names(ObjectKind::Snapshots)? {
-            // A snapshot without a readable record is not offered; its folder stays for whoever looks.
-            if let Ok(Some(snapshot)) = store.snapshot(&name) {
-                index.put_snapshot(name, SnapshotEntry { of: snapshot.of, created: snapshot.created });
+            match store.snapshot(&name) {
+                Ok(Some(snapshot)) => index.put_snapshot(name, SnapshotEntry::from(&snapshot)),
+                Ok(None) => {}
+                Err(error) => index.put_snapshot(name, SnapshotEntry::Damaged(error.chain().into())),
             }
         }
         Ok(index)
     }
 
-    /// Adds or replaces a volume, and its promise.
+    /// Adds or replaces a volume and its provisioned size.
     pub fn put_volume(&mut self, name: Name, entry: VolumeEntry) {
         self.provisioned = self.provisioned.saturating_add(entry.size.into());
         if let Some(old) = self.volumes.insert(name, entry) {
@@ -68,10 +75,18 @@ impl Index {
         }
     }
 
-    /// Forgets a volume and its promise.
-    pub fn take_volume(&mut self, name: &Name) {
+    /// Removes a volume and its provisioned size.
+    pub fn remove_volume(&mut self, name: &Name) {
         if let Some(old) = self.volumes.remove(name) {
             self.provisioned = self.provisioned.saturating_sub(old.size.into());
+        }
+    }
+
+    /// Notes that the record of a volume cannot be read. Its last known size stays provisioned.
+    pub fn mark_volume_damaged(&mut self, name: &Name, error: &Error) {
+        match self.volumes.get_mut(name) {
+            Some(entry) => entry.damage = Some(error.chain().into()),
+            None => self.put_volume(name.clone(), damaged(error)),
         }
     }
 
@@ -80,8 +95,8 @@ impl Index {
         self.snapshots.insert(name, entry);
     }
 
-    /// Forgets a snapshot.
-    pub fn take_snapshot(&mut self, name: &Name) {
+    /// Removes a snapshot.
+    pub fn remove_snapshot(&mut self, name: &Name) {
         self.snapshots.remove(name);
     }
 
@@ -97,7 +112,14 @@ impl Index {
         &self.snapshots
     }
 
-    /// Bytes promised.
+    /// Number of volumes and snapshots whose record cannot be read.
+    #[must_use]
+    pub fn unreadable(&self) -> usize {
+        let snapshots = self.snapshots.values().filter(|entry| matches!(entry, SnapshotEntry::Damaged(_)));
+        self.volumes.values().filter(|entry| entry.damage.is_some()).count() + snapshots.count()
+    }
+
+    /// Bytes provisioned.
     #[must_use]
     pub fn provisioned(&self) -> u64 {
         u64::try_from(self.provisioned).unwrap_or(u64::MAX)
@@ -113,34 +135,33 @@ fn read_volumes(store: &Store) -> Result<Vec<(Name, VolumeEntry)>> {
             .name("read-pool".to_owned())
             .spawn_scoped(scope, || read_entries(store, right))
             .context(|| "start a thread")?;
-        let mut entries = read_entries(store, left)?;
+        let mut entries = read_entries(store, left);
         match other.join() {
-            Ok(more) => entries.extend(more?),
+            Ok(more) => entries.extend(more),
             Err(panic) => std::panic::resume_unwind(panic),
         }
         Ok(entries)
     })
 }
 
-/// One damaged volume is one symptom: the others of its pool are served.
 fn damaged(error: &Error) -> VolumeEntry {
     VolumeEntry { size: 0, source: None, damage: Some(error.chain().into()) }
 }
 
-fn read_entries(store: &Store, names: &[Name]) -> Result<Vec<(Name, VolumeEntry)>> {
-    let mut entries = Vec::with_capacity(names.len());
-    for name in names {
-        let entry = match store.volume(name) {
-            Ok(Some(volume)) => VolumeEntry::from(&volume),
-            // Somebody put a folder there by hand: a volume without a promise, if it has data.
-            Ok(None) => match store.data(ObjectKind::Volumes, name) {
-                Ok(Some(_)) => VolumeEntry { size: 0, source: None, damage: None },
-                Ok(None) => continue,
-                Err(error) => damaged(&error),
-            },
-            Err(error) => damaged(&error),
-        };
-        entries.push((name.clone(), entry));
+fn read_entries(store: &Store, names: &[Name]) -> Vec<(Name, VolumeEntry)> {
+    let entries = names.iter().filter_map(|name| Some((name.clone(), read_entry(store, name)?)));
+    entries.collect()
+}
+
+fn read_entry(store: &Store, name: &Name) -> Option<VolumeEntry> {
+    match store.volume(name) {
+        Ok(Some(volume)) => Some(VolumeEntry::from(&volume)),
+        // A directory without a record is an unmanaged volume if it has data.
+        Ok(None) => match store.data(ObjectKind::Volumes, name) {
+            Ok(Some(_)) => Some(VolumeEntry { size: 0, source: None, damage: None }),
+            Ok(None) => None,
+            Err(error) => Some(damaged(&error)),
+        },
+        Err(error) => Some(damaged(&error)),
     }
-    Ok(entries)
 }

@@ -1,12 +1,38 @@
-//! One call at a time for each object. A lock is held by the work itself, so that a caller who hangs up frees nothing.
+//! Object locks: one call at a time for each volume, snapshot and target.
+//!
+//! The work itself holds the guard, so a caller that disconnects releases nothing early.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
+use crate::volume::Name;
 
-/// The objects that are being worked on.
+/// The object that a lock protects.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LockKey {
+    /// The volume of this name, in any pool: a name is unique across the pools of a process.
+    Volume(Name),
+    /// The snapshot of this name, in any pool.
+    Snapshot(Name),
+    /// A path that volumes are published at.
+    Target(PathBuf),
+}
+
+impl fmt::Display for LockKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Volume(name) => write!(f, "volume {name}"),
+            Self::Snapshot(name) => write!(f, "snapshot {name}"),
+            Self::Target(path) => write!(f, "target {}", path.display()),
+        }
+    }
+}
+
+/// The locks of this process.
 #[derive(Debug, Clone)]
 pub struct LockTable {
     inner: Arc<Inner>,
@@ -16,75 +42,77 @@ pub struct LockTable {
 #[derive(Debug, Default)]
 struct Inner {
     state: Mutex<State>,
-    freed: Condvar,
+    released: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    held: HashSet<String>,
-    /// Callers that wait. To wake nobody is a system call too, and there is nearly always nobody.
+    held: HashSet<LockKey>,
+    /// Number of waiting callers. Without any, a release needs no wake-up, which would be a system call.
     waiting: usize,
 }
 
 impl Inner {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The right to work on one object, until dropped.
+/// A held lock, released on drop.
 #[derive(Debug)]
 pub struct LockGuard {
     inner: Arc<Inner>,
-    key: String,
+    key: LockKey,
 }
 
 impl LockTable {
-    /// Locks whose callers wait at most so long for each other.
+    /// Creates a table whose callers wait at most `wait` for a lock.
     #[must_use]
     pub fn new(wait: Duration) -> Self {
         Self { inner: Arc::default(), wait }
     }
 
-    /// Takes the lock of an object if nobody has it.
+    /// Acquires the lock if it is free.
     #[must_use]
-    pub fn try_take(&self, key: String) -> Option<LockGuard> {
-        self.inner.lock().held.insert(key.clone()).then(|| LockGuard { inner: Arc::clone(&self.inner), key })
+    pub fn try_lock(&self, key: LockKey) -> Option<LockGuard> {
+        self.inner.state().held.insert(key.clone()).then(|| self.guard(key))
     }
 
-    /// Takes the lock of an object, such as "volume a".
+    /// Acquires the lock, waiting for another call to release it.
     ///
     /// # Errors
-    /// `Busy` when another call still has it after the wait.
-    pub fn take(&self, key: String) -> Result<LockGuard> {
+    /// `Busy` when another call still holds it at the end of the wait.
+    pub fn lock(&self, key: LockKey) -> Result<LockGuard> {
         let deadline = Instant::now() + self.wait;
-        let mut state = self.inner.lock();
+        let mut state = self.inner.state();
         while state.held.contains(&key) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Error::new(
-                    Kind::Busy,
-                    format!("another call for {key} is still running: try again"),
-                ));
+                let text = format!("another call for {key} is still running: retry later");
+                return Err(Error::new(Kind::Busy, text));
             }
             state.waiting += 1;
-            state = self.inner.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.inner.released.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.waiting -= 1;
         }
         state.held.insert(key.clone());
         drop(state);
-        Ok(LockGuard { inner: Arc::clone(&self.inner), key })
+        Ok(self.guard(key))
+    }
+
+    fn guard(&self, key: LockKey) -> LockGuard {
+        LockGuard { inner: Arc::clone(&self.inner), key }
     }
 }
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        let mut state = self.inner.lock();
+        let mut state = self.inner.state();
         state.held.remove(&self.key);
         let waiting = state.waiting > 0;
         drop(state);
         if waiting {
-            self.inner.freed.notify_all();
+            self.inner.released.notify_all();
         }
     }
 }
@@ -93,26 +121,30 @@ impl Drop for LockGuard {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_second_call_waits_and_is_then_told() {
-        let locks = LockTable::new(Duration::from_millis(20));
-        let held = locks.try_take("volume a".into()).unwrap();
-        assert!(locks.try_take("volume a".into()).is_none());
-        assert_eq!(locks.take("volume a".into()).unwrap_err().kind(), Kind::Busy);
-        locks.take("volume b".into()).unwrap();
-        drop(held);
-        locks.take("volume a".into()).unwrap();
+    fn volume(name: &str) -> LockKey {
+        LockKey::Volume(Name::of(name))
     }
 
     #[test]
-    fn only_one_at_a_time_gets_in() {
+    fn a_second_call_waits_and_then_fails_as_busy() {
+        let locks = LockTable::new(Duration::from_millis(20));
+        let guard = locks.try_lock(volume("a")).unwrap();
+        assert!(locks.try_lock(volume("a")).is_none());
+        assert_eq!(locks.lock(volume("a")).unwrap_err().kind(), Kind::Busy);
+        locks.lock(volume("b")).unwrap();
+        drop(guard);
+        locks.lock(volume("a")).unwrap();
+    }
+
+    #[test]
+    fn two_calls_never_hold_the_same_lock() {
         let locks = LockTable::new(Duration::from_secs(20));
         let inside = std::sync::atomic::AtomicU32::new(0);
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        let _held = locks.take("volume a".into()).unwrap();
+                        let _guard = locks.lock(volume("a")).unwrap();
                         assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
                         inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
                     }

@@ -1,28 +1,27 @@
-//! Removes what the trash need not keep any more: one thread, one folder after another, at the lowest priority.
+//! Removes trash whose retention has passed: one thread, one directory after another, at the lowest priority.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
+use super::OpenPool;
+use super::trash::{Retention, TrashEntry};
 use crate::error::{Context as _, Result};
-use crate::fs::remove::remove_tree;
-use crate::pool::OpenPool;
-use crate::pool::store::{Retention, Trashed};
 use crate::volume::{PoolName, Timestamp};
 
-/// How long a folder that could not be removed is left alone.
-const AGAIN_AFTER: i64 = 60;
+/// Seconds until a directory that could not be removed is tried again.
+const RETRY_AFTER: i64 = 60;
 
-/// The thread that removes, and what it has before it.
+/// The thread and its queue. Dropping it stops the thread.
 #[derive(Debug)]
 pub struct Reaper {
     shared: Arc<Shared>,
 }
 
-/// Where others lay what is to be removed.
+/// A handle for threads that add trash.
 #[derive(Debug, Clone)]
 pub struct ReaperQueue {
     shared: Arc<Shared>,
@@ -37,17 +36,19 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// By time, the next first.
-    due: BinaryHeap<Reverse<Due>>,
-    stopped: HashMap<PoolName, String>,
+    /// The earliest first.
+    queue: BinaryHeap<Reverse<Due>>,
+    /// The last failure of each pool.
+    failures: HashMap<PoolName, String>,
     idle: bool,
 }
 
+/// A directory to remove at a time in seconds since 1970.
 #[derive(Debug)]
 struct Due {
     at: i64,
     pool: Weak<OpenPool>,
-    folder: String,
+    directory: String,
 }
 
 impl PartialEq for Due {
@@ -66,7 +67,7 @@ impl PartialOrd for Due {
 
 impl Ord for Due {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, &self.folder).cmp(&(other.at, &other.folder))
+        (self.at, &self.directory).cmp(&(other.at, &other.directory))
     }
 }
 
@@ -74,7 +75,7 @@ impl Reaper {
     /// Starts the thread.
     ///
     /// # Errors
-    /// What the kernel says when there can be no more threads.
+    /// `Internal` when the kernel allows no more threads.
     pub fn start() -> Result<Self> {
         let shared = Arc::<Shared>::default();
         let own = Arc::clone(&shared);
@@ -85,48 +86,48 @@ impl Reaper {
         Ok(Self { shared })
     }
 
-    /// Takes over folders of a pool's trash.
-    pub fn add(&self, pool: &Arc<OpenPool>, trashed: impl IntoIterator<Item = Trashed>) {
-        self.queue().add(pool, trashed);
+    /// Adds entries of a pool's trash.
+    pub fn add(&self, pool: &Arc<OpenPool>, entries: impl IntoIterator<Item = TrashEntry>) {
+        self.queue().add(pool, entries);
     }
 
-    /// A way to it for other threads.
+    /// A handle for another thread.
     #[must_use]
     pub fn queue(&self) -> ReaperQueue {
         ReaperQueue { shared: Arc::clone(&self.shared) }
     }
 
-    /// How many folders of a pool wait to be removed.
+    /// Number of directories of a pool that are still to be removed.
     #[must_use]
     pub fn waiting(&self, pool: &PoolName) -> usize {
         let of_pool = |due: &Due| due.pool.upgrade().is_some_and(|open| open.settings.name == *pool);
-        self.shared.lock().due.iter().filter(|Reverse(due)| of_pool(due)).count()
+        self.shared.lock().queue.iter().filter(|Reverse(due)| of_pool(due)).count()
     }
 
-    /// Why it does not get on with a pool's trash.
+    /// Why a pool's trash cannot be removed.
     #[must_use]
-    pub fn stopped(&self, pool: &PoolName) -> Option<String> {
-        self.shared.lock().stopped.get(pool).cloned()
+    pub fn failure(&self, pool: &PoolName) -> Option<String> {
+        self.shared.lock().failures.get(pool).cloned()
     }
 
-    /// Waits until nothing that is due is left, or the time is over; says which.
-    pub fn wait_idle(&self, wait: Duration) -> bool {
+    /// Waits until nothing that is due is left; reports whether that happened in time.
+    pub fn wait_idle(&self, timeout: Duration) -> bool {
         let state = self.shared.lock();
         let busy = |state: &mut State| !state.idle || state.next_is_due();
-        let (state, timeout) =
-            self.shared.changed.wait_timeout_while(state, wait, busy).unwrap_or_else(PoisonError::into_inner);
+        let waited = self.shared.changed.wait_timeout_while(state, timeout, busy);
+        let (state, result) = waited.unwrap_or_else(PoisonError::into_inner);
         drop(state);
-        !timeout.timed_out()
+        !result.timed_out()
     }
 }
 
 impl ReaperQueue {
-    /// Hands over folders of a pool's trash.
-    pub fn add(&self, pool: &Arc<OpenPool>, trashed: impl IntoIterator<Item = Trashed>) {
+    /// Adds entries of a pool's trash.
+    pub fn add(&self, pool: &Arc<OpenPool>, entries: impl IntoIterator<Item = TrashEntry>) {
         let mut state = self.shared.lock();
-        for Trashed { folder, retention } in trashed {
+        for TrashEntry { directory, retention } in entries {
             if let Retention::Until(at) = retention {
-                state.due.push(Reverse(Due { at, pool: Arc::downgrade(pool), folder }));
+                state.queue.push(Reverse(Due { at, pool: Arc::downgrade(pool), directory }));
             }
         }
         drop(state);
@@ -136,7 +137,7 @@ impl ReaperQueue {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        // Under the lock, or the thread that has just looked would sleep on.
+        // Set the flag under the lock, to avoid a lost wakeup.
         let state = self.shared.lock();
         self.shared.stop.store(true, Ordering::Relaxed);
         drop(state);
@@ -146,37 +147,38 @@ impl Drop for Reaper {
 
 impl State {
     fn next_is_due(&self) -> bool {
-        self.due.peek().is_some_and(|Reverse(due)| due.at <= Timestamp::now().seconds)
+        self.queue.peek().is_some_and(|Reverse(due)| due.at <= now())
     }
 }
 
 impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self) {
-        // Callers come first. Linux keeps a nice value for each thread; without the right to set it, it stays.
+        // Linux keeps a nice value for each thread. Without the right to change it, the priority stays as it is.
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
         while let Some(due) = self.next() {
             let Some(pool) = due.pool.upgrade() else { continue };
-            let result = remove_tree(pool.store.trash(), &due.folder, &self.stop);
+            let result = pool.backend.remove(pool.store.trash(), &due.directory, &self.stop);
             let name = &pool.settings.name;
             let mut state = self.lock();
             match result {
-                Ok(_) => {
-                    state.stopped.remove(name);
+                Ok(()) => {
+                    state.failures.remove(name);
                 }
                 Err(error) => {
-                    state.stopped.insert(name.clone(), format!("trash/{}: {}", due.folder, error.chain()));
-                    let at = Timestamp::now().seconds.saturating_add(AGAIN_AFTER);
-                    state.due.push(Reverse(Due { at, ..due }));
+                    let text = format!("trash/{}: {}", due.directory, error.chain());
+                    state.failures.insert(name.clone(), text);
+                    let at = now().saturating_add(RETRY_AFTER);
+                    state.queue.push(Reverse(Due { at, ..due }));
                 }
             }
         }
     }
 
-    /// The next folder whose time has come; `None`: stop.
+    /// Waits for the next directory that is due; `None`: stop.
     fn next(&self) -> Option<Due> {
         let mut state = self.lock();
         loop {
@@ -185,15 +187,19 @@ impl Shared {
             }
             if state.next_is_due() {
                 state.idle = false;
-                return state.due.pop().map(|Reverse(due)| due);
+                return state.queue.pop().map(|Reverse(due)| due);
             }
             state.idle = true;
             self.changed.notify_all();
-            // The clock may be set while we wait, so a far time is looked at again.
-            let left =
-                state.due.peek().map_or(3600, |Reverse(due)| due.at.saturating_sub(Timestamp::now().seconds));
+            // The clock may be changed during the wait, so the wait is at most a minute.
+            let left = state.queue.peek().map_or(3600, |Reverse(due)| due.at.saturating_sub(now()));
             let wait = Duration::from_secs(u64::try_from(left).unwrap_or(0).clamp(1, 60));
             state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
+}
+
+/// The time in seconds since 1970.
+fn now() -> i64 {
+    Timestamp::now().as_second()
 }

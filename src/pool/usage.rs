@@ -7,24 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::FileType;
-use rustix::io::Errno;
-
 use crate::error::{Context as _, Result};
-use crate::fs::walk::{Walk, fstat, fstatat, kind_of, open_directory};
+use crate::fs::{DiskUsage, disk_usage};
 use crate::volume::VolumeId;
-
-/// An inode with several names counts in parts, so that its names together count as one.
-const WHOLE: u64 = 1 << 20;
-
-/// What a volume takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DiskUsage {
-    /// Bytes on disk: blocks, not lengths.
-    pub bytes: u64,
-    /// Files, folders and all else, the top folder among them.
-    pub inodes: u64,
-}
 
 /// The last measurements, and the thread that makes them while there is something to measure.
 #[derive(Debug)]
@@ -94,7 +79,7 @@ impl UsageCache {
         }
         let shared = Arc::clone(&self.shared);
         thread::Builder::new()
-            .name("meter".to_owned())
+            .name("usage".to_owned())
             .spawn(move || shared.run())
             .context(|| "start a measurement")?;
         state.working = true;
@@ -117,11 +102,11 @@ impl Shared {
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
         while let Some((id, data)) = self.next() {
             // A tree that is being torn down is measured again when somebody asks again.
-            self.keep(id, disk_usage(&data).ok());
+            self.store(id, disk_usage(data.as_fd()).ok());
         }
     }
 
-    fn keep(&self, id: VolumeId, usage: Option<DiskUsage>) {
+    fn store(&self, id: VolumeId, usage: Option<DiskUsage>) {
         let mut state = self.lock();
         let is_there = state.current.take().is_some_and(|current| current == id);
         if let Some(usage) = usage.filter(|_| is_there) {
@@ -140,55 +125,12 @@ impl Shared {
     }
 }
 
-/// Walks a tree and adds up what it takes. Links are not followed and mounts not entered.
-fn disk_usage(data: &OwnedFd) -> Result<DiskUsage> {
-    let top = fstat(data.as_fd()).context(|| "look at the data folder")?;
-    let mut bytes = top.stx_blocks.saturating_mul(512);
-    let mut parts = WHOLE;
-    let mut walk = Walk::new(data.as_fd()).context(|| "open the data folder")?;
-    loop {
-        let Some(entry) = walk.next().context(|| "read a folder")? else {
-            if walk.leave()? {
-                continue;
-            }
-            return Ok(DiskUsage { bytes, inodes: parts.div_ceil(WHOLE) });
-        };
-        let stat = match fstatat(walk.here(), &entry.name) {
-            Err(Errno::NOENT) => continue,
-            stat => stat.context(|| "look at an entry")?,
-        };
-        let is_folder = kind_of(&stat) == FileType::Directory;
-        let names = if is_folder { 1 } else { u64::from(stat.stx_nlink.max(1)) };
-        bytes = bytes.saturating_add(stat.stx_blocks.saturating_mul(512) / names);
-        parts = parts.saturating_add(WHOLE / names);
-        if is_folder {
-            match open_directory(walk.here(), &entry.name) {
-                // Gone, replaced, or a mount.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {}
-                folder => walk.enter(folder.context(|| "open a folder")?).context(|| "look at a folder")?,
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn id() -> VolumeId {
         "p/v".parse().unwrap()
-    }
-
-    #[test]
-    fn hard_links_count_once_and_holes_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("a"), vec![1; 1 << 20]).unwrap();
-        std::fs::hard_link(dir.path().join("a"), dir.path().join("b")).unwrap();
-        std::fs::create_dir(dir.path().join("d")).unwrap();
-        std::fs::File::create(dir.path().join("d/hole")).unwrap().set_len(1 << 30).unwrap();
-        let usage = disk_usage(&std::fs::File::open(dir.path()).unwrap().into()).unwrap();
-        assert_eq!(usage.inodes, 4, "the top, a, d, hole");
-        assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&usage.bytes), "{usage:?}");
     }
 
     #[test]
@@ -199,7 +141,7 @@ mod tests {
         usage.shared.lock().queue.extend([(id(), open()), (id(), open())]);
         let (measured, _) = usage.shared.next().unwrap();
         usage.forget(&id());
-        usage.shared.keep(measured, Some(DiskUsage { bytes: 1, inodes: 1 }));
+        usage.shared.store(measured, Some(DiskUsage { bytes: 1, inodes: 1 }));
         assert_eq!(usage.last(&id()), None);
         assert!(usage.shared.next().is_none(), "and it is not measured again");
     }

@@ -1,4 +1,4 @@
-# Writes the state of a cluster: certificates and the configuration of its parts. Sourced by up.
+# Writes the state of a cluster: certificates and the configuration of its components. Sourced by up.
 # shellcheck shell=bash disable=SC2154
 
 state=$ORLOP_CLUSTER
@@ -42,7 +42,7 @@ make_cluster_state() {
     openssl ec -in "$state/pki/sa.key" -pubout -out "$state/pki/sa.pub" 2>/dev/null
     openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:prime256v1 -out "$state/pki/ssh.key"
     cert apiserver /CN=kube-apiserver \
-        "subjectAltName = IP:$api_ip, IP:${services%.*}.1, DNS:kubernetes.default.svc"
+        "subjectAltName = IP:$api_ip, IP:${service_cidr%.*}.1, DNS:kubernetes.default.svc"
     client_cert admin /O=system:masters/CN=admin
     client_cert kube-proxy /CN=system:kube-proxy
     (umask 077 && kubeconfig_of admin >"$kubeconfig")
@@ -54,7 +54,7 @@ make_node_state() { # node
     local dir
     dir=$(node_dir "$1")
     mkdir -p "$dir"/{conf/cni,log}
-    mkdir -p "${own_folders[@]/#/$dir/}" "${own_folders[@]/#//var/lib/}"
+    mkdir -p "${private_dirs[@]/#/$dir/}" "${private_dirs[@]/#//var/lib/}"
     client_cert "$1" "/O=system:nodes/CN=system:node:$1"
     (umask 077 && kubeconfig_of "$1" >"$dir/conf/kubelet.kubeconfig" &&
         kubeconfig_of kube-proxy >"$dir/conf/kube-proxy.kubeconfig")
@@ -62,7 +62,7 @@ make_node_state() { # node
     cni_config "$1" >"$dir/conf/cni/orlop.conflist"
     kubelet_config "$1" >"$dir/conf/kubelet.yaml"
     kube_proxy_config "$dir" >"$dir/conf/kube-proxy.yaml"
-    echo "nameserver ${services%.*}.10" >"$dir/conf/resolv.conf"
+    echo "nameserver ${service_cidr%.*}.10" >"$dir/conf/resolv.conf"
 }
 
 containerd_config() { # node
@@ -94,7 +94,7 @@ cni_config() { # node
     cat <<JSON
 {"cniVersion": "1.0.0", "name": "orlop", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
-   "ipam": {"type": "host-local", "ranges": [[{"subnet": "$(pods_of "$1")"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
+   "ipam": {"type": "host-local", "ranges": [[{"subnet": "$(pod_cidr_of "$1")"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
 JSON
 }
 
@@ -110,7 +110,7 @@ cgroupDriver: cgroupfs
 cgroupRoot: /orlop/$1
 failCgroupV1: false
 failSwapOn: false
-clusterDNS: [${services%.*}.10]
+clusterDNS: [${service_cidr%.*}.10]
 clusterDomain: cluster.local
 syncFrequency: 10s
 crashLoopBackOff: {maxContainerRestartPeriod: 1s}
@@ -128,7 +128,7 @@ apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: nftables
 clientConnection: {kubeconfig: $1/conf/kube-proxy.kubeconfig}
-clusterCIDR: $all_pods
+clusterCIDR: $pod_cidr
 conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 YAML
 }

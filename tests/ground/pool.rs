@@ -70,7 +70,7 @@ pub(crate) fn copy_of(name: &str, source: Source) -> CreateVolume {
 }
 
 pub(crate) fn cut(name: &str, of: &VolumeId) -> CreateSnapshot {
-    CreateSnapshot { name: name.into(), of: of.clone(), labels: Default::default() }
+    CreateSnapshot { name: name.into(), source_volume: of.clone(), labels: Default::default() }
 }
 
 pub(crate) fn id(name: &str) -> VolumeId {
@@ -124,7 +124,7 @@ fn walk(top: &Path, path: &Path, with: &mut impl FnMut(String, &fs::Metadata, St
     }
 }
 
-/// Every volume by pages of two, with the promised size.
+/// Every volume by pages of two, with the provisioned size.
 pub(crate) fn listed(engine: &Engine) -> BTreeMap<String, u64> {
     let (mut all, mut after) = (BTreeMap::new(), None);
     loop {

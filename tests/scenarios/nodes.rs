@@ -1,4 +1,4 @@
-//! Room on two nodes. Both pools `small` have 64 MiB, so these tests follow each other in one.
+//! FsStats on two nodes. Both pools `small` have 64 MiB, so these tests follow each other in one.
 
 use serde_json::json;
 
@@ -76,7 +76,7 @@ fn all_full(world: &World) {
     world.make(CLAIMS, &claim("none", "orlop-small", "32Mi"));
     world.make(PODS, &pod("none", "none", "true"));
     world.wait_unschedulable("none", "did not have enough free storage");
-    // Room is made, and the pod goes on.
+    // FsStats is made, and the pod goes on.
     world.delete(PODS, "big");
     world.delete(CLAIMS, "big");
     world.output("none");

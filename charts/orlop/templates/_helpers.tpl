@@ -1,4 +1,4 @@
-{{/* The driver's name is part of every PersistentVolume: no value may change it. */}}
+{{/* The driver name is part of every PersistentVolume, so it cannot be configured. */}}
 {{- define "orlop.driver" -}}dir.orlop.dev{{- end -}}
 
 {{- define "orlop.name" -}}
@@ -15,7 +15,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Selectors cannot be changed later: nothing that may change belongs here. */}}
+{{/* Selectors are immutable: only labels that never change. */}}
 {{- define "orlop.selector" -}}
 app.kubernetes.io/name: {{ include "orlop.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -32,7 +32,7 @@ app.kubernetes.io/part-of: orlop
 {{- end }}
 {{- end -}}
 
-{{/* Of pods: nothing that changes with the chart's version alone, or every upgrade would replace them. */}}
+{{/* Labels of pods. They do not include the chart version, so an upgrade of the chart alone does not replace pods. */}}
 {{- define "orlop.podLabels" -}}
 {{ include "orlop.selector" . }}
 app.kubernetes.io/part-of: orlop
@@ -55,14 +55,14 @@ app.kubernetes.io/part-of: orlop
 {{- .Values.serviceAccount.snapshotController.name | default (ternary (printf "%s-snapshot-controller" (include "orlop.fullname" .)) "default" .Values.serviceAccount.snapshotController.create) -}}
 {{- end -}}
 
-{{/* "true" when snapshots are served; empty else. */}}
+{{/* "true" if snapshots are enabled, else empty. */}}
 {{- define "orlop.snapshots" -}}
 {{- $on := toString .Values.snapshots.enabled -}}
 {{- if or (eq $on "true") (and (eq $on "auto") (.Capabilities.APIVersions.Has "snapshot.storage.k8s.io/v1")) -}}true{{- end -}}
 {{- end -}}
 
-{{/* "true" when this release runs the snapshot-controller. auto asks who brought the CRDs: ours have a label, and keep
-     it over every upgrade, so the answer does not change from one upgrade to the next. */}}
+{{/* "true" if this release runs the snapshot-controller. auto checks whether this chart installed the CRDs: they then
+     have a label, which upgrades preserve, so the result is the same at every upgrade. */}}
 {{- define "orlop.snapshotController" -}}
 {{- $on := toString .Values.snapshots.controller.enabled -}}
 {{- if include "orlop.snapshots" . -}}
@@ -74,8 +74,8 @@ app.kubernetes.io/part-of: orlop
 {{- end -}}
 {{- end -}}
 
-{{/* For every container but orlop on the node. */}}
-{{- define "orlop.confined" -}}
+{{/* Security context of all containers except orlop in the DaemonSet. */}}
+{{- define "orlop.restrictedSecurityContext" -}}
 privileged: false
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -83,34 +83,34 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
-{{/* Contradictions that no cluster could make sense of. Called once, by the DaemonSet. */}}
-{{- define "orlop.check" -}}
+{{/* Fails on contradictory values that the schema cannot detect. Included once, by the DaemonSet. */}}
+{{- define "orlop.validate" -}}
 {{- $paths := dict -}}
-{{- $taken := list "bin" "boot" "csi" "dev" "etc" "lib" "lib64" "proc" "registration" "run" "sbin" "sys" "usr" -}}
+{{- $reserved := list "bin" "boot" "csi" "dev" "etc" "lib" "lib64" "proc" "registration" "run" "sbin" "sys" "usr" -}}
 {{- range $name, $pool := .Values.pools -}}
-{{- if has (index (splitList "/" $pool.path) 1) $taken -}}
-{{- fail (printf "pool %s: %s is no place for a pool" $name $pool.path) -}}
+{{- if has (index (splitList "/" $pool.path) 1) $reserved -}}
+{{- fail (printf "pool %s: the path %s is in a reserved directory: choose another path" $name $pool.path) -}}
 {{- end -}}
 {{- if hasKey $paths $pool.path -}}
-{{- fail (printf "pools %s and %s have the same path %s" (get $paths $pool.path) $name $pool.path) -}}
+{{- fail (printf "pools %s and %s have the same path %s: use one path for each pool" (get $paths $pool.path) $name $pool.path) -}}
 {{- end -}}
 {{- range $path, $other := $paths -}}
 {{- if or (hasPrefix (printf "%s/" $path) $pool.path) (hasPrefix (printf "%s/" $pool.path) $path) -}}
-{{- fail (printf "pools %s and %s: one lies within the other" $other $name) -}}
+{{- fail (printf "pools %s and %s: one path is inside the other" $other $name) -}}
 {{- end -}}
 {{- end -}}
 {{- $_ := set $paths $pool.path $name -}}
 {{- end -}}
-{{- $seen := dict -}}
+{{- $names := dict -}}
 {{- $defaults := list -}}
 {{- range .Values.storageClasses -}}
-{{- if hasKey $seen .name -}}{{- fail (printf "storageClasses: %s is there twice" .name) -}}{{- end -}}
-{{- $_ := set $seen .name true -}}
+{{- if hasKey $names .name -}}{{- fail (printf "storageClasses: the name %s is used twice" .name) -}}{{- end -}}
+{{- $_ := set $names .name true -}}
 {{- if .default -}}{{- $defaults = append $defaults .name -}}{{- end -}}
 {{- $pool := dig "parameters" "pool" "" . -}}
 {{- if and $pool (not (hasKey $.Values.pools $pool)) -}}
-{{- fail (printf "storageClasses: %s asks for the pool %s, and there is no such pool" .name $pool) -}}
+{{- fail (printf "storageClasses: %s refers to the pool %s, which does not exist: add it to pools" .name $pool) -}}
 {{- end -}}
 {{- end -}}
-{{- if gt (len $defaults) 1 -}}{{- fail (printf "storageClasses: only one can be the default, not %s" (join " and " $defaults)) -}}{{- end -}}
+{{- if gt (len $defaults) 1 -}}{{- fail (printf "storageClasses: only one class can be the default, not %s" (join " and " $defaults)) -}}{{- end -}}
 {{- end -}}

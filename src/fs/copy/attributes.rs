@@ -13,10 +13,10 @@ use rustix::fs::{
     AtFlags, Gid, Mode, Statx, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
     fgetxattr, flistxattr, fremovexattr, fsetxattr, futimens, getxattr, listxattr, setxattr, utimensat,
 };
-use rustix::io::{Errno, Result as Answer};
+use rustix::io::{Errno, Result as ErrnoResult};
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::fs::walk::{fstat, kind_of, open_path};
+use crate::fs::{fstat, kind_of, open_path};
 
 /// The kernel's limit of a list of names, and of a value.
 const LIMIT: usize = 64 << 10;
@@ -45,21 +45,21 @@ impl<'a> Handle<'a> {
         Self::Pinned(format!("/proc/self/fd/{}", fd.as_raw_fd()))
     }
 
-    fn list(&self, names: &mut [u8]) -> Answer<usize> {
+    fn list(&self, names: &mut [u8]) -> ErrnoResult<usize> {
         match self {
             Self::Open(fd) => flistxattr(fd, names),
             Self::Pinned(path) => listxattr(path, names),
         }
     }
 
-    fn get(&self, name: &CStr, value: &mut [u8]) -> Answer<usize> {
+    fn get(&self, name: &CStr, value: &mut [u8]) -> ErrnoResult<usize> {
         match self {
             Self::Open(fd) => fgetxattr(fd, name, value),
             Self::Pinned(path) => getxattr(path, name, value),
         }
     }
 
-    fn set(&self, name: &CStr, value: &[u8]) -> Answer<()> {
+    fn set(&self, name: &CStr, value: &[u8]) -> ErrnoResult<()> {
         match self {
             Self::Open(fd) => fsetxattr(fd, name, value, XattrFlags::empty()),
             Self::Pinned(path) => setxattr(path, name, value, XattrFlags::empty()),

@@ -9,7 +9,7 @@ use rustix::io::{Errno, pread, pwrite};
 
 use super::Progress;
 use crate::error::{Context, Result};
-use crate::fs::walk::fstat;
+use crate::fs::fstat;
 
 /// How much is copied between two looks at the request to stop.
 const STEP: usize = 64 << 20;

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::fs::walk::{Walk, open_directory};
+use crate::fs::{Walk, open_directory};
 
 /// What came of the attempt to make a name by linking.
 pub(super) enum Placed {

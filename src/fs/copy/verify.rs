@@ -6,7 +6,7 @@ use rustix::fs::FileType;
 
 use super::{Manifest, Progress};
 use crate::error::{Context, Error, Kind, Result};
-use crate::fs::walk::{TreePath, Walk, fstatat, kind_of, open_directory};
+use crate::fs::{TreePath, Walk, fstatat, kind_of, open_directory};
 
 /// Fails unless the tree holds what the manifest says.
 pub(super) fn verify(top: BorrowedFd<'_>, made: &Manifest, progress: &Progress) -> Result<()> {
@@ -25,30 +25,30 @@ pub(super) fn verify(top: BorrowedFd<'_>, made: &Manifest, progress: &Progress) 
 
 fn count(top: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
     let mut walk = Walk::new(top).context(|| "open the top folder")?;
-    let mut trail = TreePath::default();
+    let mut path = TreePath::default();
     let mut found = Manifest::default();
     loop {
         progress.check()?;
-        let Some(entry) = walk.next().context(|| format!("read {}", trail.here()))? else {
-            if !walk.leave().context(|| trail.here())? {
+        let Some(entry) = walk.next().context(|| format!("read {}", path.here()))? else {
+            if !walk.leave().context(|| path.here())? {
                 return Ok(found);
             }
-            trail.pop();
+            path.pop();
             continue;
         };
         found.entries += 1;
         let mut kind = entry.kind;
         if matches!(kind, FileType::RegularFile | FileType::Unknown) {
-            let stat = fstatat(walk.here(), &entry.name).context(|| trail.at(&entry.name))?;
+            let stat = fstatat(walk.here(), &entry.name).context(|| path.at(&entry.name))?;
             kind = kind_of(&stat);
             if kind.is_file() {
                 found.bytes += stat.stx_size;
             }
         }
         if kind.is_dir() {
-            let down = open_directory(walk.here(), &entry.name).context(|| trail.at(&entry.name))?;
-            walk.enter(down).context(|| trail.at(&entry.name))?;
-            trail.push(&entry.name);
+            let down = open_directory(walk.here(), &entry.name).context(|| path.at(&entry.name))?;
+            walk.enter(down).context(|| path.at(&entry.name))?;
+            path.push(&entry.name);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One pass over all mount namespaces: by the kernel's own list of them ([`quick`]) or by `/proc`, where each namespace
+//! One pass over all mount namespaces: by the kernel's own list of them ([`namespaces`]) or by `/proc`, where each namespace
 //! that is found is read once.
 //!
 //! Most processes are in a namespace that has been read, and cost one `readlinkat`. A line of a mount table costs the

@@ -1,60 +1,60 @@
-//! Objects being made: whole or not, nobody sees them until one rename.
+//! Objects being made. An object becomes visible, complete, by one rename.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, OFlags, RenameFlags};
+use rustix::fs::{self, AtFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::{ObjectKind, Store, open_inside, write_file};
+use super::{DIRECTORY, ObjectKind, Store, open_inside, write_file};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{DATA, Name};
 
-/// A folder in `work/`: whole or not, nobody sees it until it is settled. Dropped before, it goes.
+/// A directory in `work/`. Dropping it without [`Draft::commit`] removes it.
 #[derive(Debug)]
 pub struct Draft<'s> {
     pub(super) store: &'s Store,
-    pub(super) folder: String,
+    pub(super) nonce: String,
     pub(super) dir: OwnedFd,
     pub(super) committed: bool,
 }
 
 impl Draft<'_> {
-    /// The draft's folder.
+    /// The draft's directory.
     #[must_use]
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
-    /// The data folder that the backend has made in it.
+    /// The data directory that the backend has made in it.
     ///
     /// # Errors
-    /// What the filesystem says.
+    /// The failed call.
     pub fn data(&self) -> Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        open_inside(&self.dir, DATA, flags).context(|| "open the new data folder")
+        open_inside(&self.dir, DATA, DIRECTORY).context(|| "open the new data directory")
     }
 
-    /// Writes the record and gives the draft its place: when this returns the object exists, also after a power cut.
+    /// Writes the record and renames the draft into place. When this returns, the object exists and survives a power
+    /// failure.
     ///
     /// # Errors
-    /// `Conflict` when the place is taken; else what the filesystem says. Nothing is visible then.
+    /// `Conflict` when the name is taken; otherwise the failed call. Nothing is visible then.
     pub fn commit<T: Serialize>(mut self, kind: ObjectKind, name: &Name, record: &T) -> Result<()> {
+        let to = format!("{}/{name}", kind.directory());
         write_file(self.dir(), kind.record(), record).context(|| format!("write {}", kind.record()))?;
-        fs::fsync(&self.dir).context(|| format!("sync work/{}", self.folder))?;
-        let place = self.store.directory(kind);
-        match fs::renameat_with(&self.store.work, &self.folder, place, name.as_str(), RenameFlags::NOREPLACE)
-        {
+        fs::fsync(&self.dir).context(|| format!("sync work/{}", self.nonce))?;
+        let parent = self.store.directory(kind);
+        let flags = RenameFlags::NOREPLACE;
+        match fs::renameat_with(&self.store.work, &self.nonce, parent, name.as_str(), flags) {
             Err(Errno::EXIST) => {
-                let text = format!("{}/{name} is there already", kind.folder());
-                return Err(Error::new(Kind::Conflict, text));
+                return Err(Error::new(Kind::Conflict, format!("{to} exists already")));
             }
-            result => result.context(|| format!("move work/{} to {}/{name}", self.folder, kind.folder()))?,
+            result => result.context(|| format!("rename work/{} to {to}", self.nonce))?,
         }
         self.committed = true;
-        // It stands, but perhaps not after a power cut: take it back, so that the caller's retry starts afresh.
-        fs::fsync(place).context(|| format!("sync {}", kind.folder())).inspect_err(|_| {
-            self.store.trash_abandoned(place, name.as_str(), name.as_str());
+        // The rename may be lost with a power failure: undo it, so that the caller's retry starts afresh.
+        fs::fsync(parent).context(|| format!("sync {}", kind.directory())).inspect_err(|_| {
+            self.store.trash_abandoned(parent, name.as_str(), name.as_str());
         })
     }
 }
@@ -68,10 +68,10 @@ impl Drop for Draft<'_> {
             let _ = fs::unlinkat(&self.dir, kind.record(), AtFlags::empty());
         }
         let _ = fs::unlinkat(&self.dir, DATA, AtFlags::REMOVEDIR);
-        let removed = fs::unlinkat(&self.store.work, &self.folder, AtFlags::REMOVEDIR);
+        let removed = fs::unlinkat(&self.store.work, &self.nonce, AtFlags::REMOVEDIR);
         if removed.is_err() {
-            // A copy that broke off: the reaper removes it; if even this fails, the sweep of the next start does.
-            self.store.trash_abandoned(self.store.work.as_fd(), &self.folder, "work");
+            // The remains of a copy are left to the reaper. If even this fails, the next start sweeps them.
+            self.store.trash_abandoned(self.store.work.as_fd(), &self.nonce, "work");
         }
     }
 }

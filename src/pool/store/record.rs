@@ -1,20 +1,99 @@
-//! JSON files, written so that a reader finds the old one or the new one whole.
+//! JSON files of a pool: written whole, read with a bound.
 
-use std::io::Write as _;
-use std::os::fd::BorrowedFd;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{self, AtFlags, Mode, OFlags};
-use serde::Serialize;
+use rustix::io::Errno;
+use rustix::path::Arg;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::open_inside;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::volume::SCHEMA;
 
-/// A record is a few hundred bytes; one that is larger is not ours.
-pub(super) const RECORD_MAX: u64 = 64 << 10;
+/// The largest record or marker in bytes. A usual one has a few hundred.
+const RECORD_MAX: u64 = 64 << 10;
 
-/// Writes `value` as JSON to `name` in `dir`: first to a new file, synced, then renamed over the old one.
+/// Reads a file of at most [`RECORD_MAX`] bytes; `None`: it does not exist.
 ///
 /// # Errors
-/// What the filesystem says; an old file then still stands.
+/// `Internal` when it is larger or cannot be read.
+pub fn read_file<P: Arg + Copy>(dir: impl AsFd, path: P) -> Result<Option<Vec<u8>>> {
+    // O_NONBLOCK: opening a FIFO would block.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match open_inside(dir, path, flags) {
+        Err(Errno::NOENT) => return Ok(None),
+        file => std::fs::File::from(file.context(|| "open")?),
+    };
+    let mut bytes = Vec::with_capacity(1024);
+    file.take(RECORD_MAX + 1).read_to_end(&mut bytes).context(|| "read")?;
+    if bytes.len() as u64 > RECORD_MAX {
+        return Err(Error::new(Kind::Internal, format!("it is larger than {RECORD_MAX} bytes")));
+    }
+    Ok(Some(bytes))
+}
+
+/// Parses a record or marker of the schema that this version knows.
+///
+/// # Errors
+/// `Unsupported` for a newer schema; `Internal` when it is damaged.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    #[derive(Deserialize)]
+    struct Header {
+        schema: u32,
+    }
+    let damaged = |error| Error::caused(Kind::Internal, "it is damaged", error);
+    let Header { schema } = serde_json::from_slice(bytes).map_err(damaged)?;
+    if schema > SCHEMA {
+        let text = format!("it has schema {schema}, and this version of orlop reads {SCHEMA}: upgrade orlop");
+        return Err(Error::new(Kind::Unsupported, text));
+    }
+    serde_json::from_slice(bytes).map_err(damaged)
+}
+
+/// `record` as JSON, with those fields of the stored record that this version does not know.
+///
+/// # Errors
+/// `Internal` when the stored record is damaged.
+pub(super) fn with_unknown_fields<T: Serialize + DeserializeOwned>(
+    record: &T,
+    stored: &[u8],
+) -> Result<Value> {
+    let known: T = parse(stored)?;
+    let value = |record: &T| {
+        serde_json::to_value(record)
+            .map_err(|error| Error::caused(Kind::Internal, "serialize the record", error))
+    };
+    let mut merged = value(record)?;
+    let stored = serde_json::from_slice(stored)
+        .map_err(|error| Error::caused(Kind::Internal, "it is damaged", error))?;
+    add_unknown(&mut merged, &value(&known)?, stored);
+    Ok(merged)
+}
+
+/// Adds the fields of `stored` that are missing in `known`, at every depth.
+fn add_unknown(merged: &mut Value, known: &Value, stored: Value) {
+    let (Value::Object(merged), Value::Object(known), Value::Object(stored)) = (merged, known, stored) else {
+        return;
+    };
+    for (key, value) in stored {
+        match (known.get(&key), merged.get_mut(&key)) {
+            (None, None) => {
+                merged.insert(key, value);
+            }
+            (Some(known), Some(merged)) => add_unknown(merged, known, value),
+            (None, Some(_)) | (Some(_), None) => {}
+        }
+    }
+}
+
+/// Writes `value` as JSON to `name` in `dir`: to a new file first, synced, then renamed over the old one.
+///
+/// # Errors
+/// The failed call; an existing file is unchanged then.
 pub fn replace_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
     let new = format!("{name}.new");
     let _ = fs::unlinkat(dir, &new, AtFlags::empty());
@@ -24,24 +103,83 @@ pub fn replace_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) ->
         let _ = fs::unlinkat(dir, &new, AtFlags::empty());
     }
     written?;
-    fs::fsync(dir).context(|| "sync the folder")
+    fs::fsync(dir).context(|| "sync the directory")
 }
 
+/// Writes `value` as JSON to a new file and syncs it.
+///
+/// # Errors
+/// `Invalid` when it would be larger than [`read_file`] reads; otherwise the failed call.
 pub(super) fn write_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value)
-        .map_err(|error| Error::caused(Kind::Internal, format!("put {name} into words"), error))?;
+        .map_err(|error| Error::caused(Kind::Internal, format!("serialize {name}"), error))?;
     bytes.push(b'\n');
     if bytes.len() as u64 > RECORD_MAX {
-        // Or it could be written and never again be read.
         let text = format!(
-            "{name} would have {} bytes, more than {RECORD_MAX}: ask with fewer or shorter labels",
+            "{name} would have {} bytes, more than {RECORD_MAX}: request fewer or shorter labels",
             bytes.len()
         );
         return Err(Error::new(Kind::Invalid, text));
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).context(|| format!("make {name}"))?;
+    let file = fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).context(|| format!("create {name}"))?;
     let mut file = std::fs::File::from(file);
     file.write_all(&bytes).context(|| format!("write {name}"))?;
     file.sync_all().context(|| format!("sync {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::volume::Volume;
+
+    fn stored() -> Value {
+        json!({
+            "schema": 1, "uid": uuid::Uuid::nil(), "id": "p/v", "requestedName": "v", "size": 1,
+            "owner": {"uid": 0, "gid": 0, "mode": 448}, "policy": {"onDelete": "retain", "trashFor": 0,
+            "limit": "auto", "colour": "red"}, "labels": {"a": "1", "b": "2"},
+            "created": "2026-01-02T03:04:05.6Z", "managed": true, "tags": ["x"],
+        })
+    }
+
+    #[test]
+    fn fields_of_a_newer_version_are_kept_when_a_record_is_rewritten() {
+        let bytes = serde_json::to_vec(&stored()).unwrap();
+        let mut volume: Volume = parse(&bytes).unwrap();
+        volume.size = 2;
+        volume.labels.remove("b");
+        let merged = with_unknown_fields(&volume, &bytes).unwrap();
+        assert_eq!(merged["tags"], json!(["x"]));
+        assert_eq!(merged["policy"]["colour"], "red");
+        assert_eq!(merged["policy"]["onDelete"], "retain");
+        assert_eq!((&merged["size"], &merged["labels"]), (&json!(2), &json!({"a": "1"})));
+        assert_eq!(merged["created"], "2026-01-02T03:04:05.6Z");
+    }
+
+    #[test]
+    fn a_newer_schema_is_unsupported_and_a_damaged_record_internal() {
+        let mut newer = stored();
+        newer["schema"] = json!(2);
+        newer["size"] = json!("changed");
+        let error = parse::<Volume>(&serde_json::to_vec(&newer).unwrap()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(error.chain().contains("schema 2"), "{error}");
+        for damaged in ["", "{", "{}", "null", r#"{"schema": 1}"#] {
+            assert_eq!(parse::<Volume>(damaged.as_bytes()).unwrap_err().kind(), Kind::Internal, "{damaged}");
+        }
+    }
+
+    #[test]
+    fn a_file_larger_than_the_bound_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = std::fs::File::open(dir.path()).unwrap();
+        let write = |bytes: usize| std::fs::write(dir.path().join("f"), vec![b' '; bytes]).unwrap();
+        write(64 << 10);
+        assert_eq!(read_file(&open, "f").unwrap().unwrap().len(), 64 << 10);
+        write((64 << 10) + 1);
+        assert!(read_file(&open, "f").unwrap_err().chain().contains("larger than 65536"));
+        assert!(read_file(&open, "missing").unwrap().is_none());
+    }
 }

@@ -1,6 +1,6 @@
-// Command node-ssh runs commands for the storage suite inside a node: the
-// suite's disruptive tests reach nodes by SSH only. It serves whoever has its
-// own key, and nothing of SSH but one command in each session.
+// Command node-ssh is a minimal SSH server that runs inside a node: the
+// disruptive tests of the storage suite access nodes by SSH only. It accepts
+// clients that have its own key, and one command per session.
 package main
 
 import (
@@ -16,8 +16,8 @@ import (
 )
 
 func main() {
-	listen := flag.String("listen", "", "address and port")
-	keyFile := flag.String("key", "", "the key, both of this server and of its only client")
+	listen := flag.String("listen", "", "address and port to listen on")
+	keyFile := flag.String("key", "", "private key file, used by the server and its client")
 	flag.Parse()
 	text, err := os.ReadFile(*keyFile)
 	if err != nil {
@@ -46,7 +46,7 @@ func configOf(key ssh.Signer) *ssh.ServerConfig {
 	config := &ssh.ServerConfig{
 		PublicKeyCallback: func(_ ssh.ConnMetadata, offered ssh.PublicKey) (*ssh.Permissions, error) {
 			if !bytes.Equal(offered.Marshal(), allowed) {
-				return nil, errors.New("not the key of this cluster")
+				return nil, errors.New("unknown public key")
 			}
 			return nil, nil
 		},
@@ -65,7 +65,7 @@ func serve(conn net.Conn, config *ssh.ServerConfig) {
 	go ssh.DiscardRequests(requests)
 	for channel := range channels {
 		if channel.ChannelType() != "session" {
-			_ = channel.Reject(ssh.UnknownChannelType, "only sessions")
+			_ = channel.Reject(ssh.UnknownChannelType, "only session channels are supported")
 			continue
 		}
 		session, requests, err := channel.Accept()

@@ -1,9 +1,9 @@
-// Command schemas writes the JSON schemas that kubeconform checks manifests
-// with, out of Kubernetes' own OpenAPI document and of the manifests of custom
-// resources: schemas VERSION OUT SWAGGER.JSON [CRD.YAML...]
+// Command schemas generates JSON schemas for kubeconform from the OpenAPI
+// document of Kubernetes and from CustomResourceDefinitions:
+// schemas VERSION OUT SWAGGER.JSON [CRD.YAML...]
 //
-// Each kind gets a file that stands alone, OUT/vVERSION-standalone-strict/KIND-GROUP-VERSION.json,
-// which is where kubeconform looks with -strict and -schema-location OUT.
+// Each kind gets a self-contained file, OUT/vVERSION-standalone-strict/KIND-GROUP-VERSION.json,
+// which is the path that kubeconform reads with -strict and -schema-location OUT.
 package main
 
 import (
@@ -18,10 +18,10 @@ import (
 
 type object = map[string]any
 
-// A groupVersionKind says what a definition is the schema of.
+// A groupVersionKind identifies the kind that a definition describes.
 type groupVersionKind struct{ Group, Version, Kind string }
 
-// fileName is what kubeconform makes of an apiVersion and kind.
+// fileName returns the name that kubeconform derives from an apiVersion and kind.
 func (g groupVersionKind) fileName() string {
 	name := []string{g.Kind}
 	if group, _, _ := strings.Cut(g.Group, "."); group != "" {
@@ -47,7 +47,8 @@ func main() {
 	log.Printf("%d kinds in %s", count, out)
 }
 
-// writeKubernetes writes every kind of the swagger file that can be applied.
+// writeKubernetes writes the schemas of all kinds in the OpenAPI document that
+// can be applied, and returns their number.
 func writeKubernetes(out, swagger string) (count int) {
 	var document struct{ Definitions map[string]object }
 	read(swagger, &document)
@@ -55,7 +56,7 @@ func writeKubernetes(out, swagger string) (count int) {
 	tighten(definitions)
 	for name, definition := range definitions {
 		kinds := kindsOf(definition)
-		if len(kinds) != 1 { // such as DeleteOptions, which is of every group
+		if len(kinds) != 1 { // for example DeleteOptions, which belongs to every group
 			continue
 		}
 		schema := object{}
@@ -72,7 +73,8 @@ func writeKubernetes(out, swagger string) (count int) {
 	return count
 }
 
-// writeCustom writes every version of a custom resource definition.
+// writeCustom writes the schemas of all versions of a CustomResourceDefinition,
+// and returns their number.
 func writeCustom(out, file string) (count int) {
 	var crd struct {
 		Spec struct {
@@ -90,8 +92,8 @@ func writeCustom(out, file string) (count int) {
 		if schema == nil {
 			log.Fatalf("%s: version %s has no schema", file, version.Name)
 		}
-		shut(schema)
-		// The API server knows what metadata is, a definition does not say.
+		closeSchema(schema)
+		// A CustomResourceDefinition does not describe metadata.
 		schema["properties"].(object)["metadata"] = object{"type": "object"}
 		write(out, groupVersionKind{crd.Spec.Group, version.Name, crd.Spec.Names.Kind}, schema)
 		count++
@@ -99,26 +101,27 @@ func writeCustom(out, file string) (count int) {
 	return count
 }
 
-// tighten makes the API server's own exceptions part of the definitions, and closes them.
+// tighten makes the definitions strict, and adds the types that the API server
+// accepts although the document does not mention them.
 func tighten(definitions map[string]object) {
 	for name, definition := range definitions {
-		shut(definition)
+		closeSchema(definition)
 		for _, kind := range kindsOf(definition) {
-			pin(definition, kind)
+			restrictKind(definition, kind)
 		}
 		switch {
 		case strings.HasSuffix(name, ".api.resource.Quantity"):
 			definitions[name] = object{"type": []string{"string", "number"}}
 		case strings.HasSuffix(name, ".util.intstr.IntOrString"):
 			definitions[name] = object{"type": []string{"string", "integer"}}
-		case strings.HasSuffix(name, ".meta.v1.Time"): // creationTimestamp: null is what tools print
+		case strings.HasSuffix(name, ".meta.v1.Time"): // tools print creationTimestamp: null
 			definitions[name] = object{"type": []string{"string", "null"}, "format": "date-time"}
 		}
 	}
 }
 
-// pin says which apiVersion and kind an object of this kind has.
-func pin(definition object, kind groupVersionKind) {
+// restrictKind restricts apiVersion and kind to the values of this kind.
+func restrictKind(definition object, kind groupVersionKind) {
 	properties, _ := definition["properties"].(object)
 	if properties == nil || properties["kind"] == nil || len(kindsOf(definition)) != 1 {
 		return
@@ -128,9 +131,9 @@ func pin(definition object, kind groupVersionKind) {
 	properties["kind"] = object{"type": "string", "enum": []string{kind.Kind}}
 }
 
-// shut forbids properties that are not named, which the API server drops in
-// silence or refuses, and allows null for what may be left out.
-func shut(schema object) {
+// closeSchema forbids unknown properties, which the API server drops silently
+// or refuses, and allows null for optional properties.
+func closeSchema(schema object) {
 	properties, _ := schema["properties"].(object)
 	if _, open := schema["additionalProperties"]; properties != nil && !open &&
 		schema["x-kubernetes-preserve-unknown-fields"] != true {
@@ -143,14 +146,14 @@ func shut(schema object) {
 	}
 	for name, value := range properties {
 		property := value.(object)
-		shut(property)
+		closeSchema(property)
 		if kind, plain := property["type"].(string); plain && !required[name] {
 			property["type"] = []string{kind, "null"}
 		}
 	}
 	for _, key := range []string{"items", "additionalProperties"} {
 		if inner, ok := schema[key].(object); ok {
-			shut(inner)
+			closeSchema(inner)
 		}
 	}
 	if schema["x-kubernetes-int-or-string"] == true {
@@ -158,7 +161,7 @@ func shut(schema object) {
 	}
 }
 
-// collect gathers the definitions that a schema refers to, in several steps.
+// collect adds the definitions that a schema refers to, recursively, to used.
 func collect(value any, all, used map[string]object) {
 	switch value := value.(type) {
 	case object:
@@ -186,7 +189,7 @@ func kindsOf(definition object) (kinds []groupVersionKind) {
 	return kinds
 }
 
-// read takes JSON and YAML.
+// read decodes a JSON or YAML file.
 func read(file string, into any) {
 	text, err := os.ReadFile(file)
 	check(err)

@@ -1,0 +1,40 @@
+//! The copy that works on every filesystem: file by file.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use super::{CopyStats, Remaining, TreeCopy};
+use crate::error::Result;
+use crate::fs::copy::{Manifest, Progress, copy_files, finish};
+use crate::volume::Enforced;
+
+/// Copies each file once. A source that is written to meanwhile is not copied as of one instant.
+pub(super) struct FileCopy<'a> {
+    from: BorrowedFd<'a>,
+    to: OwnedFd,
+    enforced: Enforced,
+    progress: &'a Progress,
+    copied: Manifest,
+}
+
+impl<'a> FileCopy<'a> {
+    pub(super) fn new(from: BorrowedFd<'a>, to: OwnedFd, enforced: Enforced, progress: &'a Progress) -> Self {
+        Self { from, to, enforced, progress, copied: Manifest::default() }
+    }
+}
+
+impl TreeCopy for FileCopy<'_> {
+    fn live(&mut self) -> Result<Remaining> {
+        self.copied = copy_files(self.from, self.to.as_fd(), self.progress)?;
+        Ok(Remaining::default())
+    }
+
+    fn freeze_point(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<CopyStats> {
+        finish(self.to.as_fd(), &self.copied, self.progress)?;
+        let Manifest { entries, bytes, .. } = self.copied;
+        Ok(CopyStats { entries, bytes, enforced: self.enforced })
+    }
+}

@@ -1,0 +1,86 @@
+//! The configuration file: TOML with `[[pool]]` and `[tuning]` sections.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::quantity::{Bytes, HumanDuration};
+use crate::volume::PoolName;
+
+/// The file that `--config` names.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct ConfigFile {
+    #[serde(default, rename = "pool")]
+    pub(super) pools: Vec<PoolSection>,
+    #[serde(default)]
+    pub(super) tuning: TuningSection,
+}
+
+/// A `[[pool]]`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct PoolSection {
+    /// Its name: lower-case letters, digits and '-'.
+    pub(super) name: PoolName,
+    /// An existing directory, as an absolute path.
+    pub(super) path: PathBuf,
+    /// Whether the directory must be a mount point. Then the empty directory below an unmounted disk is never used.
+    #[serde(default)]
+    pub(super) mounted: bool,
+    /// The UUID that the pool's marker must have.
+    pub(super) uuid: Option<String>,
+    /// The size that may be provisioned, as a multiple of the filesystem's size.
+    #[serde(default)]
+    pub(super) overcommit: Overcommit,
+    /// Bytes that are never provisioned, as `10Gi`.
+    #[serde(default)]
+    pub(super) reserve: Bytes,
+}
+
+/// `[tuning]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct TuningSection {
+    /// How long a request waits for a copy before it reports that the copy still runs.
+    pub(super) copy_wait: Option<HumanDuration>,
+    /// Number of copies that run at once.
+    pub(super) copies: Option<usize>,
+    /// How long a request waits for another one on the same volume.
+    pub(super) lock_wait: Option<HumanDuration>,
+    /// Age at which a measured usage is measured again.
+    pub(super) usage_age: Option<HumanDuration>,
+}
+
+/// A ratio such as 1.5, stored in percent.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "f64")]
+pub(super) struct Overcommit(pub(super) u32);
+
+impl Default for Overcommit {
+    fn default() -> Self {
+        Self(100)
+    }
+}
+
+impl TryFrom<f64> for Overcommit {
+    type Error = Error;
+
+    fn try_from(ratio: f64) -> Result<Self> {
+        // By way of text, since floats have no checked conversion to integers.
+        let percent =
+            format!("{:.0}", ratio * 100.0).parse().ok().filter(|percent| (1..=100_000).contains(percent));
+        percent.map(Self).ok_or_else(|| {
+            Error::new(Kind::Invalid, format!("overcommit {ratio} is not between 0.01 and 1000"))
+        })
+    }
+}
+
+/// Reads the file.
+pub(super) fn read(path: &Path) -> Result<ConfigFile> {
+    let text = std::fs::read_to_string(path).context(|| format!("read {}", path.display()))?;
+    toml::from_str(&text).map_err(|error| {
+        Error::caused(Kind::Invalid, format!("configuration file {}", path.display()), error)
+    })
+}

@@ -1,0 +1,136 @@
+//! Volumes whose lock is held, and reads without the lock.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use super::Engine;
+use crate::backend::LimitSupport;
+use crate::error::{Error, Kind, Result};
+use crate::pool::locks::{LockGuard, LockKey};
+use crate::pool::store::ObjectKind;
+use crate::pool::{OpenPool, VolumeEntry};
+use crate::volume::{
+    BackendState, Enforced, Labels, Limit, Limits, OnDelete, Owner, Policy, SCHEMA, Timestamp, Volume,
+    VolumeId,
+};
+
+/// A volume, existing or not, whose lock is held until this is dropped.
+#[derive(Debug)]
+pub(super) struct LockedVolume {
+    pub(super) pool: Arc<OpenPool>,
+    pub(super) id: VolumeId,
+    _guard: LockGuard,
+}
+
+impl LockedVolume {
+    /// Reads the record and updates the index with it. `None`: the volume does not exist.
+    pub(super) fn load(&self) -> Result<Option<Volume>> {
+        let found = read(&self.pool, &self.id);
+        let mut index = self.pool.index();
+        match &found {
+            Ok(Some(volume)) => index.put_volume(self.id.name.clone(), VolumeEntry::from(volume)),
+            Ok(None) => index.remove_volume(&self.id.name),
+            Err(error) => index.mark_volume_damaged(&self.id.name, error),
+        }
+        drop(index);
+        found
+    }
+
+    /// As [`LockedVolume::load`]; `NotFound` when the volume does not exist.
+    pub(super) fn require(&self) -> Result<Volume> {
+        self.load()?.ok_or_else(|| not_found(&self.id))
+    }
+
+    /// Sets the limits that a record asks for, and notes in it what the kernel enforces.
+    pub(super) fn apply_limits(&self, volume: &mut Volume) -> Result<()> {
+        check_limit(&self.pool, volume.policy.limit)?;
+        let object = self.pool.store.object(ObjectKind::Volumes, &self.id.name)?;
+        volume.enforced = self.pool.backend.set_limit(object.as_fd(), &volume.backend, limits(volume))?;
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Locks a volume, existing or not, and opens its pool.
+    pub(super) fn lock_volume(&self, id: &VolumeId) -> Result<LockedVolume> {
+        let guard = self.locks.lock(LockKey::Volume(id.name.clone()))?;
+        Ok(LockedVolume { pool: self.pool(&id.pool)?, id: id.clone(), _guard: guard })
+    }
+
+    /// As [`Engine::lock_volume`], in a pool that is open already.
+    pub(super) fn lock_volume_in(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<LockedVolume> {
+        let guard = self.locks.lock(LockKey::Volume(id.name.clone()))?;
+        Ok(LockedVolume { pool: Arc::clone(pool), id: id.clone(), _guard: guard })
+    }
+
+    /// Reads the record without the volume's lock. The index is updated only if the lock is free: otherwise its holder
+    /// updates the index, and this record may be out of date.
+    pub(super) fn peek(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<Option<Volume>> {
+        let found = read(pool, id);
+        let entry = found.as_ref().ok().map(|found| found.as_ref().map(VolumeEntry::from));
+        if entry.is_some_and(|entry| pool.index().volumes().get(&id.name) == entry.as_ref()) {
+            return found;
+        }
+        match self.locks.try_lock(LockKey::Volume(id.name.clone())) {
+            Some(guard) => LockedVolume { pool: Arc::clone(pool), id: id.clone(), _guard: guard }.load(),
+            None => found,
+        }
+    }
+
+    /// As [`Engine::peek`]; `NotFound` when the volume does not exist.
+    pub(super) fn require_unlocked(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<Volume> {
+        self.peek(pool, id)?.ok_or_else(|| not_found(id))
+    }
+}
+
+/// Refuses a hard limit in a pool that cannot enforce any.
+pub(super) fn check_limit(pool: &OpenPool, limit: Limit) -> Result<()> {
+    if limit != Limit::Hard || pool.backend.capabilities().limits != LimitSupport::None {
+        return Ok(());
+    }
+    let text = format!(
+        "limit=hard: pool {} (backend {}) cannot enforce a size; use limit=auto or limit=none",
+        pool.settings.name,
+        pool.backend.kind(),
+    );
+    Err(Error::new(Kind::Unsupported, text))
+}
+
+pub(super) fn limits(volume: &Volume) -> Limits {
+    Limits { bytes: volume.size, mode: volume.policy.limit }
+}
+
+fn not_found(id: &VolumeId) -> Error {
+    Error::new(Kind::NotFound, format!("volume {id} does not exist"))
+}
+
+/// The record of a volume, or a default one for an unmanaged volume. The id is that of the directory, not of the record:
+/// the directory may be a copy of another, or the pool may have been renamed.
+fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
+    if let Some(volume) = pool.store.volume(&id.name)? {
+        return Ok(Some(Volume { id: id.clone(), ..volume }));
+    }
+    let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
+    Ok(data.map(|_| unmanaged(id)))
+}
+
+/// The record of a volume that has `data` but no record: an administrator placed it in the pool, and orlop never deletes
+/// it.
+fn unmanaged(id: &VolumeId) -> Volume {
+    Volume {
+        schema: SCHEMA,
+        uid: uuid::Uuid::nil(),
+        id: id.clone(),
+        requested_name: id.name.to_string(),
+        size: 0,
+        enforced: Enforced::No,
+        backend: BackendState::default(),
+        owner: Owner::default(),
+        policy: Policy { on_delete: OnDelete::Retain, ..Policy::default() },
+        labels: Labels::new(),
+        source: None,
+        created: Timestamp::UNIX_EPOCH,
+        managed: false,
+        ephemeral: false,
+    }
+}

@@ -1,0 +1,114 @@
+//! The marker `orlop.json`: it makes a directory a pool and identifies it.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs;
+use serde::{Deserialize, Serialize};
+
+use super::PoolSettings;
+use super::store::{parse, read_file, replace_file};
+use crate::backend::BackendKind;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::volume::{PoolName, SCHEMA, Timestamp};
+
+/// The marker's name in the pool's directory.
+pub(super) const MARKER: &str = "orlop.json";
+
+/// The contents of a marker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marker {
+    /// The schema of the marker: [`SCHEMA`].
+    pub schema: u32,
+    /// Identifies this pool among all pools.
+    pub uuid: String,
+    /// The pool's name, with which the ids of its volumes begin.
+    pub name: PoolName,
+    /// The name of the pool's backend.
+    pub backend: String,
+    /// Time at which the directory became a pool.
+    pub created: Timestamp,
+}
+
+/// The marker of a directory; `None`: there is none.
+///
+/// # Errors
+/// `Unsupported` when a newer version wrote it; `Internal` when it is damaged, too large or cannot be read.
+pub fn read_marker(root: BorrowedFd<'_>) -> Result<Option<Marker>> {
+    let bytes = read_file(root, MARKER).context(|| format!("read {MARKER}"))?;
+    bytes.map(|bytes| parse(&bytes).context(|| format!("read {MARKER}"))).transpose()
+}
+
+/// The marker of a pool's directory. An empty directory becomes a pool.
+///
+/// # Errors
+/// `Unavailable` when the directory is not the pool that the settings describe; otherwise as [`read_marker`].
+pub(super) fn open(root: BorrowedFd<'_>, settings: &PoolSettings, backend: BackendKind) -> Result<Marker> {
+    match read_marker(root)? {
+        Some(marker) => {
+            check(&marker, settings, backend)?;
+            Ok(marker)
+        }
+        None => create(root, settings, backend),
+    }
+}
+
+fn check(marker: &Marker, settings: &PoolSettings, backend: BackendKind) -> Result<()> {
+    let unavailable = |text: String| Err(Error::new(Kind::Unavailable, text));
+    if marker.name != settings.name {
+        return unavailable(format!(
+            "this is pool {:?}: use this name in the settings",
+            marker.name.as_str()
+        ));
+    }
+    if let Some(uuid) = settings.uuid.as_ref().filter(|uuid| **uuid != marker.uuid) {
+        return unavailable(format!(
+            "this is pool {}, but the settings name pool {uuid}: check that the right disk is mounted",
+            marker.uuid
+        ));
+    }
+    if marker.backend != backend.as_str() {
+        return unavailable(format!(
+            "the pool was made with backend {:?}, but its filesystem gives backend {:?} here: check the mount options \
+             and the version of orlop",
+            marker.backend,
+            backend.as_str()
+        ));
+    }
+    Ok(())
+}
+
+/// Makes an empty directory a pool.
+fn create(root: BorrowedFd<'_>, settings: &PoolSettings, backend: BackendKind) -> Result<Marker> {
+    let unavailable = |text: String| Err(Error::new(Kind::Unavailable, text));
+    if let Some(uuid) = &settings.uuid {
+        return unavailable(format!(
+            "it has no {MARKER}, but the settings name pool {uuid}: check that the right disk is mounted"
+        ));
+    }
+    if let Some(entry) = foreign_entry(root)? {
+        return unavailable(format!(
+            "it has no {MARKER} and is not empty (it contains {entry:?}): name an empty directory, such as a new one \
+             in it"
+        ));
+    }
+    let marker = Marker {
+        schema: SCHEMA,
+        uuid: uuid::Uuid::new_v4().to_string(),
+        name: settings.name.clone(),
+        backend: backend.as_str().to_owned(),
+        created: Timestamp::now(),
+    };
+    replace_file(root, MARKER, &marker).map(|()| marker)
+}
+
+/// The name of an entry that neither orlop nor mkfs created.
+fn foreign_entry(root: BorrowedFd<'_>) -> Result<Option<String>> {
+    for entry in fs::Dir::read_from(root).context(|| "list the directory")? {
+        let entry = entry.context(|| "list the directory")?;
+        match entry.file_name().to_bytes() {
+            b"." | b".." | b"lost+found" | b"orlop.json.new" => {}
+            other => return Ok(Some(String::from_utf8_lossy(other).into_owned())),
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,100 @@
+//! Records of volumes and snapshots, as they are stored in a pool.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::{Enforced, Labels, Owner, Policy, Source, Timestamp, VolumeId};
+
+/// The schema of records and markers that this version reads and writes.
+pub const SCHEMA: u32 = 1;
+
+/// Data that a backend stores in an object's record, such as a project id. Only the backend knows the fields.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BackendState(Map<String, Value>);
+
+impl BackendState {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The record of a volume, `volume.json`. Fields that this version does not know are kept when it is rewritten.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Volume {
+    /// The record's schema: [`SCHEMA`].
+    pub schema: u32,
+    /// Identifies this object among all that ever had its name.
+    pub uid: Uuid,
+    /// `<pool>/<name>`.
+    pub id: VolumeId,
+    /// The name that was requested, unchanged.
+    pub requested_name: String,
+    /// Provisioned size in bytes; 0: no size was requested.
+    pub size: u64,
+    /// What the kernel enforces.
+    #[serde(default)]
+    pub enforced: Enforced,
+    /// Data of the pool's backend.
+    #[serde(default, skip_serializing_if = "BackendState::is_empty")]
+    pub backend: BackendState,
+    /// Owner and mode of the data directory when it was created.
+    pub owner: Owner,
+    /// The part that can be modified later.
+    #[serde(default)]
+    pub policy: Policy,
+    /// Labels from the request.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// The volume or snapshot that it was copied from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    /// Time of creation.
+    pub created: Timestamp,
+    /// Whether orlop created it and may delete its data. A directory that an administrator placed in `volumes/` is
+    /// unmanaged.
+    #[serde(default = "yes")]
+    pub managed: bool,
+    /// Whether it is deleted with the pod that it was published for (CSI inline volume).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ephemeral: bool,
+}
+
+/// The record of a snapshot, `snapshot.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// The record's schema: [`SCHEMA`].
+    pub schema: u32,
+    /// Identifies this object among all that ever had its name.
+    pub uid: Uuid,
+    /// `<pool>/<name>`.
+    pub id: VolumeId,
+    /// The name that was requested, unchanged.
+    pub requested_name: String,
+    /// The volume that it is a copy of, which may have been deleted since.
+    pub source_volume: VolumeId,
+    /// Provisioned size of that volume in bytes: the smallest size of a restored volume.
+    pub size: u64,
+    /// Names below the data directory, of every type.
+    pub entries: u64,
+    /// Apparent sizes of the regular files in bytes.
+    pub bytes: u64,
+    /// Data of the pool's backend.
+    #[serde(default, skip_serializing_if = "BackendState::is_empty")]
+    pub backend: BackendState,
+    /// Labels from the request.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// Time at which the copy started.
+    pub created: Timestamp,
+    /// Whether the copy is complete; always true in a stored record.
+    #[serde(skip, default = "yes")]
+    pub ready: bool,
+}
+
+fn yes() -> bool {
+    true
+}
