@@ -1,4 +1,4 @@
-//! Compiles the protocols in `proto/` with protox, so that no `protoc` is needed.
+//! Compiles the protocol definitions in `proto/` with protox, which replaces `protoc`.
 
 use std::error::Error;
 

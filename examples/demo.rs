@@ -1,10 +1,10 @@
-//! A volume's whole life over CSI, told step by step: `demo PATH-OF-ORLOP`.
+//! Runs the life cycle of a volume over CSI and prints each step: `demo PATH-OF-ORLOP`.
 //!
-//! Starts a server of its own on a pool below the folder of that program, and cleans up.
+//! Starts its own server with a pool in a temporary directory beside that program, and removes both at the end.
 #![expect(
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a demonstration prints and starts programs"
+    reason = "a demonstration prints its steps and starts programs"
 )]
 
 use std::collections::HashMap;
@@ -29,36 +29,35 @@ const MIB: i64 = 1 << 20;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Outcome {
-    let program = PathBuf::from(std::env::args_os().nth(1).ok_or("say where orlop is: demo PATH")?);
+    let program = PathBuf::from(std::env::args_os().nth(1).ok_or("usage: demo PATH-OF-ORLOP")?);
     let program = fs::canonicalize(program)?;
-    let folder = program.with_file_name(format!("demo-{}", std::process::id()));
-    fs::create_dir(&folder)?;
-    fs::create_dir(folder.join("pool"))?;
-    // An unprivileged process has to get to the targets, though not into the pool.
-    let mut demo = Demo::start(&program, &folder).await?;
-    let told = demo.tell().await;
+    let directory = program.with_file_name(format!("demo-{}", std::process::id()));
+    fs::create_dir(&directory)?;
+    fs::create_dir(directory.join("pool"))?;
+    let mut demo = Demo::start(&program, &directory).await?;
+    let finished = demo.run().await;
     let stopped = demo.stop();
-    told?;
+    finished?;
     stopped?;
-    fs::remove_dir_all(&folder)?;
-    println!("\nThat was a volume's life. The pool and the server are gone.");
+    fs::remove_dir_all(&directory)?;
+    println!("Stopped the server and removed {}", directory.display());
     Ok(())
 }
 
 struct Demo {
-    folder: PathBuf,
+    directory: PathBuf,
     server: Child,
     controller: ControllerClient<Channel>,
     node: NodeClient<Channel>,
 }
 
 impl Demo {
-    async fn start(program: &Path, folder: &Path) -> Outcome<Self> {
-        let socket = folder.join("csi.sock");
-        println!("Start orlop on the pool {}/pool", folder.display());
+    async fn start(program: &Path, directory: &Path) -> Outcome<Self> {
+        let socket = directory.join("csi.sock");
+        println!("Starting orlop in {}, with the pool pool/", directory.display());
         let server = Command::new(program)
             .args(["serve", "--node-id", "demo", "--pool"])
-            .arg(format!("default={}/pool", folder.display()))
+            .arg(format!("default={}/pool", directory.display()))
             .args(["--csi", &format!("unix://{}", socket.display())])
             .env("ORLOP_LOG", "warn")
             .spawn()?;
@@ -70,52 +69,49 @@ impl Demo {
         }
         let channel = Endpoint::try_from(format!("unix://{}", socket.display()))?.connect().await?;
         let (controller, node) = (ControllerClient::new(channel.clone()), NodeClient::new(channel));
-        Ok(Self { folder: folder.to_owned(), server, controller, node })
+        Ok(Self { directory: directory.to_owned(), server, controller, node })
     }
 
-    /// Ends the server as an orchestrator does.
+    /// Stops the server as an orchestrator does: with SIGTERM.
     fn stop(mut self) -> Outcome {
         drop((self.controller, self.node));
         let pid = rustix::process::Pid::from_child(&self.server);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         let status = self.server.wait()?;
-        if status.success() { Ok(()) } else { Err(format!("orlop ended with {status}").into()) }
+        if status.success() { Ok(()) } else { Err(format!("orlop exited with {status}").into()) }
     }
 
-    async fn tell(&mut self) -> Outcome {
+    async fn run(&mut self) -> Outcome {
         let volume = self.create("photos", None).await?;
         let target = self.publish(&volume, "app").await?;
-        write_as_nobody(&target, "hello from nobody")?;
+        write_as_nobody(&target, "written before the snapshot")?;
         let snapshot = self.snapshot(&volume).await?;
-        write_as_nobody(&target, "changed after the snapshot")?;
+        write_as_nobody(&target, "written after the snapshot")?;
         let restored = self
             .create("photos-restored", Some(Type::Snapshot(SnapshotSource { snapshot_id: snapshot.clone() })))
             .await?;
-        self.expect_file(&restored, "restored", "hello from nobody").await?;
-        let of = Type::Volume(VolumeSource { volume_id: volume.clone() });
-        let clone = self.create("photos-clone", Some(of)).await?;
-        self.expect_file(&clone, "clone", "changed after the snapshot").await?;
+        self.expect_file(&restored, "restored", "written before the snapshot").await?;
+        let source = Type::Volume(VolumeSource { volume_id: volume.clone() });
+        let clone = self.create("photos-clone", Some(source)).await?;
+        self.expect_file(&clone, "clone", "written after the snapshot").await?;
         self.expand(&volume).await?;
         self.stats(&volume, &target).await?;
-        self.refuse(&volume).await?;
+        self.try_delete_in_use(&volume).await?;
         self.unpublish(&volume, &target).await?;
         for id in [&volume, &restored, &clone] {
             self.delete(id).await?;
         }
-        println!("Delete the snapshot, which outlived its volume");
-        self.controller
-            .delete_snapshot(DeleteSnapshotRequest { snapshot_id: snapshot, ..Default::default() })
-            .await?;
+        self.delete_snapshot(snapshot).await?;
         let left =
             self.controller.list_volumes(ListVolumesRequest::default()).await?.into_inner().entries.len();
-        if left == 0 { Ok(()) } else { Err(format!("{left} volumes are left").into()) }
+        if left == 0 { Ok(()) } else { Err(format!("{left} volumes still exist").into()) }
     }
 
     async fn create(&mut self, name: &str, source: Option<Type>) -> Outcome<String> {
         let from = match &source {
-            None => "".to_owned(),
-            Some(Type::Snapshot(of)) => format!(" from snapshot {}", of.snapshot_id),
-            Some(Type::Volume(of)) => format!(" as a clone of {}", of.volume_id),
+            None => String::new(),
+            Some(Type::Snapshot(source)) => format!(" from snapshot {}", source.snapshot_id),
+            Some(Type::Volume(source)) => format!(" as a clone of {}", source.volume_id),
         };
         let request = CreateVolumeRequest {
             name: name.to_owned(),
@@ -124,14 +120,14 @@ impl Demo {
             volume_content_source: source.map(|kind| VolumeContentSource { r#type: Some(kind) }),
             ..Default::default()
         };
-        let answer = self.controller.create_volume(request).await?.into_inner();
-        let volume = answer.volume.ok_or("no volume in the answer")?;
-        println!("Create a volume{from}: {}, {} MiB", volume.volume_id, volume.capacity_bytes / MIB);
+        let response = self.controller.create_volume(request).await?.into_inner();
+        let volume = response.volume.ok_or("the response has no volume")?;
+        println!("Created volume {} of {} MiB{from}", volume.volume_id, volume.capacity_bytes / MIB);
         Ok(volume.volume_id)
     }
 
     async fn publish(&mut self, id: &str, name: &str) -> Outcome<PathBuf> {
-        let target = self.folder.join(name);
+        let target = self.directory.join(name);
         let request = NodePublishVolumeRequest {
             volume_id: id.to_owned(),
             target_path: target.display().to_string(),
@@ -139,21 +135,24 @@ impl Demo {
             ..Default::default()
         };
         self.node.node_publish_volume(request).await?;
-        println!("Publish {id} at {}", target.display());
+        println!("Published volume {id} at {}/", name_of(&target));
         Ok(target)
     }
 
     async fn unpublish(&mut self, id: &str, target: &Path) -> Outcome {
         let (volume_id, target_path) = (id.to_owned(), target.display().to_string());
         self.node.node_unpublish_volume(NodeUnpublishVolumeRequest { volume_id, target_path }).await?;
-        println!("Unpublish {id}: {} is gone", target.display());
-        if target.exists() { Err("the target is still there".into()) } else { Ok(()) }
+        if target.exists() {
+            return Err(format!("{} still exists", target.display()).into());
+        }
+        println!("Unpublished volume {id} and removed {}/", name_of(target));
+        Ok(())
     }
 
     async fn expect_file(&mut self, id: &str, name: &str, text: &str) -> Outcome {
         let target = self.publish(id, name).await?;
         let found = fs::read_to_string(target.join("file"))?;
-        println!("  it says {found:?}");
+        println!("Read {found:?} from {}/file", name_of(&target));
         self.unpublish(id, &target).await?;
         if found == text { Ok(()) } else { Err(format!("expected {text:?}").into()) }
     }
@@ -164,9 +163,10 @@ impl Demo {
             name: "monday".to_owned(),
             ..Default::default()
         };
-        let answer = self.controller.create_snapshot(request).await?.into_inner();
-        let snapshot = answer.snapshot.ok_or("no snapshot in the answer")?;
-        println!("Snapshot {id}: {}, ready: {}", snapshot.snapshot_id, snapshot.ready_to_use);
+        let response = self.controller.create_snapshot(request).await?.into_inner();
+        let snapshot = response.snapshot.ok_or("the response has no snapshot")?;
+        let state = if snapshot.ready_to_use { "ready to use" } else { "still being copied" };
+        println!("Created snapshot {} of volume {id}: {state}", snapshot.snapshot_id);
         Ok(snapshot.snapshot_id)
     }
 
@@ -176,8 +176,8 @@ impl Demo {
             capacity_range: Some(CapacityRange { required_bytes: 32 * MIB, limit_bytes: 0 }),
             ..Default::default()
         };
-        let answer = self.controller.controller_expand_volume(request).await?.into_inner();
-        println!("Expand {id} while it is in use: {} MiB", answer.capacity_bytes / MIB);
+        let response = self.controller.controller_expand_volume(request).await?.into_inner();
+        println!("Expanded volume {id} to {} MiB while it is in use", response.capacity_bytes / MIB);
         Ok(())
     }
 
@@ -189,17 +189,17 @@ impl Demo {
         };
         for usage in self.node.node_get_volume_stats(request).await?.into_inner().usage {
             let unit = if usage.unit == i32::from(Unit::Bytes) { "bytes" } else { "inodes" };
-            println!("Stats of {id}: {} of {} {unit} used", usage.used, usage.total);
+            println!("Usage of volume {id}: {} of {} {unit}", usage.used, usage.total);
         }
         Ok(())
     }
 
-    async fn refuse(&mut self, id: &str) -> Outcome {
+    async fn try_delete_in_use(&mut self, id: &str) -> Outcome {
         let request = DeleteVolumeRequest { volume_id: id.to_owned(), secrets: HashMap::new() };
         match self.controller.delete_volume(request).await {
             Ok(_) => Err("a volume in use was deleted".into()),
             Err(status) => {
-                println!("Delete {id}? Refused ({:?}): {}", status.code(), status.message());
+                println!("Deleting volume {id} is refused with {:?}: {}", status.code(), status.message());
                 Ok(())
             }
         }
@@ -208,9 +208,21 @@ impl Demo {
     async fn delete(&mut self, id: &str) -> Outcome {
         let request = DeleteVolumeRequest { volume_id: id.to_owned(), secrets: HashMap::new() };
         self.controller.delete_volume(request).await?;
-        println!("Delete {id}");
+        println!("Deleted volume {id}");
         Ok(())
     }
+
+    async fn delete_snapshot(&mut self, snapshot_id: String) -> Outcome {
+        let request = DeleteSnapshotRequest { snapshot_id: snapshot_id.clone(), ..Default::default() };
+        self.controller.delete_snapshot(request).await?;
+        println!("Deleted snapshot {snapshot_id}, which existed longer than its source volume");
+        Ok(())
+    }
+}
+
+/// Name of a target in the directory of the demonstration.
+fn name_of(target: &Path) -> String {
+    target.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn capability() -> VolumeCapability {
@@ -220,10 +232,9 @@ fn capability() -> VolumeCapability {
     }
 }
 
-/// Writes a file as a process of another program and of nobody, whom the volume lets in and the pool does not.
+/// Writes a file from an unprivileged process, which can access the volume and not the pool.
 fn write_as_nobody(target: &Path, text: &str) -> Outcome {
-    println!("A process of user 65534 writes {text:?} to {}/file", target.display());
-    // It starts in the volume as root and then drops all rights: the folders above may be private.
+    // The shell starts in the target as root and then drops its privileges: the directories above may be private.
     let mut shell = Command::new("setpriv");
     shell.args([
         "--reuid=65534",
@@ -236,5 +247,9 @@ fn write_as_nobody(target: &Path, text: &str) -> Outcome {
         text,
     ]);
     shell.current_dir(target);
-    if shell.status()?.success() { Ok(()) } else { Err("the process could not write".into()) }
+    if !shell.status()?.success() {
+        return Err(format!("user 65534 cannot write to {}/file", target.display()).into());
+    }
+    println!("User 65534 wrote {text:?} to {}/file", name_of(target));
+    Ok(())
 }

@@ -1,6 +1,6 @@
-//! What a pool's filesystem can do for its volumes: one file and one arm of [`open`] for each kind.
+//! Filesystem backends, one file for each kind.
 //!
-//! The default methods are the functions of [`crate::fs`], which work on every filesystem.
+//! The default methods work on every filesystem: they use [`crate::fs`], enforce no limit and keep no state.
 
 mod dir;
 mod file_copy;
@@ -18,7 +18,7 @@ use crate::fs::remove::remove_tree;
 use crate::fs::{DiskUsage, open_directory};
 use crate::volume::{BackendState, DATA, Enforced, Limits};
 
-/// The kinds of backend. A pool's marker names the one that the pool was made with.
+/// The kinds of backend. A pool's marker records the kind of its backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendKind {
     /// Plain directories on any filesystem.
@@ -44,7 +44,7 @@ impl fmt::Display for BackendKind {
 /// The size limits that a backend can enforce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitSupport {
-    /// None: sizes are accounted for, not enforced.
+    /// Sizes are provisioned, not enforced.
     None,
     /// The size in bytes.
     Bytes,
@@ -53,7 +53,7 @@ pub enum LimitSupport {
 /// How a backend copies a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopySupport {
-    /// File by file; blocks are shared where the filesystem can.
+    /// File by file; blocks are shared if the filesystem supports it.
     Files,
 }
 
@@ -67,43 +67,43 @@ pub enum UsageSupport {
 /// What a backend can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Limits that it can enforce.
+    /// Supported limits.
     pub limits: LimitSupport,
-    /// How it copies.
+    /// Copy method.
     pub copies: CopySupport,
-    /// How it measures.
+    /// Usage measurement method.
     pub usage: UsageSupport,
 }
 
-/// The part of a copy's result that exists before the copy.
+/// Parameters of the new object that a copy creates.
 #[derive(Debug, Clone, Default)]
 pub struct CopySpec {
-    /// From [`Backend::allot`], already in the record.
+    /// State from [`Backend::allot`].
     pub state: BackendState,
     /// Limits of the new object, set before the first byte is copied.
     pub limits: Limits,
 }
 
-/// A copy in three steps, so that the writers of the source can be paused for the second one only.
+/// A copy in three phases. The writers of the source need to be paused in the second phase only.
 ///
-/// The engine calls `live`, then `freeze_point`, then `finish`. Dropping a copy abandons it; the caller removes the draft.
+/// The engine calls `live`, then `freeze_point`, then `finish`. Dropping a copy cancels it; the caller removes the draft.
 pub trait TreeCopy {
     /// Copies while the source is in use; reports how much has changed since and is still to be copied.
     ///
     /// # Errors
-    /// As [`crate::fs::copy::copy_tree`].
+    /// Same as [`crate::fs::copy::copy_tree`].
     fn live(&mut self) -> Result<Remaining>;
 
-    /// Brings the copy to one instant of the source. The writers are paused during this call.
+    /// Copies the remaining changes while the writers are paused, so that the copy shows one instant of the source.
     ///
     /// # Errors
-    /// As [`TreeCopy::live`].
+    /// Same as [`TreeCopy::live`].
     fn freeze_point(&mut self) -> Result<()>;
 
     /// Verifies the copy and writes it to stable storage.
     ///
     /// # Errors
-    /// `Internal` when the copy is not complete; otherwise the failed call.
+    /// `Internal` when the copy is not complete; otherwise the error of the failed system call.
     fn finish(self: Box<Self>) -> Result<CopyStats>;
 }
 
@@ -112,33 +112,33 @@ pub trait TreeCopy {
 pub struct Remaining {
     /// Files that changed since they were copied.
     pub files: u64,
-    /// Bytes of these files.
+    /// Total size of these files in bytes.
     pub bytes: u64,
 }
 
 /// Result of a finished copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyStats {
-    /// Names below the top directory, of every type.
+    /// Number of directory entries below the data directory.
     pub entries: u64,
-    /// Apparent sizes of the regular files; a hard-linked file counts once for each name.
+    /// Apparent sizes of the regular files; a hard-linked file counts once for each link.
     pub bytes: u64,
-    /// What the kernel enforces for the new object, read back from it.
+    /// The limits of the new object that the kernel enforces, as reported by the kernel.
     pub enforced: Enforced,
 }
 
-/// What one kind of filesystem can do for the directory that holds `data`.
+/// Operations of one kind of filesystem on the directories that contain `data`: `draft` while an object is being made,
+/// `object` afterwards.
 ///
-/// Every method is synchronous and idempotent: the engine calls it again after a crash. `object` and `draft` are the
-/// directories in which `data` lies.
+/// Methods block. After a crash, the engine repeats the whole operation in a new draft.
 pub trait Backend: fmt::Debug + Send + Sync {
     /// The kind, compared with the pool's marker.
     fn kind(&self) -> BackendKind;
 
-    /// What this backend can do in this pool.
+    /// The capabilities in this pool.
     fn capabilities(&self) -> Capabilities;
 
-    /// Reserves what a new object needs, such as a project id. The engine records it before the object is made.
+    /// Reserves backend state for a new object, such as a project id. The engine records it before the object is made.
     ///
     /// # Errors
     /// `NoSpace` when nothing is left to reserve.
@@ -146,10 +146,10 @@ pub trait Backend: fmt::Debug + Send + Sync {
         Ok(BackendState::default())
     }
 
-    /// Makes the empty directory `data` in a draft, with mode 0700 and its limits; returns what the kernel enforces.
+    /// Makes the empty directory `data` in a draft, with mode 0700 and its limits; returns the limits that the kernel enforces.
     ///
     /// # Errors
-    /// `Unsupported` for a limit that cannot be set; otherwise the failed call.
+    /// `Unsupported` for a limit that cannot be set; otherwise the error of the failed system call.
     fn create(&self, draft: BorrowedFd<'_>, state: &BackendState, limits: Limits) -> Result<Enforced> {
         mkdirat(draft, DATA, Mode::RWXU).context(|| "make the data directory")?;
         self.set_limit(draft, state, limits)
@@ -158,7 +158,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Makes `data` in a draft, with its limits, and starts to copy the directory `from` into it.
     ///
     /// # Errors
-    /// As [`Backend::create`].
+    /// Same as [`Backend::create`].
     fn begin_copy<'a>(
         &self,
         from: BorrowedFd<'a>,
@@ -171,7 +171,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
         Ok(Box::new(FileCopy::new(from, to, enforced, progress)))
     }
 
-    /// Changes the limits of an object; returns what the kernel enforces, read back from it.
+    /// Changes the limits of an object; returns the enforced limits as reported by the kernel.
     ///
     /// # Errors
     /// `Unsupported` for a limit that cannot be set.
@@ -179,25 +179,26 @@ pub trait Backend: fmt::Debug + Send + Sync {
         Ok(Enforced::No)
     }
 
-    /// The space that an object takes, from a counter of the kernel; `None`: the tree has to be walked.
+    /// The space that an object takes, as tracked by the kernel; `None` if the caller must walk the tree.
     ///
     /// # Errors
-    /// The failed call.
+    /// The error of the failed system call.
     fn usage(&self, _object: BorrowedFd<'_>, _state: &BackendState) -> Result<Option<DiskUsage>> {
         Ok(None)
     }
 
-    /// Removes the directory `name` of `parent` with everything below it. `stop` ends the call early.
+    /// Removes the directory `name` of `parent` with everything below it. Returns `Busy` soon after
+    /// `stop` is set.
     ///
     /// # Errors
-    /// As [`remove_tree`].
+    /// Same as [`remove_tree`].
     fn remove(&self, parent: BorrowedFd<'_>, name: &str, stop: &AtomicBool) -> Result<()> {
         remove_tree(parent, name, stop).map(|_| ())
     }
 }
 
-/// The backend for a pool's directory, chosen by its filesystem.
+/// The backend for the filesystem of a pool's directory.
 #[must_use]
-pub fn open(_root: BorrowedFd<'_>) -> Box<dyn Backend> {
+pub fn for_filesystem(_root: BorrowedFd<'_>) -> Box<dyn Backend> {
     Box::new(dir::Dir)
 }

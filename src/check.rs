@@ -1,177 +1,197 @@
-//! What this kernel and these pools can do, found by looking: nothing is changed.
+//! `orlop check`: reports what this kernel and these pools support, without changing anything.
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use serde::Serialize;
 
+use crate::mount::users::Users;
+use crate::pool::read_marker;
 use crate::sys::probe::Call;
 use crate::volume::PoolName;
 
-/// Where kubelet keeps the pods' volumes.
+/// The directory in which kubelet keeps the volumes of pods.
 const KUBELET: &str = "/var/lib/kubelet";
 
-/// How a fact bears on orlop.
+/// What a fact means for orlop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// As one would have it.
+    /// Supported.
     Ok,
-    /// orlop works without it.
+    /// Unsupported or unknown. orlop works without it.
     Note,
-    /// This pool or machine cannot be used so.
+    /// The pool cannot be used in this state.
     Bad,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fact {
-    /// How it bears on orlop.
+    /// Whether orlop can run with this result.
     pub verdict: Verdict,
-    /// `kernel`, `mounts`, or `pool NAME`.
-    pub of: String,
-    /// What was looked at.
-    pub what: String,
-    /// What was found.
+    /// The object that was checked: `kernel`, `mounts` or `pool NAME`.
+    pub object: String,
+    /// The property that was checked.
+    pub property: String,
+    /// The value that was found, and what follows from it.
     pub found: String,
 }
 
-/// Looks at the kernel, the mounts and these pools.
-pub fn look<'a>(pools: impl IntoIterator<Item = (&'a PoolName, &'a Path)>) -> Vec<Fact> {
-    let mut facts: Vec<_> = Call::ALL.into_iter().map(call).collect();
-    facts.push(propagation());
+/// Checks the kernel, the mounts and these pools.
+pub fn inspect<'a>(pools: impl IntoIterator<Item = (&'a PoolName, &'a Path)>) -> Vec<Fact> {
+    let mut facts: Vec<_> = Call::ALL.into_iter().map(check_call).collect();
+    facts.push(check_propagation());
+    facts.push(check_processes());
     for (name, path) in pools {
-        pool(&mut facts, name, path);
+        check_pool(&mut facts, name, path);
     }
     facts
 }
 
-/// One line per fact.
+/// Formats the facts as text, one line for each.
 #[must_use]
-pub fn lines(facts: &[Fact]) -> String {
+pub fn to_text(facts: &[Fact]) -> String {
     let mut text = String::new();
     for fact in facts {
-        let word = match fact.verdict {
+        let verdict = match fact.verdict {
             Verdict::Ok => "ok",
             Verdict::Note => "note",
             Verdict::Bad => "BAD",
         };
-        let _ = writeln!(text, "{word:<5} {:<12} {:<14} {}", fact.of, fact.what, fact.found);
+        let _ = writeln!(text, "{verdict:<5} {:<12} {:<14} {}", fact.object, fact.property, fact.found);
     }
     text
 }
 
-/// The same for machines.
+/// Formats the facts as a JSON array.
 #[must_use]
-pub fn json(facts: &[Fact]) -> String {
+pub fn to_json(facts: &[Fact]) -> String {
     serde_json::to_string_pretty(facts).map(|text| text + "\n").unwrap_or_default()
 }
 
-/// Whether nothing is bad.
+/// Reports whether no fact is [`Verdict::Bad`].
 #[must_use]
-pub fn usable(facts: &[Fact]) -> bool {
+pub fn is_usable(facts: &[Fact]) -> bool {
     facts.iter().all(|fact| fact.verdict != Verdict::Bad)
 }
 
-fn fact(verdict: Verdict, of: &str, what: &str, found: impl Into<String>) -> Fact {
-    Fact { verdict, of: of.to_owned(), what: what.to_owned(), found: found.into() }
+fn fact(verdict: Verdict, object: &str, property: &str, found: impl Into<String>) -> Fact {
+    Fact { verdict, object: object.to_owned(), property: property.to_owned(), found: found.into() }
 }
 
-fn call(call: Call) -> Fact {
-    let (verdict, found) = match call.known() {
+fn check_call(call: Call) -> Fact {
+    let (verdict, found) = match call.is_supported() {
         Ok(true) => (Verdict::Ok, "yes"),
-        Ok(false) => (Verdict::Note, "no: an older way is used where there is one"),
-        Err(_) => (Verdict::Note, "not allowed to this process: run as root to know"),
+        Ok(false) => (Verdict::Note, "no: orlop uses an older call where one exists"),
+        Err(_) => (Verdict::Note, "unknown: permission denied; run as root"),
     };
     fact(verdict, "kernel", call.name(), found)
 }
 
-/// Mounts made in a container reach kubelet only when the folder they are made in is shared.
-fn propagation() -> Fact {
+/// The users of a volume are found by the mount tables of all processes.
+fn check_processes() -> Fact {
+    let (verdict, found) = match Users::new("/proc".into()).uninspectable() {
+        Ok(0) => (Verdict::Ok, "all visible processes can be inspected".to_owned()),
+        Ok(count) => (
+            Verdict::Note,
+            format!("{count} processes cannot be inspected: their mounts may go undetected (run as root)"),
+        ),
+        Err(error) => (Verdict::Note, error.chain()),
+    };
+    fact(verdict, "mounts", "processes", found)
+}
+
+/// Mounts made in a container reach kubelet only if the mount below them is shared.
+fn check_propagation() -> Fact {
     let path = if Path::new(KUBELET).is_dir() { Path::new(KUBELET) } else { Path::new("/") };
-    let what = path.display().to_string();
-    match Mount::of(path) {
-        Some(mount) if mount.shared => fact(Verdict::Ok, "mounts", &what, "shared: mounts propagate"),
+    let property = path.display().to_string();
+    match Mount::at(path) {
+        Some(mount) if mount.shared => fact(Verdict::Ok, "mounts", &property, "shared: mounts propagate"),
         Some(_) => fact(
             Verdict::Note,
             "mounts",
-            &what,
-            "private: mounts made here are seen in this mount namespace only (mountPropagation: Bidirectional \
-             needs a shared one)",
+            &property,
+            "private: mounts made here are visible in this mount namespace only (mountPropagation: \
+             Bidirectional requires a shared mount)",
         ),
-        None => fact(Verdict::Note, "mounts", &what, "its mount cannot be found"),
+        None => fact(Verdict::Note, "mounts", &property, "unknown: its mount was not found"),
     }
 }
 
-fn pool(facts: &mut Vec<Fact>, name: &PoolName, path: &Path) {
-    let of = format!("pool {name}");
-    let (verdict, found) = marker(name, path);
-    facts.push(fact(verdict, &of, "marker", found));
-    let Ok(folder) = File::open(path) else { return };
-    let mount = Mount::of(path);
+fn check_pool(facts: &mut Vec<Fact>, name: &PoolName, path: &Path) {
+    let pool = format!("pool {name}");
+    let (verdict, found) = check_marker(name, path);
+    facts.push(fact(verdict, &pool, "marker", found));
+    let Ok(directory) = open_directory(path) else { return };
+    let mount = Mount::at(path);
     let kind = mount.as_ref().map_or("unknown", |mount| mount.filesystem.as_str());
-    facts.push(fact(Verdict::Ok, &of, "filesystem", kind));
-    if let Ok(stat) = rustix::fs::fstatvfs(&folder) {
-        let gib = |blocks: u64| blocks.saturating_mul(stat.f_frsize) >> 20;
-        let text = format!("{} of {} MiB", gib(stat.f_bavail), gib(stat.f_blocks));
-        facts.push(fact(Verdict::Ok, &of, "free", text));
+    facts.push(fact(Verdict::Ok, &pool, "filesystem", kind));
+    if let Ok(stat) = rustix::fs::fstatvfs(&directory) {
+        let mib = |blocks: u64| blocks.saturating_mul(stat.f_frsize) >> 20;
+        let text = format!("{} of {} MiB", mib(stat.f_bavail), mib(stat.f_blocks));
+        facts.push(fact(Verdict::Ok, &pool, "free", text));
     }
-    facts.push(match reflink(path) {
-        Ok(true) => fact(Verdict::Ok, &of, "reflink", "yes: snapshots and clones share blocks"),
-        Ok(false) => fact(Verdict::Note, &of, "reflink", "no: snapshots and clones are full copies"),
-        Err(error) => fact(Verdict::Note, &of, "reflink", format!("cannot be tried: {error}")),
+    facts.push(match supports_reflink(path) {
+        Ok(true) => fact(Verdict::Ok, &pool, "reflink", "yes: snapshots and clones share blocks"),
+        Ok(false) => fact(Verdict::Note, &pool, "reflink", "no: snapshots and clones are full copies"),
+        Err(error) => fact(Verdict::Note, &pool, "reflink", format!("unknown: {error}")),
     });
     let quota = mount.is_some_and(|mount| mount.project_quota);
     facts.push(if quota {
-        fact(Verdict::Ok, &of, "project quota", "on")
+        fact(Verdict::Ok, &pool, "project quota", "on")
     } else {
-        fact(Verdict::Note, &of, "project quota", "off: sizes are provisioned, not enforced")
+        fact(Verdict::Note, &pool, "project quota", "off: sizes are accounted for, not enforced")
     });
 }
 
-/// Whether the directory is a pool, may become one, or is neither.
-fn marker(name: &PoolName, path: &Path) -> (Verdict, String) {
-    let entries = match std::fs::read_dir(path) {
-        Ok(entries) => entries.flatten().filter(|entry| entry.file_name() != "lost+found").count(),
+/// Checks whether a directory is the pool of this name, can become it, or is neither.
+fn check_marker(name: &PoolName, path: &Path) -> (Verdict, String) {
+    let opened = open_directory(path).and_then(|root| Ok((root, count_entries(path)?)));
+    let (root, entries) = match opened {
+        Ok(opened) => opened,
         Err(error) => return (Verdict::Bad, format!("{}: {error}", path.display())),
     };
-    let text = match std::fs::read_to_string(path.join("orlop.json")) {
-        Ok(text) => text,
-        Err(_) if entries == 0 => {
-            return (Verdict::Ok, "none yet: an empty folder becomes a pool at first use".into());
+    match read_marker(root.as_fd()) {
+        Ok(Some(marker)) if marker.name == *name => (Verdict::Ok, format!("uuid {}", marker.uuid)),
+        Ok(Some(marker)) => {
+            let (found, uuid) = (marker.name.as_str(), marker.uuid);
+            (Verdict::Bad, format!("this is pool {found:?}, not {:?} (uuid {uuid})", name.as_str()))
         }
-        Err(error) => return (Verdict::Bad, format!("orlop.json: {error}; and the folder is not empty")),
-    };
-    let field =
-        |marker: &serde_json::Value, key: &str| marker.get(key).and_then(|v| v.as_str()).map(str::to_owned);
-    match serde_json::from_str::<serde_json::Value>(&text) {
-        Err(error) => (Verdict::Bad, format!("orlop.json: {error}")),
-        Ok(marker) => {
-            let uuid = field(&marker, "uuid").unwrap_or_else(|| "unknown".to_owned());
-            match field(&marker, "name") {
-                Some(found) if found != name.as_str() => {
-                    (Verdict::Bad, format!("this is pool {found:?}, not {:?} (uuid {uuid})", name.as_str()))
-                }
-                Some(_) | None => (Verdict::Ok, format!("uuid {uuid}")),
-            }
+        Ok(None) if entries == 0 => {
+            (Verdict::Ok, "none: an empty directory becomes a pool when it is first served".into())
         }
+        Ok(None) => (Verdict::Bad, "orlop.json is missing and the directory is not empty".into()),
+        Err(error) => (Verdict::Bad, error.chain()),
     }
 }
 
-/// Whether files here can share blocks: tried with two files that have no name and vanish when closed.
-fn reflink(folder: &Path) -> std::io::Result<bool> {
-    let nameless = || {
-        rustix::fs::open(folder, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
+/// Opens a directory. Opening a FIFO would block without `O_DIRECTORY`.
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Number of entries that mkfs did not create.
+fn count_entries(directory: &Path) -> io::Result<usize> {
+    let entries = std::fs::read_dir(directory)?.flatten();
+    Ok(entries.filter(|entry| entry.file_name() != "lost+found").count())
+}
+
+/// Reports whether files in a directory can share blocks. It tries that with two unnamed temporary files.
+fn supports_reflink(directory: &Path) -> io::Result<bool> {
+    let temporary = || {
+        rustix::fs::open(directory, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
     };
-    let (mut from, to) = (File::from(nameless()?), nameless()?);
+    let (mut from, to) = (File::from(temporary()?), temporary()?);
     from.write_all(&[1; 4096])?;
     Ok(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
 }
 
-/// What the mount table says of one mount.
+/// Properties of a mount, from the mount table.
 #[derive(Debug, PartialEq, Eq)]
 struct Mount {
     filesystem: String,
@@ -180,23 +200,24 @@ struct Mount {
 }
 
 impl Mount {
-    fn of(path: &Path) -> Option<Self> {
+    /// The mount that a path is on; `None` if it was not found.
+    fn at(path: &Path) -> Option<Self> {
         let id =
             rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?.stx_mnt_id;
         let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-        table.lines().find(|line| line.starts_with(&format!("{id} "))).and_then(Self::read)
+        table.lines().find(|line| line.starts_with(&format!("{id} "))).and_then(Self::parse)
     }
 
-    /// `id parent dev root target options optional… - type source superoptions`
-    fn read(line: &str) -> Option<Self> {
+    /// Parses a line of mountinfo, proc(5): `id parent dev root target options optional… - type source superoptions`.
+    fn parse(line: &str) -> Option<Self> {
         let (left, right) = line.split_once(" - ")?;
         let mut right = right.split(' ');
         let filesystem = right.next()?.to_owned();
-        let quota = |word: &str| matches!(word, "prjquota" | "pquota" | "prjjquota");
+        let is_quota = |option: &str| matches!(option, "prjquota" | "pquota" | "prjjquota");
         Some(Self {
             filesystem,
-            shared: left.split(' ').skip(6).any(|word| word.starts_with("shared:")),
-            project_quota: right.nth(1)?.split(',').any(quota),
+            shared: left.split(' ').skip(6).any(|field| field.starts_with("shared:")),
+            project_quota: right.nth(1)?.split(',').any(is_quota),
         })
     }
 }
@@ -204,39 +225,47 @@ impl Mount {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::SCHEMA;
 
     #[test]
-    fn the_mount_table_is_read() {
+    fn mountinfo_lines_are_parsed() {
         let line = "36 35 98:0 /a /mnt rw,noatime shared:1 master:2 - xfs /dev/sda1 rw,prjquota";
-        let read = Mount::read(line).unwrap();
-        assert_eq!(read, Mount { filesystem: "xfs".into(), shared: true, project_quota: true });
+        let mount = Mount::parse(line).unwrap();
+        assert_eq!(mount, Mount { filesystem: "xfs".into(), shared: true, project_quota: true });
         let line = "36 35 98:0 / / rw - ext4 /dev/sda1 rw";
-        let read = Mount::read(line).unwrap();
-        assert_eq!(read, Mount { filesystem: "ext4".into(), shared: false, project_quota: false });
-        assert_eq!(Mount::read("nonsense"), None);
+        let mount = Mount::parse(line).unwrap();
+        assert_eq!(mount, Mount { filesystem: "ext4".into(), shared: false, project_quota: false });
+        assert_eq!(Mount::parse("nonsense"), None);
+    }
+
+    fn marker(schema: u32, name: &str) -> String {
+        format!(
+            r#"{{"schema":{schema},"uuid":"u","name":"{name}","backend":"dir","created":"2024-05-01T12:00:00Z"}}"#
+        )
     }
 
     #[test]
-    fn folders_are_told_apart_and_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
+    fn only_a_pool_of_this_name_or_an_empty_directory_is_usable() {
+        let directory = tempfile::tempdir().unwrap();
         let name: PoolName = "p".parse().unwrap();
-        let of = |text: Option<&str>| {
+        let check = |text: Option<&str>| {
             if let Some(text) = text {
-                std::fs::write(folder.path().join("orlop.json"), text).unwrap();
+                std::fs::write(directory.path().join("orlop.json"), text).unwrap();
             }
-            marker(&name, folder.path()).0
+            check_marker(&name, directory.path()).0
         };
-        assert_eq!(of(None), Verdict::Ok);
-        let facts = look([(&name, folder.path())]);
-        assert!(usable(&facts), "{}", lines(&facts));
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is changed");
-        assert_eq!(of(Some("{\"name\":\"p\",\"uuid\":\"u\"}")), Verdict::Ok);
-        assert_eq!(of(Some("{\"name\":\"q\",\"uuid\":\"u\"}")), Verdict::Bad);
-        assert_eq!(of(Some("{")), Verdict::Bad);
-        std::fs::remove_file(folder.path().join("orlop.json")).unwrap();
-        std::fs::write(folder.path().join("stray"), "").unwrap();
-        assert_eq!(of(None), Verdict::Bad);
-        assert_eq!(marker(&name, &folder.path().join("missing")).0, Verdict::Bad);
-        assert!(json(&facts).starts_with('['));
+        assert_eq!(check(None), Verdict::Ok);
+        let facts = inspect([(&name, directory.path())]);
+        assert!(is_usable(&facts), "{}", to_text(&facts));
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is changed");
+        assert_eq!(check(Some(&marker(SCHEMA, "p"))), Verdict::Ok);
+        assert_eq!(check(Some(&marker(SCHEMA, "q"))), Verdict::Bad, "another pool");
+        assert_eq!(check(Some(&marker(SCHEMA + 1, "p"))), Verdict::Bad, "a newer schema");
+        assert_eq!(check(Some("{")), Verdict::Bad, "a damaged marker");
+        std::fs::remove_file(directory.path().join("orlop.json")).unwrap();
+        std::fs::write(directory.path().join("stray"), "").unwrap();
+        assert_eq!(check(None), Verdict::Bad, "neither empty nor a pool");
+        assert_eq!(check_marker(&name, &directory.path().join("missing")).0, Verdict::Bad);
+        assert!(to_json(&facts).starts_with('['));
     }
 }

@@ -1,4 +1,4 @@
-//! The command line: does what its flags say, and tells how that went.
+//! The command line: runs the subcommand, prints its result and returns the exit code.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -13,17 +13,17 @@ use crate::config::flags::{Check, Cli, Command, Output, Probe, Serve};
 use crate::error::{Context, Error, Kind, Result};
 use crate::{check, run, socket, telemetry};
 
-/// Reads the command line and does what it says. Exit codes: 0 done, 1 failed, 2 asked wrongly.
+/// Parses and runs the command line. Exit codes: 0 success, 1 failure, 2 invalid usage.
 #[must_use]
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let result = match Cli::parse().command {
         Command::Serve(flags) => serve(*flags),
         Command::Probe(flags) => probe(&flags),
         Command::Check(flags) => check(&flags),
         #[cfg(feature = "kube")]
         Command::ReleaseNode(flags) => release_node(flags),
     };
-    match done {
+    match result {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(io::stderr(), "orlop: {}", error.chain());
@@ -40,8 +40,10 @@ fn serve(flags: Serve) -> Result<ExitCode> {
 
 fn probe(flags: &Probe) -> Result<ExitCode> {
     let endpoint = flags.csi.as_deref().or(flags.csi_endpoint.as_deref());
-    let endpoint = endpoint.ok_or_else(|| Error::new(Kind::Invalid, "say which socket: --csi unix:///…"))?;
-    run::probe(&socket::path(endpoint)?, Duration::from_secs(3))?;
+    let endpoint = endpoint.ok_or_else(|| {
+        Error::new(Kind::Invalid, "--csi is required, such as --csi unix:///run/orlop/csi.sock")
+    })?;
+    run::probe(&socket::parse_path(endpoint)?, Duration::from_secs(3))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -55,11 +57,11 @@ fn release_node(flags: ReleaseNode) -> Result<ExitCode> {
 }
 
 fn check(flags: &Check) -> Result<ExitCode> {
-    let facts = check::look(flags.pools.iter().map(|pool| (&pool.name, pool.path.as_path())));
+    let facts = check::inspect(flags.pools.iter().map(|pool| (&pool.name, pool.path.as_path())));
     let text = match flags.output {
-        Output::Text => check::lines(&facts),
-        Output::Json => check::json(&facts),
+        Output::Text => check::to_text(&facts),
+        Output::Json => check::to_json(&facts),
     };
     io::stdout().write_all(text.as_bytes()).context(|| "print")?;
-    Ok(if check::usable(&facts) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if check::is_usable(&facts) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

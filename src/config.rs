@@ -1,4 +1,4 @@
-//! The configuration of `orlop serve`: flags and the configuration file, checked and merged.
+//! The configuration of `orlop serve`: flags and the configuration file, validated and merged.
 
 pub mod flags;
 
@@ -19,20 +19,20 @@ use flags::{PoolFlag, Serve};
 /// The settings of `orlop serve`.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Name of the driver and of this node.
+    /// Names of the driver and of this node, and what the driver advertises.
     pub identity: Identity,
-    /// The pools of the flags, then those of the file. The one named "default", or the first, is used when a request
-    /// names none.
+    /// The pools of the flags, then those of the file. A request without a pool uses the one named "default", or the
+    /// first.
     pub pools: Vec<PoolSettings>,
     /// Timeouts and concurrency.
     pub tuning: Tuning,
-    /// The CSI socket.
+    /// Path of the CSI socket.
     pub csi: PathBuf,
-    /// Address of metrics and health; `None`: they are not served.
+    /// Address of the HTTP endpoints; `None` if they are not served.
     pub http: Option<Address>,
-    /// Registration with kubelet; `None`: another program registers the driver.
+    /// Registration with kubelet; `None` if another program registers the driver.
     pub registration: Option<Registration>,
-    /// Whether to move claims to the node of their source.
+    /// Whether to relocate claims to the node of their source.
     #[cfg(feature = "kube")]
     pub follow_sources: bool,
 }
@@ -48,25 +48,27 @@ impl TryFrom<Serve> for Settings {
         let endpoint = flags
             .endpoint()
             .ok_or_else(|| invalid("--csi is required, such as --csi unix:///run/orlop/csi.sock"))?;
-        let csi = socket::path(endpoint).context(|| "--csi")?;
+        let csi = socket::parse_path(endpoint).context(|| "--csi")?;
         let http = flags.http.as_deref().map(str::parse::<Address>).transpose().context(|| "--http")?;
-        let driver = driver(&flags.driver)?;
+        let driver = check_driver_name(&flags.driver)?;
         let registration = registration(&flags, &driver)?;
         let node = match flags.node_id {
-            Some(name) => node(name)?,
-            None => node(rustix::system::uname().nodename().to_string_lossy().into_owned())?,
+            Some(name) => check_node_name(name)?,
+            None => check_node_name(rustix::system::uname().nodename().to_string_lossy().into_owned())?,
         };
         let pools = pools(&flags.pools, file.pools)?;
         match (pools.is_empty(), flags.no_pools) {
             (true, false) => {
                 return Err(invalid(
-                    "name the pools to serve by --pool NAME=DIR or --config, or use --no-pools",
+                    "no pools: name them with --pool NAME=DIR or --config, or use --no-pools",
                 ));
             }
-            (false, true) => return Err(invalid("--no-pools and pools are both given: use one of them")),
+            (false, true) => {
+                return Err(invalid("--no-pools and pools are both given: use only one of them"));
+            }
             (true, true) | (false, false) => {}
         }
-        // csi-resizer in front of a process without volumes must leave the expansion to the nodes.
+        // A csi-resizer in front of a process without volumes must leave expansion to the nodes.
         let controller_expand = flags.controller_expand && !flags.no_pools;
         let identity = Identity { driver, node, controller_expand };
         Ok(Self {
@@ -87,15 +89,8 @@ fn invalid(text: impl Into<String>) -> Error {
 }
 
 fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>> {
-    let of_flags = flags.iter().map(|flag| PoolSettings {
-        name: flag.name.clone(),
-        path: flag.path.clone(),
-        mounted: false,
-        uuid: None,
-        overcommit_percent: 100,
-        reserve: 0,
-    });
-    let of_file = file.into_iter().map(|pool| PoolSettings {
+    let from_flags = flags.iter().map(|flag| PoolSettings::new(flag.name.clone(), flag.path.clone()));
+    let from_file = file.into_iter().map(|pool| PoolSettings {
         name: pool.name,
         path: pool.path,
         mounted: pool.mounted,
@@ -103,14 +98,14 @@ fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>
         overcommit_percent: pool.overcommit.0,
         reserve: pool.reserve.0,
     });
-    let pools: Vec<_> = of_flags.chain(of_file).collect();
+    let pools: Vec<_> = from_flags.chain(from_file).collect();
     let (mut names, mut paths) = (HashSet::new(), HashSet::new());
     for pool in &pools {
         if !names.insert(pool.name.as_str()) {
             return Err(invalid(format!("pool {} is configured twice", pool.name)));
         }
         if !paths.insert(&pool.path) {
-            return Err(invalid(format!("two pools have the directory {}", pool.path.display())));
+            return Err(invalid(format!("two pools use the directory {}", pool.path.display())));
         }
         if !pool.path.is_absolute() {
             return Err(invalid(format!("pool {}: its directory is not an absolute path", pool.name)));
@@ -120,28 +115,28 @@ fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>
 }
 
 fn tuning(section: TuningSection) -> Result<Tuning> {
-    let usual = Tuning::default();
-    let copies = section.copies.unwrap_or(usual.copies);
+    let defaults = Tuning::default();
+    let copies = section.copies.unwrap_or(defaults.copies);
     if copies == 0 {
         return Err(invalid("tuning: copies must be at least 1"));
     }
     Ok(Tuning {
-        copy_wait: section.copy_wait.map_or(usual.copy_wait, |span| span.0),
+        copy_wait: section.copy_wait.map_or(defaults.copy_wait, |duration| duration.0),
         copies,
-        lock_wait: section.lock_wait.map_or(usual.lock_wait, |span| span.0),
-        usage_age: section.usage_age.map_or(usual.usage_age, |span| span.0),
+        lock_wait: section.lock_wait.map_or(defaults.lock_wait, |duration| duration.0),
+        usage_age: section.usage_age.map_or(defaults.usage_age, |duration| duration.0),
     })
 }
 
-/// Checks a driver's name: a domain of at most 63 characters, in lower case since it is also a label prefix.
-fn driver(text: &str) -> Result<String> {
-    let label = |label: &str| {
-        let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        !label.is_empty() && label.chars().all(inside) && !label.starts_with('-') && !label.ends_with('-')
+/// Checks a driver name: a domain name of at most 63 characters, in lower case because it is also a label prefix.
+fn check_driver_name(text: &str) -> Result<String> {
+    let is_label = |label: &str| {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        !label.is_empty() && label.chars().all(allowed) && !label.starts_with('-') && !label.ends_with('-')
     };
-    let ends = text.starts_with(|c: char| c.is_ascii_lowercase())
+    let ends_valid = text.starts_with(|c: char| c.is_ascii_lowercase())
         && text.ends_with(|c: char| c.is_ascii_lowercase());
-    if text.len() <= 63 && ends && text.split('.').all(label) {
+    if text.len() <= 63 && ends_valid && text.split('.').all(is_label) {
         return Ok(text.to_owned());
     }
     Err(invalid(format!(
@@ -150,11 +145,11 @@ fn driver(text: &str) -> Result<String> {
     )))
 }
 
-/// Checks a node's name, which is also a topology value: a label value of at most 63 characters.
-fn node(text: String) -> Result<String> {
-    let inside = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let end = |c: char| c.is_ascii_alphanumeric();
-    if text.len() <= 63 && text.chars().all(inside) && text.starts_with(end) && text.ends_with(end) {
+/// Checks a node name. It is also a topology value, so it must be a label value of at most 63 characters.
+fn check_node_name(text: String) -> Result<String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let at_ends = |c: char| c.is_ascii_alphanumeric();
+    if text.len() <= 63 && text.chars().all(allowed) && text.starts_with(at_ends) && text.ends_with(at_ends) {
         return Ok(text);
     }
     Err(invalid(format!(
@@ -165,7 +160,7 @@ fn node(text: String) -> Result<String> {
 
 fn registration(flags: &Serve, driver: &str) -> Result<Option<Registration>> {
     let Some(text) = &flags.kubelet_registration else { return Ok(None) };
-    let socket = socket::path(text).context(|| "--kubelet-registration")?;
+    let socket = socket::parse_path(text).context(|| "--kubelet-registration")?;
     csi::check_registration(&socket).context(|| "--kubelet-registration")?;
     let endpoint = flags.kubelet_csi_path.clone().filter(|path| path.is_absolute());
     let endpoint = endpoint.ok_or_else(|| {
@@ -184,13 +179,13 @@ mod tests {
     use super::*;
 
     #[derive(Debug, Parser)]
-    struct Words {
+    struct TestCli {
         #[command(flatten)]
         serve: Serve,
     }
 
-    fn settings(words: &str) -> Result<Settings> {
-        Words::try_parse_from(format!("orlop {words}").split_whitespace()).unwrap().serve.try_into()
+    fn settings(arguments: &str) -> Result<Settings> {
+        TestCli::try_parse_from(format!("orlop {arguments}").split_whitespace()).unwrap().serve.try_into()
     }
 
     #[test]
@@ -230,16 +225,16 @@ mod tests {
                 "must have an @",
             ),
         ];
-        for (words, expected) in cases {
-            let error = settings(&words).unwrap_err();
-            assert_eq!(error.kind(), Kind::Invalid, "{words}");
-            assert!(error.chain().contains(expected), "{words}: {}", error.chain());
+        for (arguments, expected) in cases {
+            let error = settings(&arguments).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid, "{arguments}");
+            assert!(error.chain().contains(expected), "{arguments}: {}", error.chain());
         }
     }
 
     fn with_file(text: &str) -> Result<Settings> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("orlop.toml");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("orlop.toml");
         std::fs::write(&path, text).unwrap();
         settings(&format!("--csi /c.sock --node-id n --config {}", path.display()))
     }

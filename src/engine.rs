@@ -1,4 +1,4 @@
-//! Every rule about volumes. Synchronous, and independent of any protocol. Methods read *lock, load, act, commit*.
+//! The volume logic. Synchronous, and independent of any protocol. Methods follow the sequence *lock, load, act, commit*.
 
 pub mod jobs;
 pub mod request;
@@ -29,7 +29,7 @@ use jobs::{JobKey, Jobs};
 use locked::LockedVolume;
 use request::{PoolSettings, Tuning};
 
-/// The pools of this process and the rules for their contents.
+/// The pools of this process and the operations on their contents.
 #[derive(Debug)]
 pub struct Engine {
     pools: Vec<Pool>,
@@ -42,10 +42,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens the pools. A pool that is not available is tried again at each request for it.
+    /// Opens the pools. Opening an unavailable pool is retried on each request for it.
     ///
     /// # Errors
-    /// `Invalid` when two pools have the same name; `Internal` when the kernel allows no more threads.
+    /// `Invalid` when two pools have the same name; `Internal` if a thread cannot be spawned.
     pub fn open(pools: Vec<PoolSettings>, tuning: Tuning) -> Result<Self> {
         for (i, pool) in pools.iter().enumerate() {
             if pools.iter().take(i).any(|earlier| earlier.name == pool.name) {
@@ -68,48 +68,51 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Whether the settings name any pool, available or not.
+    /// Reports whether any pool is configured, available or not.
     #[must_use]
     pub fn has_pools(&self) -> bool {
         !self.pools.is_empty()
     }
 
     fn open_pool(&self, pool: &Pool) -> Result<Arc<OpenPool>> {
-        pool.get(|opened, trash| self.reaper.add(opened, trash))
+        pool.get_or_open(|opened, trash| self.reaper.add(opened, trash))
     }
 
-    /// The pool of this name, open.
+    /// Returns the pool with this name, opened if necessary.
     fn pool(&self, name: &PoolName) -> Result<Arc<OpenPool>> {
         match self.pools.iter().find(|pool| pool.settings().name == *name) {
             Some(pool) => self.open_pool(pool),
-            None => Err(Error::new(Kind::NotFound, format!("pool {name} does not exist here"))),
+            None => Err(Error::new(Kind::NotFound, format!("pool {name} is not configured in this process"))),
         }
     }
 
-    /// Refuses to delete from a pool that is not in the settings. Its data may still exist, and after a success no caller
-    /// would delete it again.
+    /// Refuses to delete from a pool that is not configured. Its data may still exist, and a success would be final and
+    /// leave the data behind.
     fn check_pool_is_configured(&self, id: &VolumeId) -> Result<()> {
         if self.pools.iter().any(|pool| pool.settings().name == id.pool) {
             return Ok(());
         }
-        let text =
-            format!("delete {id}: pool {} is not in the settings of this process: add it and retry", id.pool);
+        let text = format!(
+            "delete {id}: pool {} is not configured in this process; configure it and retry",
+            id.pool
+        );
         Err(Error::new(Kind::Unavailable, text))
     }
 
     /// Returns the volume.
     ///
     /// # Errors
-    /// `NotFound`; `Unavailable` when its pool is.
+    /// `NotFound`; `Unavailable` if its pool is.
     pub fn get(&self, id: &VolumeId) -> Result<Volume> {
         let pool = self.pool(&id.pool)?;
         self.require_unlocked(&pool, id)
     }
 
-    /// Deletes a volume. Its data is kept as its policy says. Deleting a volume that does not exist succeeds.
+    /// Deletes a volume according to its policy, and cancels a copy that is creating it. Succeeds without effect for a
+    /// missing or unmanaged volume.
     ///
     /// # Errors
-    /// `InUse`, naming the user; `Busy` while it is copied; `Unavailable` when its pool is.
+    /// `InUse` if it is mounted; the message names the pod or process. `Busy` while it is copied; `Unavailable` if its pool is.
     pub fn delete(&self, id: &VolumeId) -> Result<()> {
         self.check_pool_is_configured(id)?;
         let volume = self.lock_volume(id)?;
@@ -144,7 +147,7 @@ impl Engine {
         Err(Error::new(Kind::InUse, format!("volume {id} is in use by {first}{more}: stop it and retry")))
     }
 
-    /// Expands a volume. A volume that is large enough is unchanged.
+    /// Expands a volume. Does nothing if the volume is already large enough.
     ///
     /// # Errors
     /// `NotFound`; `OutOfRange` for a smaller size; `NoSpace` when the pool cannot provision the size.
@@ -173,7 +176,7 @@ impl Engine {
     /// Changes the mutable part of a volume's policy.
     ///
     /// # Errors
-    /// `NotFound`; `Unsupported` for a limit that the pool cannot enforce. The volume is unchanged then.
+    /// `NotFound`; `Unsupported` for a limit that the pool cannot enforce. On error the volume is unchanged.
     pub fn modify(&self, id: &VolumeId, change: PolicyChange) -> Result<Volume> {
         let locked = self.lock_volume(id)?;
         let mut volume = locked.require()?;
@@ -193,17 +196,18 @@ impl Engine {
 
     /// Number of copies that are running or waiting.
     #[must_use]
-    pub fn jobs_running(&self) -> usize {
+    pub fn active_jobs(&self) -> usize {
         self.jobs.count()
     }
 
-    /// Waits until the reaper has removed all trash that is due; reports whether that happened in time.
+    /// Waits until no trash is due for removal; reports whether that happened in time. An entry whose removal failed is due
+    /// again after a minute.
     #[must_use]
-    pub fn wait_idle(&self, timeout: Duration) -> bool {
-        self.reaper.wait_idle(timeout)
+    pub fn wait_for_reaper(&self, timeout: Duration) -> bool {
+        self.reaper.wait_until_idle(timeout)
     }
 
-    /// Stops the copies. The next start sweeps their remains, and retries start them again.
+    /// Stops the copies. The next start removes their drafts, and retries start them again.
     pub fn shutdown(&self) {
         self.jobs.shutdown(Duration::from_secs(2));
     }
@@ -214,8 +218,8 @@ fn retention(policy: Policy) -> Retention {
     match policy.on_delete {
         OnDelete::Delete => Retention::Until(now),
         OnDelete::Trash => {
-            let kept = i64::try_from(policy.trash_for.as_secs()).unwrap_or(i64::MAX);
-            Retention::Until(now.saturating_add(kept))
+            let seconds = i64::try_from(policy.trash_for.as_secs()).unwrap_or(i64::MAX);
+            Retention::Until(now.saturating_add(seconds))
         }
         OnDelete::Retain => Retention::Forever,
     }

@@ -1,111 +1,115 @@
-//! The one error of orlop: what the caller may do about it, what was being done, and why it went wrong.
+//! The error type of orlop: a kind for the caller, a message, and the cause.
 //!
-//! A text is lower case, without a full stop, says what was being done to which object, and never repeats its
-//! source: the door joins the chain once, with [`Error::chain`].
+//! A message is lower case, has no full stop, and names the object and the operation. It does not repeat its cause: a
+//! frontend joins the messages of all causes with [`Error::chain`].
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io;
 
-/// A result of orlop's own.
+/// A result with an [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What the caller may do about a failure: named for the remedy, not for the place where it arose.
+/// The kind of an error: what the caller can do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// The request is wrong in itself: send another.
+    /// The request is wrong in itself: correct it.
     Invalid,
-    /// The object does not exist. Only the engine and the parsers of ids say so; a missing file is `Internal`.
+    /// The object does not exist. Only the engine and the parsers of ids return this; a missing file is `Internal`.
     NotFound,
     /// An object of this name exists and differs: use another name.
     Conflict,
-    /// Somebody uses the object: let them stop first.
+    /// The object is in use: stop its users first.
     InUse,
-    /// Another call for the same object is running: try again.
+    /// Another operation on the same object is running: retry.
     Busy,
-    /// No room: free some, or try another pool or node.
+    /// There is not enough space: free some, or use another pool or node.
     NoSpace,
-    /// The size is one that this object cannot have: ask for another.
+    /// The object cannot have this size: request another.
     OutOfRange,
-    /// This pool, volume or kernel cannot do it: ask for something else.
+    /// This pool, volume or kernel does not support the request: change it.
     Unsupported,
-    /// What the object lives on is not there now: bring it back.
+    /// The pool or filesystem of the object is not available now: restore it and retry.
     Unavailable,
-    /// A fault of orlop or of the machine: read the chain and the log.
+    /// A fault of orlop or of the host: see the message and the log.
     Internal,
 }
 
-/// A failure: its kind, what was being done, and its cause.
+/// An error with its kind, message and cause.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}")]
+#[error("{message}")]
 pub struct Error {
     kind: Kind,
-    what: String,
+    message: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
-    /// An error without a deeper cause.
-    pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), source: None }
+    /// Creates an error without a cause.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
     }
 
-    /// An error of a chosen kind, caused by another.
+    /// Creates an error with a cause.
     pub fn caused(
         kind: Kind,
-        what: impl Into<String>,
+        message: impl Into<String>,
         source: impl StdError + Send + Sync + 'static,
     ) -> Self {
-        Self { kind, what: what.into(), source: Some(Box::new(source)) }
+        Self { kind, message: message.into(), source: Some(Box::new(source)) }
     }
 
-    /// What the caller may do about it.
+    /// The kind.
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The whole story in one line: what was being done, then each cause after a colon.
+    /// Returns the message and those of all causes in one line, separated by colons. A cause that the text already ends
+    /// with is left out: some libraries repeat the message of their cause.
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut text = self.what.clone();
+        let mut text = self.message.clone();
         let mut cause = self.source();
         while let Some(error) = cause {
-            let _ = write!(text, ": {error}");
+            let message = error.to_string();
+            if !text.ends_with(&message) {
+                let _ = write!(text, ": {message}");
+            }
             cause = error.source();
         }
         text
     }
 }
 
-/// Adds to a failure what was being done; the kind follows from the cause.
+/// Adds a message to the error of a result. The kind is derived from the cause.
 pub trait Context<T> {
-    /// Wraps the error; `what` is only made when there is one.
+    /// Wraps the error. `message` is called only if there is one.
     ///
     /// # Errors
-    /// The error it wraps.
-    fn context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T>;
+    /// The wrapped error.
+    fn context<S: Into<String>>(self, message: impl FnOnce() -> S) -> Result<T>;
 }
 
 impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
-    fn context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T> {
+    fn context<S: Into<String>>(self, message: impl FnOnce() -> S) -> Result<T> {
         self.map_err(|cause| {
             let cause: io::Error = cause.into();
-            Error::caused(kind_of(&cause), what(), cause)
+            Error::caused(kind_of(&cause), message(), cause)
         })
     }
 }
 
 impl<T> Context<T> for Result<T> {
-    fn context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T> {
-        self.map_err(|cause| Error::caused(cause.kind, what(), cause))
+    fn context<S: Into<String>>(self, message: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|cause| Error::caused(cause.kind, message(), cause))
     }
 }
 
-/// The remedy for a failed system call. `ENOENT` is no `NotFound`: a missing file is not a missing volume.
+/// The kind for a failed system call. `ENOENT` is not `NotFound`: a missing file is not a missing volume.
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "io::ErrorKind is open; what is not named here is a fault"
+    reason = "io::ErrorKind is non-exhaustive; every other kind is internal"
 )]
 fn kind_of(error: &io::Error) -> Kind {
     match error.kind() {
@@ -124,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kind_follows_from_the_errno() {
+    fn the_kind_is_derived_from_the_errno() {
         let cases = [
             (libc::ENOSPC, Kind::NoSpace),
             (libc::EDQUOT, Kind::NoSpace),
@@ -142,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_chain_names_every_cause_once() {
+    fn the_chain_contains_every_cause_once() {
         let failed: io::Result<()> = Err(io::Error::from_raw_os_error(libc::ENOSPC));
         let error = failed.context(|| "write volume.json").context(|| "create volume p/a").unwrap_err();
         assert_eq!(error.kind(), Kind::NoSpace);
@@ -150,5 +154,12 @@ mod tests {
             error.chain(),
             "create volume p/a: write volume.json: No space left on device (os error 28)"
         );
+    }
+
+    #[test]
+    fn a_cause_that_repeats_its_own_cause_is_shown_once() {
+        let inner = Error::new(Kind::Internal, "No such file or directory");
+        let outer = Error::caused(Kind::Internal, "transport error: No such file or directory", inner);
+        assert_eq!(outer.chain(), "transport error: No such file or directory");
     }
 }

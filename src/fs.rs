@@ -7,19 +7,24 @@ pub mod copy;
 pub mod remove;
 
 mod disk_usage;
+mod path;
 mod walk;
 
 use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat, openat2, statx};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat, openat2, statx,
+};
 use rustix::io::{Errno, Result as ErrnoResult};
 use rustix::path::{Arg, DecInt};
 
 use crate::error::{Context, Error, Kind, Result};
 
 pub use self::disk_usage::{DiskUsage, disk_usage};
-use self::walk::{Entry, TreePath, Walk};
+use self::path::TreePath;
+use self::walk::{Entry, Walk};
 
 /// Without `BENEATH`: a name read from a directory has no slash, so `BENEATH` would forbid nothing. It would also report
 /// `EXDEV` when a concurrent rename moves the entry, and here `EXDEV` must mean a mount only.
@@ -50,7 +55,7 @@ fn open_path(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<OwnedFd> {
 /// descriptor.
 ///
 /// # Errors
-/// `EXDEV` if it is a mount point, `ELOOP` or `ENOTDIR` if it is not a directory; otherwise the failed call.
+/// `EXDEV` if it is a mount point, `ELOOP` or `ENOTDIR` if it is not a directory; otherwise the error of the failed system call.
 pub fn open_directory<P: Arg + Copy>(at: BorrowedFd<'_>, name: P) -> ErrnoResult<OwnedFd> {
     with_noatime(|flags| retry_transient(|| openat2(at, name, DIRECTORY | flags, Mode::empty(), RESOLVE)))
 }
@@ -71,6 +76,35 @@ fn fstat(fd: BorrowedFd<'_>) -> ErrnoResult<Statx> {
 /// The attributes of a name, which is not followed.
 fn fstatat(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<Statx> {
     statx(at, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
+}
+
+/// Identifies a directory among all filesystems of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirIdentity {
+    device: (u32, u32),
+    inode: u64,
+}
+
+impl DirIdentity {
+    /// The identity of an open directory.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn of(dir: BorrowedFd<'_>) -> ErrnoResult<Self> {
+        statx(dir, c"", AtFlags::EMPTY_PATH, StatxFlags::INO).map(|stat| Self::from_stat(&stat))
+    }
+
+    /// The identity of the directory that a path leads to, following symbolic links.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn at(path: &Path) -> ErrnoResult<Self> {
+        statx(CWD, path, AtFlags::empty(), StatxFlags::INO).map(|stat| Self::from_stat(&stat))
+    }
+
+    fn from_stat(stat: &Statx) -> Self {
+        Self { device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino }
+    }
 }
 
 /// The type of a file.

@@ -1,4 +1,4 @@
-//! What the pools are like, for those who ask often and must not hang: probes, metrics, health.
+//! The status of the pools for callers that poll and must not hang: probes, metrics, health.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,55 +8,55 @@ use tokio::sync::{Semaphore, watch};
 use crate::engine::Engine;
 use crate::engine::request::PoolStatus;
 
-/// How long a look may take before the answer of the last one is given.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a caller waits for a new status before it gets the latest one.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The pools as they were when last looked at. One look at a time: a disk that does not answer holds one thread, not
-/// one for each question.
+/// The latest status of the pools. Only one refresh runs at a time, so a disk that hangs blocks one thread and not one
+/// for each call.
 #[derive(Debug)]
 pub struct Health {
     engine: Arc<Engine>,
-    last: watch::Sender<Arc<[PoolStatus]>>,
-    turn: Arc<Semaphore>,
+    latest: watch::Sender<Arc<[PoolStatus]>>,
+    refresh: Arc<Semaphore>,
 }
 
 impl Health {
-    /// Looks for the first time, on this thread.
+    /// Reads the first status, on the calling thread.
     #[must_use]
     pub fn new(engine: Arc<Engine>) -> Self {
-        let last = watch::Sender::new(engine.pools().into());
-        Self { engine, last, turn: Arc::new(Semaphore::new(1)) }
+        let latest = watch::Sender::new(engine.pools().into());
+        Self { engine, latest, refresh: Arc::new(Semaphore::new(1)) }
     }
 
-    /// The pools now, or as they were at the last look that ended.
+    /// Returns the current status, or the latest one when the pools do not respond in time.
     pub async fn pools(&self) -> Arc<[PoolStatus]> {
-        let mut news = self.last.subscribe();
-        if let Ok(turn) = Arc::clone(&self.turn).try_acquire_owned() {
-            let (engine, last) = (Arc::clone(&self.engine), self.last.clone());
+        let mut updates = self.latest.subscribe();
+        if let Ok(permit) = Arc::clone(&self.refresh).try_acquire_owned() {
+            let (engine, latest) = (Arc::clone(&self.engine), self.latest.clone());
             tokio::task::spawn_blocking(move || {
-                last.send_replace(engine.pools().into());
-                drop(turn);
+                latest.send_replace(engine.pools().into());
+                drop(permit);
             });
         }
-        let _ = tokio::time::timeout(PATIENCE, news.changed()).await;
-        self.last()
+        let _ = tokio::time::timeout(TIMEOUT, updates.changed()).await;
+        self.latest()
     }
 
-    /// The pools as they were at the last look.
+    /// Returns the latest status without a refresh.
     #[must_use]
-    pub fn last(&self) -> Arc<[PoolStatus]> {
-        Arc::clone(&self.last.borrow())
+    pub fn latest(&self) -> Arc<[PoolStatus]> {
+        Arc::clone(&self.latest.borrow())
     }
 
-    /// Copies under way or waiting for their turn.
+    /// Number of copies that are running or waiting.
     #[must_use]
-    pub fn jobs_running(&self) -> usize {
-        self.engine.jobs_running()
+    pub fn active_jobs(&self) -> usize {
+        self.engine.active_jobs()
     }
 }
 
-/// Whether these pools serve anybody: one of them is there, or none is to be.
+/// Reports whether this process is ready: at least one pool is available, or no pools are configured.
 #[must_use]
-pub fn ready(pools: &[PoolStatus]) -> bool {
+pub fn is_ready(pools: &[PoolStatus]) -> bool {
     pools.is_empty() || pools.iter().any(|pool| pool.unavailable.is_none())
 }

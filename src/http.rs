@@ -1,4 +1,4 @@
-//! Three pages for machines: `/metrics`, `/livez`, `/readyz`.
+//! The HTTP endpoints `/metrics`, `/livez` and `/readyz`.
 
 use std::fmt::Write as _;
 use std::future::Future;
@@ -21,10 +21,10 @@ use crate::metrics::{self, Metrics};
 use crate::socket::{self, SocketFile};
 use crate::volume::shorten;
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// `127.0.0.1:9810`; `:9810` for every address.
+    /// `127.0.0.1:9810`, or `:9810` for all addresses of the host.
     Tcp(SocketAddr),
     /// `unix:///run/orlop/http.sock`.
     Unix(PathBuf),
@@ -35,44 +35,44 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self> {
         if text.starts_with("unix://") || text.starts_with('/') {
-            return socket::path(text).map(Self::Unix);
+            return socket::parse_path(text).map(Self::Unix);
         }
-        let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
-        full.parse().map(Self::Tcp).map_err(|_| {
+        let with_host = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+        with_host.parse().map(Self::Tcp).map_err(|_| {
             let shown = shorten(text);
             Error::new(Kind::Invalid, format!("{shown:?} is not an address such as 127.0.0.1:9810 or :9810"))
         })
     }
 }
 
-/// A listener that nobody serves yet.
+/// A listener that is not served yet.
 #[derive(Debug)]
-pub struct Listener(Either);
+pub struct Listener(Transport);
 
 #[derive(Debug)]
-enum Either {
+enum Transport {
     Tcp(TcpListener),
     Unix(tokio::net::UnixListener, SocketFile),
 }
 
-/// Listens.
+/// Listens on an address.
 ///
 /// # Errors
-/// When the address is taken or not ours.
+/// As [`socket::bind`] for a socket; otherwise the failed call, such as for an address that is in use.
 pub async fn bind(address: &Address) -> Result<Listener> {
     match address {
-        Address::Tcp(at) => {
-            let listener = TcpListener::bind(at).await.context(|| format!("listen on {at}"))?;
-            Ok(Listener(Either::Tcp(listener)))
+        Address::Tcp(address) => {
+            let listener = TcpListener::bind(address).await.context(|| format!("listen on {address}"))?;
+            Ok(Listener(Transport::Tcp(listener)))
         }
         Address::Unix(path) => {
             let bound = socket::bind(path)?;
-            Ok(Listener(Either::Unix(bound.listener, bound.place)))
+            Ok(Listener(Transport::Unix(bound.listener, bound.file)))
         }
     }
 }
 
-/// Serves the pages until `stop`.
+/// Serves the endpoints until `stop` completes.
 ///
 /// # Errors
 /// When the listener fails.
@@ -82,31 +82,31 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    let pages = pages(health, metrics);
+    let router = router(health, metrics);
     let served = match listener.0 {
-        Either::Tcp(listener) => axum::serve(listener, pages).with_graceful_shutdown(stop).await,
-        Either::Unix(listener, _place) => axum::serve(listener, pages).with_graceful_shutdown(stop).await,
+        Transport::Tcp(listener) => axum::serve(listener, router).with_graceful_shutdown(stop).await,
+        Transport::Unix(listener, _file) => axum::serve(listener, router).with_graceful_shutdown(stop).await,
     };
     served.context(|| "serve HTTP")
 }
 
-fn pages(health: Arc<Health>, metrics: Arc<Metrics>) -> Router {
+fn router(health: Arc<Health>, metrics: Arc<Metrics>) -> Router {
     Router::new()
-        .route("/metrics", get(exposition).with_state((Arc::clone(&health), metrics)))
+        .route("/metrics", get(metrics_page).with_state((Arc::clone(&health), metrics)))
         .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(ready).with_state(health))
+        .route("/readyz", get(readyz).with_state(health))
 }
 
-async fn exposition(State((health, metrics)): State<(Arc<Health>, Arc<Metrics>)>) -> impl IntoResponse {
-    // The figures are those of the last look: have one.
+async fn metrics_page(State((health, metrics)): State<(Arc<Health>, Arc<Metrics>)>) -> impl IntoResponse {
+    // The exposition contains the latest status, so refresh it.
     health.pools().await;
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.text())
 }
 
-/// Ready when a pool is there, or when none is to be.
-async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {
+/// Responds with 200 or 503 and one line for each pool.
+async fn readyz(State(health): State<Arc<Health>>) -> impl IntoResponse {
     let pools = health.pools().await;
-    let ready = health::ready(&pools);
+    let ready = health::is_ready(&pools);
     let mut body = String::from(if ready { "ready\n" } else { "not ready\n" });
     for pool in &*pools {
         let state = pool.unavailable.as_ref().map(|cause| format!("unavailable: {cause}"));
@@ -126,7 +126,7 @@ mod tests {
     use crate::engine::request::{PoolSettings, Tuning};
 
     #[test]
-    fn addresses() {
+    fn tcp_and_unix_addresses_are_parsed() {
         assert_eq!("127.0.0.1:9".parse::<Address>().unwrap(), Address::Tcp("127.0.0.1:9".parse().unwrap()));
         assert_eq!(":9".parse::<Address>().unwrap(), Address::Tcp("[::]:9".parse().unwrap()));
         assert_eq!("unix:///a/b.sock".parse::<Address>().unwrap(), Address::Unix("/a/b.sock".into()));
@@ -135,33 +135,29 @@ mod tests {
         }
     }
 
-    async fn ask(health: &Arc<Health>, path: &str) -> (StatusCode, String) {
-        let metrics = Arc::new(Metrics::of(Arc::clone(health)));
+    async fn get_page(health: &Arc<Health>, path: &str) -> (StatusCode, String) {
+        let metrics = Arc::new(Metrics::with_pools(Arc::clone(health)));
         let request = Request::get(path).body(Body::empty()).unwrap();
-        let answer = pages(Arc::clone(health), metrics).oneshot(request).await.unwrap();
-        let status = answer.status();
-        let body = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        let response = router(Arc::clone(health), metrics).oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
 
     #[tokio::test]
-    async fn pages_tell_the_state() {
-        let folder = tempfile::tempdir().unwrap();
-        let settings = PoolSettings {
-            name: "p".parse().unwrap(),
-            path: folder.path().to_path_buf(),
-            mounted: false,
-            uuid: None,
-            overcommit_percent: 100,
-            reserve: 0,
-        };
+    async fn endpoints_report_the_state_of_the_pools() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = PoolSettings::new("p".parse().unwrap(), directory.path().to_path_buf());
         let engine = Engine::open(vec![settings], Tuning::default()).unwrap();
         let health = Arc::new(Health::new(Arc::new(engine)));
-        assert_eq!(ask(&health, "/livez").await, (StatusCode::OK, "ok\n".to_owned()));
-        assert_eq!(ask(&health, "/readyz").await, (StatusCode::OK, "ready\npool p: available\n".to_owned()));
-        let (status, text) = ask(&health, "/metrics").await;
+        assert_eq!(get_page(&health, "/livez").await, (StatusCode::OK, "ok\n".to_owned()));
+        assert_eq!(
+            get_page(&health, "/readyz").await,
+            (StatusCode::OK, "ready\npool p: available\n".to_owned())
+        );
+        let (status, text) = get_page(&health, "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         assert!(text.contains("orlop_pool_available{pool=\"p\"} 1\n") && text.ends_with("# EOF\n"), "{text}");
-        assert_eq!(ask(&health, "/other").await.0, StatusCode::NOT_FOUND);
+        assert_eq!(get_page(&health, "/other").await.0, StatusCode::NOT_FOUND);
     }
 }

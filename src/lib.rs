@@ -1,30 +1,32 @@
 //! orlop: named, sized volumes kept as plain directories.
 //!
-//! # The map
+//! # Modules
 //!
-//! | layer | modules | |
+//! | layer | modules | role |
 //! |---|---|---|
-//! | assembly | [`cli`], [`flags`], [`settings`], [`run`], [`check`] | puts the parts together; knows all |
-//! | doors | [`csi`], [`http`], `kube` | a protocol in: parse, call the engine once, answer; async |
-//! | beside them | [`socket`], [`telemetry`], [`metrics`], [`health`], [`quantity`] | what doors use |
-//! | engine | [`engine`] | every rule about volumes; synchronous; knows no protocol |
-//! | pool | [`pool`], [`store`], [`backend`] | a directory that describes itself: marker, records, drafts, trash |
-//! | mount | [`mount`] | a directory at a path; the kernel's table is the truth |
-//! | words | [`volume`], [`error`] | no I/O; every layer may use them |
-//! | kernel | [`sys`] | the only `unsafe` |
+//! | assembly | [`cli`], [`config`], [`run`], [`check`] | command line, configuration, start and stop |
+//! | frontends | [`csi`], [`http`] | parse a request, call the engine once, respond; async |
+//! | Kubernetes client | `kube` | releases the claims of lost nodes, relocates claims to their source |
+//! | used by frontends | [`socket`], [`telemetry`], [`metrics`], [`health`], [`quantity`] | shared by frontends and configuration |
+//! | engine | [`engine`] | every rule about volumes; synchronous; independent of any protocol |
+//! | pool | [`pool`] | a self-describing directory: marker, records, trash, index, capacity |
+//! | backend | [`backend`] | what a pool's filesystem can do for its volumes |
+//! | files and mounts | [`fs`], [`mount`] | walk, copy and remove trees; attach and detach mounts; users of a mount |
+//! | kernel | [`sys`] | system calls that rustix lacks; the only `unsafe` code |
+//! | vocabulary | [`volume`], [`error`] | types without I/O, which every module may use |
 //!
-//! # The rule
+//! # Dependencies
 //!
-//! A module knows only those below it. `tests/layers.rs` has the table of who may name whom, and which foreign crate
-//! belongs to whom; ARCHITECTURE.md has the reasons and every file.
+//! A module uses only modules of the rows below it, or later in its own row. `tests/rules/layers.rs` lists the modules
+//! and the external crates that each module may use; ARCHITECTURE.md gives the reasons and describes every file.
 //!
-//! # The way of a request
+//! # Request flow
 //!
-//! A handler of [`csi`] parses its message into a type of [`engine::request`], with every check of form. `Driver::run`
-//! takes it to a thread of its own, which goes on when the caller hangs up. A method of [`engine::Engine`] reads *lock,
-//! look, act, record*: it takes the object's lock, asks the disk or the kernel what is there, does the work in `work/`
-//! or in the mount table, and makes it visible by one rename. An [`error::Error`] has a kind named for the remedy;
-//! `csi/status.rs` has the one table to gRPC codes.
+//! 1. A handler of [`csi`] parses its message into a type of [`engine::request`] and checks the form of every field.
+//! 2. `Driver::run` runs the engine call on a blocking thread, where it continues if the caller disconnects.
+//! 3. A method of [`engine::Engine`] reads *lock, load, act, commit*: it locks the object, loads its record or its
+//!    mount, does the work in a draft or on a detached mount, and makes the result visible in one step.
+//! 4. An [`error::Error`] has a kind that is named for its remedy. `csi/status.rs` maps kinds to gRPC codes.
 
 pub mod backend;
 pub mod check;

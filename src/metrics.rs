@@ -1,4 +1,4 @@
-//! Every metric of orlop; docs/metrics.md lists the same, and a test holds them together.
+//! The metrics of orlop. A test compares them with docs/metrics.md.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use crate::health::Health;
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// From a call that touches memory only to a copy that ends just before its caller gives up.
+/// Upper bounds in seconds, from a call that only reads memory to a copy that ends just before its caller's timeout.
 const BUCKETS: [f64; 15] =
     [0.000_25, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
-/// One figure of each pool: name, help, value.
-type Figure = (&'static str, &'static str, fn(&PoolStatus) -> u64);
+/// A gauge with one value for each pool: name, help text, value.
+type PoolGauge = (&'static str, &'static str, fn(&PoolStatus) -> u64);
 
-const POOL: [Figure; 9] = [
+const POOL_GAUGES: [PoolGauge; 9] = [
     ("orlop_pool_available", "Whether the pool is available: 1 or 0", |pool| {
         u64::from(pool.unavailable.is_none())
     }),
@@ -34,9 +34,11 @@ const POOL: [Figure; 9] = [
     ("orlop_records_unreadable", "Volumes and snapshots whose record cannot be read", |pool| pool.unreadable),
     ("orlop_volumes", "Volumes in the pool", |pool| pool.volumes),
     ("orlop_snapshots", "Snapshots in the pool", |pool| pool.snapshots),
-    ("orlop_trash_entries", "Deleted objects that are to be removed, now or when their retention has passed", |pool| pool.trash),
-    ("orlop_reaper_stopped", "Whether trash cannot be removed: 1 or 0", |pool| {
-        u64::from(pool.reaper_stopped.is_some())
+    ("orlop_trash_entries", "Deleted objects that are to be removed, now or after their retention", |pool| {
+        pool.trash
+    }),
+    ("orlop_trash_removal_failing", "Whether the reaper cannot remove the trash: 1 or 0", |pool| {
+        u64::from(pool.trash_failure.is_some())
     }),
 ];
 
@@ -66,37 +68,38 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A registry of calls only.
+    /// Creates a registry of the calls only.
     #[must_use]
     pub fn new() -> Self {
         let operations = Family::new_with_constructor(histogram as fn() -> Histogram);
         let mut registry = Registry::default();
-        let help = "Seconds from a call's arrival to its answer";
+        let help = "Seconds from the arrival of a call to its response";
         registry.register("csi_plugin_operations_seconds", help, operations.clone());
         Self { registry, operations }
     }
 
-    /// A registry of calls and of the pools as they were when last looked at.
+    /// Creates a registry of the calls and of the latest status of the pools.
     #[must_use]
-    pub fn of(health: Arc<Health>) -> Self {
+    pub fn with_pools(health: Arc<Health>) -> Self {
         let mut metrics = Self::new();
-        metrics.registry.register_collector(Box::new(Figures(health)));
+        metrics.registry.register_collector(Box::new(PoolCollector(health)));
         metrics
     }
 
-    /// Notes one finished call.
-    pub fn observe(&self, driver: &str, method: &'static str, code: &'static str, took: Duration) {
-        let of = Operation { driver_name: driver.to_owned(), method_name: method, grpc_status_code: code };
-        self.operations.get_or_create(&of).observe(took.as_secs_f64());
+    /// Records a finished call.
+    pub fn observe(&self, driver: &str, method: &'static str, code: &'static str, elapsed: Duration) {
+        let labels =
+            Operation { driver_name: driver.to_owned(), method_name: method, grpc_status_code: code };
+        self.operations.get_or_create(&labels).observe(elapsed.as_secs_f64());
     }
 
-    /// All of it, as [`CONTENT_TYPE`] says.
+    /// Returns all metrics in the format of [`CONTENT_TYPE`].
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();
         match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
             Ok(()) => text,
-            // A String takes everything: this does not happen, and half an answer would be worse than none.
+            // Cannot happen: writing to a String succeeds. Partial output would be worse than none.
             Err(fmt::Error) => String::new(),
         }
     }
@@ -106,27 +109,29 @@ fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
 }
 
-/// What is known besides the calls.
+/// Collects the metrics of the pools and of this process.
 #[derive(Debug)]
-struct Figures(Arc<Health>);
+struct PoolCollector(Arc<Health>);
 
-impl Collector for Figures {
+impl Collector for PoolCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let pools = self.0.last();
-        for (name, help, value) in POOL {
+        let pools = self.0.latest();
+        for (name, help, value) in POOL_GAUGES {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for pool in &*pools {
                 let label = [("pool", pool.name.as_str())];
-                metric.encode_family(&label)?.encode_gauge(&signed(value(pool)))?;
+                metric.encode_family(&label)?.encode_gauge(&saturating_i64(value(pool)))?;
             }
         }
-        let jobs = u64::try_from(self.0.jobs_running()).unwrap_or(u64::MAX);
-        let single = [
-            ("orlop_jobs_running", "Copies under way or waiting for their turn", jobs),
-            ("process_resident_memory_bytes", "Memory of this process", resident()),
+        let jobs = u64::try_from(self.0.active_jobs()).unwrap_or(u64::MAX);
+        let gauges = [
+            ("orlop_jobs", "Copies that are running or waiting", jobs),
+            ("process_resident_memory_bytes", "Resident memory of this process", resident_memory()),
         ];
-        for (name, help, value) in single {
-            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&signed(value))?;
+        for (name, help, value) in gauges {
+            encoder
+                .encode_descriptor(name, help, None, MetricType::Gauge)?
+                .encode_gauge(&saturating_i64(value))?;
         }
         let help = "The version of this program";
         let mut build = encoder.encode_descriptor("orlop_build_info", help, None, MetricType::Gauge)?;
@@ -134,12 +139,12 @@ impl Collector for Figures {
     }
 }
 
-fn signed(number: u64) -> i64 {
+fn saturating_i64(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// The second field of `/proc/self/statm`, in bytes; 0 where it cannot be read.
-fn resident() -> u64 {
+/// Resident memory in bytes, from the second field of `/proc/self/statm`; 0 if it cannot be read.
+fn resident_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = text.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
     pages.saturating_mul(rustix::param::page_size() as u64)
@@ -154,9 +159,9 @@ mod tests {
     use crate::engine::request::Tuning;
 
     #[test]
-    fn the_page_lists_what_is_exposed() {
+    fn the_docs_list_every_exposed_metric() {
         let engine = Engine::open(Vec::new(), Tuning::default()).unwrap();
-        let metrics = Metrics::of(Arc::new(Health::new(Arc::new(engine))));
+        let metrics = Metrics::with_pools(Arc::new(Health::new(Arc::new(engine))));
         metrics.observe("d", "m", "OK", Duration::from_millis(1));
         let text = metrics.text();
         let exposed: BTreeSet<_> = text
@@ -164,11 +169,11 @@ mod tests {
             .filter_map(|line| line.strip_prefix("# TYPE "))
             .filter_map(|line| line.split(' ').next())
             .collect();
-        assert_eq!(exposed, listed());
-        assert!(resident() > 0);
+        assert_eq!(exposed, documented());
+        assert!(resident_memory() > 0);
     }
 
-    fn listed() -> BTreeSet<&'static str> {
+    fn documented() -> BTreeSet<&'static str> {
         include_str!("../docs/metrics.md")
             .lines()
             .filter_map(|line| line.strip_prefix("| `"))
@@ -177,21 +182,21 @@ mod tests {
     }
 
     #[test]
-    fn the_charts_alerts_and_dashboard_ask_for_what_is_exposed() {
-        let listed = listed();
+    fn alerts_and_dashboard_of_the_chart_use_exposed_metrics_only() {
+        let documented = documented();
         for file in [
             include_str!("../charts/orlop/templates/prometheusrule.yaml"),
             include_str!("../charts/orlop/files/dashboard.json"),
         ] {
-            let asked: BTreeSet<_> = file
+            let used: BTreeSet<_> = file
                 .lines()
                 .filter(|line| line.contains("expr") || line.contains("query") || line.contains("rate("))
                 .flat_map(|line| line.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_'))
                 .filter(|word| word.starts_with("orlop_") || word.starts_with("csi_plugin_"))
                 .map(|word| word.trim_end_matches("_count").trim_end_matches("_bucket"))
                 .collect();
-            assert!(asked.len() > 3, "{asked:?}");
-            assert_eq!(asked.difference(&listed).collect::<Vec<_>>(), Vec::<&&str>::new());
+            assert!(used.len() > 3, "{used:?}");
+            assert_eq!(used.difference(&documented).collect::<Vec<_>>(), Vec::<&&str>::new());
         }
     }
 }

@@ -1,8 +1,8 @@
-//! A pool: a directory that describes itself by a marker, and an index of its contents in memory.
+//! A pool: a directory that a marker file identifies, and an index of its contents in memory.
 //!
-//! A pool is unavailable when its directory is missing, is not the mount point that it should be, or has another
-//! marker. Nothing is created, published or deleted in an unavailable pool, and the empty directory below an unmounted
-//! disk is not used in its place.
+//! A pool is unavailable when its directory is missing, is not a mount point although `mounted` is set, or has
+//! another marker. Nothing is created, published or deleted in an unavailable pool, and the empty directory below an unmounted
+//! disk is never used in its place.
 
 pub mod locks;
 pub mod reaper;
@@ -11,15 +11,16 @@ pub mod trash;
 pub mod usage;
 
 mod capacity;
+mod dirs;
 mod index;
 mod marker;
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use rustix::fs::{self, AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use self::marker::MARKER;
@@ -27,6 +28,7 @@ use self::store::Store;
 use self::trash::TrashEntry;
 use crate::backend::{self, Backend};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::DirIdentity;
 use crate::mount::mountinfo;
 use crate::volume::PoolName;
 
@@ -34,13 +36,13 @@ pub use capacity::{FsStats, Reservation};
 pub use index::{Index, SnapshotEntry, VolumeEntry};
 pub use marker::{Marker, read_marker};
 
-/// One pool, as the settings describe it.
+/// The configuration of a pool.
 #[derive(Debug, Clone)]
 pub struct PoolSettings {
-    /// Its name.
+    /// The pool's name.
     pub name: PoolName,
     /// An existing directory. orlop never creates it.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     /// Whether the directory must be a mount point.
     pub mounted: bool,
     /// The UUID that its marker must have.
@@ -51,34 +53,35 @@ pub struct PoolSettings {
     pub reserve: u64,
 }
 
+impl PoolSettings {
+    /// A pool without overcommit, reserve or checks of its directory.
+    #[must_use]
+    pub fn new(name: PoolName, path: PathBuf) -> Self {
+        Self { name, path, mounted: false, uuid: None, overcommit_percent: 100, reserve: 0 }
+    }
+}
+
 /// An available pool.
 #[derive(Debug)]
 pub struct OpenPool {
-    /// Its settings.
+    /// The pool's configuration.
     pub settings: PoolSettings,
-    /// Its marker.
+    /// The contents of its marker file.
     pub marker: Marker,
     /// Its directories.
     pub store: Store,
-    /// What its filesystem can do.
+    /// The backend for its filesystem.
     pub backend: Box<dyn Backend>,
     index: Mutex<Index>,
     identity: DirIdentity,
 }
 
-/// A pool of the settings, available or not.
+/// A configured pool, available or not.
 #[derive(Debug)]
 pub struct Pool {
     settings: PoolSettings,
     open: RwLock<Option<Arc<OpenPool>>>,
     opening: Mutex<()>,
-}
-
-/// Identifies a directory among all filesystems.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct DirIdentity {
-    device: u64,
-    inode: u64,
 }
 
 impl Pool {
@@ -94,33 +97,36 @@ impl Pool {
         &self.settings
     }
 
-    /// The pool, if it is open and still at its path.
+    /// Returns the pool if it is open and its directory is still at its path.
     #[must_use]
-    pub fn opened(&self) -> Option<Arc<OpenPool>> {
+    pub fn get_if_open(&self) -> Option<Arc<OpenPool>> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         open.as_ref().filter(|pool| pool.is_in_place()).cloned()
     }
 
-    /// The pool, opened if it was not. `on_open` receives the entries of its trash, once for each opening.
+    /// Returns the pool, opened if necessary. `on_open` is called with the entries of its trash each time the pool is opened.
     ///
     /// # Errors
     /// `Unavailable`, with the cause and the remedy.
-    pub fn get(&self, on_open: impl FnOnce(&Arc<OpenPool>, Vec<TrashEntry>)) -> Result<Arc<OpenPool>> {
-        if let Some(pool) = self.opened() {
+    pub fn get_or_open(
+        &self,
+        on_open: impl FnOnce(&Arc<OpenPool>, Vec<TrashEntry>),
+    ) -> Result<Arc<OpenPool>> {
+        if let Some(pool) = self.get_if_open() {
             return Ok(pool);
         }
-        let _one_at_a_time = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = self.opened() {
+        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = self.get_if_open() {
             return Ok(pool);
         }
-        // Drop the old one first: it holds the lock of what may be the same directory.
+        // Drop the old one first: it may hold the lock of the same directory.
         *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
         let opened = OpenPool::open(&self.settings).map_err(|error| {
             let text = format!("pool {} at {}", self.settings.name, self.settings.path.display());
             Error::caused(Kind::Unavailable, text, error)
         })?;
         let pool = Arc::new(opened);
-        let entries = pool.store.trash_entries()?;
+        let entries = pool.store.trash().entries()?;
         on_open(&pool, entries);
         *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pool));
         Ok(pool)
@@ -133,52 +139,44 @@ impl OpenPool {
         if settings.mounted {
             check_mount_point(&settings.path)?;
         }
-        let backend = backend::open(root.as_fd());
-        let marker = marker::open(root.as_fd(), settings, backend.kind())?;
-        let identity = DirIdentity::of(&root)?;
-        let store = Store::open(root)?;
+        let backend = backend::for_filesystem(root.as_fd());
+        let marker = marker::open_or_initialize(root.as_fd(), settings, backend.kind())?;
+        let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
+        let store = Store::open_and_lock(root)?;
         store.sweep()?;
         let index = Mutex::new(Index::read(&store)?);
         Ok(Self { settings: settings.clone(), marker, store, backend, index, identity })
     }
 
-    /// Whether the path still leads to this pool. A disk that was unmounted or replaced must not be used.
+    /// Whether the path still refers to this pool. A disk that was unmounted or replaced must not be used.
     fn is_in_place(&self) -> bool {
-        let found = fs::statat(CWD, &self.settings.path, AtFlags::empty());
+        let found = DirIdentity::at(&self.settings.path);
         let has_marker = || fs::statat(self.store.root(), MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        found.is_ok_and(|stat| DirIdentity { device: stat.st_dev, inode: stat.st_ino } == self.identity)
-            && has_marker()
+        found.is_ok_and(|found| found == self.identity) && has_marker()
     }
 
-    /// The index, locked. Callers hold it briefly and do no slow I/O meanwhile.
+    /// Locks the index. Callers hold the guard briefly and do no I/O with it.
     pub fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl DirIdentity {
-    fn of(dir: &OwnedFd) -> Result<Self> {
-        let stat = fs::fstat(dir).context(|| "stat the directory")?;
-        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
     }
 }
 
 fn open_root(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match fs::open(path, flags, Mode::empty()) {
-        Err(Errno::NOENT) => Err(Error::new(
-            Kind::Unavailable,
-            "the directory is missing: create it, or mount its disk; orlop does not create it",
-        )),
-        Err(Errno::NOTDIR) => Err(Error::new(Kind::Unavailable, "it is not a directory")),
+        Err(Errno::NOENT) => {
+            Err(Error::new(Kind::Unavailable, "the directory is missing: create it, or mount its disk"))
+        }
+        Err(Errno::NOTDIR) => Err(Error::new(Kind::Unavailable, "the path is not a directory")),
         result => result.context(|| "open the directory"),
     }
 }
 
 /// Whether a filesystem, or a part of one, is mounted exactly at `path`, as the host sees it.
 ///
-/// In a container every pool's path is a mount point, whether the host has a disk there or not. If the mount shows a
-/// whole filesystem, there is a disk. Otherwise the mount table of process 1 decides, where it is readable.
+/// In a container every pool's path is a mount point, even without a disk on the host. If the root of the mount is that of
+/// a filesystem, a disk is mounted. Otherwise the mount table of process 1 decides; if it cannot be read, the path counts
+/// as a mount point.
 ///
 /// # Errors
 /// `Internal` when no mount table can be read.

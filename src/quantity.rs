@@ -1,4 +1,4 @@
-//! Sizes and times as people write them: `10Gi`, `1.5G`, `512`; `30m`, `1d12h`.
+//! Sizes and durations as users write them: `10Gi`, `1.5G`, `512`; `30m`, `1d12h`.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,12 +8,12 @@ use serde::Deserialize;
 use crate::error::{Error, Kind, Result};
 use crate::volume::shorten;
 
-/// A number of bytes, written as Kubernetes writes quantities.
+/// A number of bytes, written as a Kubernetes quantity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Bytes(pub u64);
 
-/// A time of whole seconds, written with the units `s`, `m`, `h` and `d`.
+/// A duration in whole seconds, written with the units `s`, `m`, `h` and `d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
 #[serde(try_from = "String")]
 pub struct HumanDuration(pub Duration);
@@ -41,12 +41,12 @@ impl FromStr for Bytes {
     fn from_str(text: &str) -> Result<Self> {
         let parse = || {
             let (number, unit) =
-                UNITS.iter().find_map(|(word, unit)| Some((text.strip_suffix(word)?, *unit)))?;
+                UNITS.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit)))?;
             let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
             let scale = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
             let parts = u128::from(digits(fraction)?).checked_mul(u128::from(unit))?.div_ceil(scale);
             let total = u128::from(digits(whole)?).checked_mul(u128::from(unit))?.checked_add(parts)?;
-            // CSI counts in signed 64 bits.
+            // CSI has sizes in signed 64 bits.
             i64::try_from(total).ok().map(i64::unsigned_abs)
         };
         parse().map(Self).ok_or_else(|| {
@@ -77,13 +77,13 @@ impl FromStr for HumanDuration {
                 total = total.checked_add(digits(number)?.checked_mul(unit)?)?;
                 rest = tail.get(1..)?;
             }
-            // A thousand years: no clock overflows when this is added to it.
+            // At most a thousand years, so that adding it to a time does not overflow.
             (!text.is_empty() && total <= 86_400 * 365_000).then(|| Duration::from_secs(total))
         };
         parse().map(Self).ok_or_else(|| {
             Error::new(
                 Kind::Invalid,
-                format!("{:?} is not a time such as 30m, 12h, 7d or 1d12h", shorten(text)),
+                format!("{:?} is not a duration such as 30m, 12h, 7d or 1d12h", shorten(text)),
             )
         })
     }
@@ -105,7 +105,7 @@ impl TryFrom<String> for HumanDuration {
     }
 }
 
-/// A number of ASCII digits only: Rust's own parser also takes a sign.
+/// Parses a number of ASCII digits only: `u64::from_str` accepts a sign, too.
 fn digits(text: &str) -> Option<u64> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
+    fn sizes_are_written_as_kubernetes_quantities() {
         let good = [
             ("0", 0),
             ("512", 512),
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn times() {
+    fn durations_have_units_and_no_fractions() {
         let good =
             [("45s", 45), ("30m", 1_800), ("12h", 43_200), ("7d", 604_800), ("1d12h", 129_600), ("0s", 0)];
         for (text, seconds) in good {

@@ -1,4 +1,4 @@
-//! Puts the parts together: the engine, the doors in front of it, and their end.
+//! Assembles the process: opens the engine, starts the frontends, and shuts them down in order.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,182 +19,186 @@ use crate::http;
 use crate::metrics::Metrics;
 use crate::socket;
 
-/// gRPC is never the bottleneck: two threads keep memory small.
-const WORKERS: usize = 2;
-/// The engine calls of a door, and a few more.
-const BLOCKING: usize = 80;
-/// How long calls under way may take after SIGTERM.
-const DRAIN: Duration = Duration::from_secs(10);
-/// How long an answer may take to leave when no call is under way any more.
-const IDLE: Duration = Duration::from_millis(500);
+/// gRPC is never the bottleneck, and few threads need little memory.
+const WORKER_THREADS: usize = 2;
+/// The 64 concurrent engine calls of the CSI frontend, and some reserve.
+const MAX_BLOCKING_THREADS: usize = 80;
+/// How long calls in progress may take after SIGTERM.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long sending a response may take after the last call has finished.
+const RESPONSE_GRACE: Duration = Duration::from_millis(500);
 /// How long the engine may take to stop its jobs.
-const STOP: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves until SIGTERM or SIGINT, or until a door fails.
+/// Serves until SIGTERM or SIGINT, or until a frontend fails.
 ///
 /// # Errors
-/// When the engine or a door cannot be opened, or a door fails.
+/// When the engine cannot be opened, or a frontend cannot be started or fails.
 pub fn serve(settings: Settings) -> Result<()> {
     let runtime = Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .max_blocking_threads(BLOCKING)
+        .worker_threads(WORKER_THREADS)
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
         .enable_all()
         .build()
         .context(|| "start the runtime")?;
-    let served = runtime.block_on(doors(settings));
-    // Work that hangs on a dead disk must not keep the process; what is half done is swept at the next start.
+    let served = runtime.block_on(run_frontends(settings));
+    // A call that hangs on a dead disk must not keep the process alive. The next start removes unfinished drafts.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
 }
 
-async fn doors(settings: Settings) -> Result<()> {
+async fn run_frontends(settings: Settings) -> Result<()> {
     let mut signals = Signals::new()?;
     let (pools, tuning) = (settings.pools, settings.tuning);
     let opened = tokio::task::spawn_blocking(move || {
         let engine = Arc::new(Engine::open(pools, tuning)?);
         Ok((Arc::new(Health::new(Arc::clone(&engine))), engine))
     });
-    let (health, engine) = opened.await.map_err(|failed| fault(failed, "open the pools"))??;
-    tell(&health);
-    let metrics = Arc::new(Metrics::of(Arc::clone(&health)));
+    let (health, engine) = opened.await.map_err(|error| task_failed(error, "open the pools"))??;
+    log_pools(&health);
+    let metrics = Arc::new(Metrics::with_pools(Arc::clone(&health)));
     let stop = CancellationToken::new();
-    let mut doors = JoinSet::new();
+    let mut frontends = JoinSet::new();
 
     let bound = socket::bind(&settings.csi)?;
     #[cfg(feature = "kube")]
-    let follow = settings.follow_sources.then(|| follow(&settings.identity));
+    let relocator = settings.follow_sources.then(|| claim_relocator(&settings.identity));
     #[cfg(not(feature = "kube"))]
-    let follow = None;
-    let driver = Driver::new(settings.identity, Arc::clone(&engine), Arc::clone(&health)).following(follow);
+    let relocator = None;
+    let driver =
+        Driver::new(settings.identity, Arc::clone(&engine), Arc::clone(&health)).with_relocator(relocator);
     let calls = driver.clone();
-    doors.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
+    frontends.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
     if let Some(address) = &settings.http {
         let listener = http::bind(address).await?;
-        doors.spawn(http::serve(listener, health, metrics, stop.clone().cancelled_owned()));
+        frontends.spawn(http::serve(listener, health, metrics, stop.clone().cancelled_owned()));
     }
-    // Last: kubelet calls the CSI socket as soon as it sees this one.
+    // Start the registration last: kubelet calls the CSI socket as soon as it finds the registration socket.
     if let Some(registration) = settings.registration {
-        doors.spawn(csi::register(registration, stop.clone()));
+        frontends.spawn(csi::register(registration, stop.clone()));
     }
     info!(csi = %settings.csi.display(), version = env!("CARGO_PKG_VERSION"), "serving");
 
-    let ended = tokio::select! {
-        name = signals.any() => { info!(signal = name, "stopping"); Ok(()) }
-        Some(door) = doors.join_next() => door.unwrap_or_else(|failed| Err(fault(failed, "serve"))),
+    let result = tokio::select! {
+        name = signals.recv() => { info!(signal = name, "stopping"); Ok(()) }
+        Some(ended) = frontends.join_next() => ended.unwrap_or_else(|error| Err(task_failed(error, "serve"))),
     };
     stop.cancel();
-    drain(&mut doors, &calls).await;
+    drain(&mut frontends, &calls).await;
     let stopping = tokio::task::spawn_blocking(move || engine.shutdown());
-    if tokio::time::timeout(STOP, stopping).await.is_err() {
-        warn!("a job did not stop in time; its remains are swept at the next start");
+    if tokio::time::timeout(STOP_TIMEOUT, stopping).await.is_err() {
+        warn!("a job did not stop in time; the next start removes its draft");
     }
-    ended
+    result
 }
 
-/// How long the API server may take to move a claim: without it the caller comes again.
+/// How long the API server may take to relocate a claim. After a timeout, the caller's retry tries again.
 #[cfg(feature = "kube")]
-const FOLLOW: Duration = Duration::from_secs(5);
+const RELOCATE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[cfg(feature = "kube")]
-fn follow(identity: &csi::Identity) -> csi::ClaimRelocator {
-    let follower = Arc::new(crate::kube::Relocator::new(identity.driver.clone(), identity.node.clone()));
-    csi::ClaimRelocator::by(move |csi::PendingClaim { space, claim, source }| {
-        let follower = Arc::clone(&follower);
+fn claim_relocator(identity: &csi::Identity) -> csi::ClaimRelocator {
+    let relocator = Arc::new(crate::kube::Relocator::new(identity.driver.clone(), identity.node.clone()));
+    csi::ClaimRelocator::new(move |csi::PendingClaim { namespace, claim, source }| {
+        let relocator = Arc::clone(&relocator);
         async move {
-            let sent = tokio::time::timeout(FOLLOW, follower.send(&space, &claim, &source)).await;
+            let sent =
+                tokio::time::timeout(RELOCATE_TIMEOUT, relocator.relocate(&namespace, &claim, &source)).await;
             match sent {
                 Ok(Ok(Some(node))) => {
-                    info!(claim, namespace = space, %source, node, "the claim goes to its source")
+                    info!(claim, namespace, %source, node, "relocated the claim to the node of its source")
                 }
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => {
                     warn!(
                         claim,
-                        namespace = space,
+                        namespace,
                         error = error.chain(),
-                        "cannot send the claim to its source"
+                        "cannot relocate the claim to the node of its source"
                     );
                 }
-                Err(_) => warn!(claim, namespace = space, "the API server did not answer in time"),
+                Err(_) => warn!(claim, namespace, "the API server did not respond in time"),
             }
         }
     })
 }
 
-fn tell(health: &Health) {
-    for pool in &*health.last() {
+fn log_pools(health: &Health) {
+    for pool in &*health.latest() {
         let (name, path) = (pool.name.as_str(), pool.path.display());
         match &pool.unavailable {
             None => info!(pool = name, %path, backend = pool.backend, volumes = pool.volumes, "pool is open"),
-            Some(cause) => warn!(pool = name, %path, cause, "pool is not available"),
+            Some(cause) => warn!(pool = name, %path, cause, "pool is unavailable"),
         }
     }
 }
 
-/// Waits for the doors to answer the calls they have. A connection without a call may stay open: its client is slow
-/// to notice, and need not be waited for.
-async fn drain(doors: &mut JoinSet<Result<()>>, calls: &Driver) {
-    let all = async {
-        while let Some(ended) = doors.join_next().await {
-            if let Err(error) = ended.unwrap_or_else(|failed| Err(fault(failed, "stop"))) {
-                warn!(error = error.chain(), "a door failed");
+/// Waits until the frontends have responded to the calls in progress. Idle connections may stay open: a client can take
+/// long to close one.
+async fn drain(frontends: &mut JoinSet<Result<()>>, calls: &Driver) {
+    let all_ended = async {
+        while let Some(ended) = frontends.join_next().await {
+            if let Err(error) = ended.unwrap_or_else(|error| Err(task_failed(error, "stop"))) {
+                warn!(error = error.chain(), "a frontend failed");
             }
         }
     };
     let idle = async {
-        calls.idle().await;
-        tokio::time::sleep(IDLE).await;
+        calls.wait_for_calls().await;
+        tokio::time::sleep(RESPONSE_GRACE).await;
     };
-    let answered = async {
-        tokio::select! { () = all => {}, () = idle => {} }
+    let drained = async {
+        tokio::select! { () = all_ended => {}, () = idle => {} }
     };
-    if tokio::time::timeout(DRAIN, answered).await.is_err() {
-        warn!("some calls were not answered in time; their callers ask again");
+    if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+        warn!("some calls did not finish in time; their callers must retry");
     }
 }
 
-fn fault(failed: JoinError, what: &str) -> Error {
-    Error::caused(Kind::Internal, what, failed)
+fn task_failed(error: JoinError, what: &str) -> Error {
+    Error::caused(Kind::Internal, what, error)
 }
 
 #[derive(Debug)]
 struct Signals {
-    term: Signal,
-    int: Signal,
+    terminate: Signal,
+    interrupt: Signal,
 }
 
 impl Signals {
     fn new() -> Result<Self> {
-        let on = |kind| signal(kind).context(|| "listen for signals");
-        Ok(Self { term: on(SignalKind::terminate())?, int: on(SignalKind::interrupt())? })
+        let listen = |kind| signal(kind).context(|| "listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
-    async fn any(&mut self) -> &'static str {
+    /// Waits for the next signal and returns its name.
+    async fn recv(&mut self) -> &'static str {
         tokio::select! {
-            _ = self.term.recv() => "SIGTERM",
-            _ = self.int.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
         }
     }
 }
 
-/// Releases the claims of a lost Kubernetes node.
+/// Releases the claims of a lost Kubernetes node; passes each step to `report`.
 ///
 /// # Errors
-/// As [`crate::kube::release_node`].
+/// Same as [`crate::kube::release_node`].
 #[cfg(feature = "kube")]
-pub fn release_node(release: &crate::kube::Release, say: impl FnMut(String)) -> Result<()> {
+pub fn release_node(release: &crate::kube::Release, report: impl FnMut(String)) -> Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build().context(|| "start the runtime")?;
-    runtime.block_on(crate::kube::release_node(release, say))
+    runtime.block_on(crate::kube::release_node(release, report))
 }
 
-/// Asks the orlop behind a socket whether it is ready.
+/// Asks the process that serves a CSI socket whether it is ready.
 ///
 /// # Errors
-/// `Unavailable` when it says no, or nothing in time.
-pub fn probe(socket: &Path, within: Duration) -> Result<()> {
+/// `Unavailable` when it is not ready or does not respond in time.
+pub fn probe(socket: &Path, timeout: Duration) -> Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build().context(|| "start the runtime")?;
     runtime.block_on(async {
-        let late = |_| Error::new(Kind::Unavailable, format!("no answer within {} s", within.as_secs()));
-        tokio::time::timeout(within, csi::probe(socket)).await.map_err(late)?
+        let timed_out =
+            |_| Error::new(Kind::Unavailable, format!("no response within {} s", timeout.as_secs()));
+        tokio::time::timeout(timeout, csi::probe(socket)).await.map_err(timed_out)?
     })
 }

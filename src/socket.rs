@@ -1,4 +1,4 @@
-//! Unix sockets to listen on: private before anybody can connect, stale ones replaced, removed at the end.
+//! Unix sockets to listen on. Only the process's user can connect. Stale sockets are replaced, files removed on drop.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -12,19 +12,19 @@ use tokio::net::UnixListener;
 use crate::error::{Context, Error, Kind, Result};
 use crate::volume::shorten;
 
-/// Connections that wait to be accepted.
+/// Maximum number of connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// A listener and the file it listens on.
+/// A listener and its socket file.
 #[derive(Debug)]
 pub struct Bound {
     /// The listener.
     pub listener: UnixListener,
-    /// Its file; dropping this removes it.
-    pub place: SocketFile,
+    /// The socket file, removed on drop.
+    pub file: SocketFile,
 }
 
-/// The file of a socket that we made. It is removed when this is dropped, unless it is no longer ours.
+/// A socket file that this process created. Dropping this removes the file, unless another file has replaced it.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -32,83 +32,85 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// Whether the socket is still the file at its path.
+    /// Reports whether the path still names this socket.
     #[must_use]
-    pub fn is_ours(&self) -> bool {
+    pub fn is_in_place(&self) -> bool {
         std::fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity)
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.is_ours() {
+        if self.is_in_place() {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// Reads `unix:///a/b.sock` or `/a/b.sock`.
+/// Parses an endpoint: `unix:///a/b.sock` or `/a/b.sock`.
 ///
 /// # Errors
-/// `Invalid` for a relative path and for a name that does not end in `.sock`, which the CSI specification asks for.
-pub fn path(endpoint: &str) -> Result<PathBuf> {
+/// `Invalid` for a relative path, and for a name that does not end in `.sock`, as the CSI specification requires.
+pub fn parse_path(endpoint: &str) -> Result<PathBuf> {
     let path = Path::new(endpoint.strip_prefix("unix://").unwrap_or(endpoint));
-    let named = path.extension().is_some_and(|end| end == "sock");
-    if path.is_absolute() && named && !endpoint.contains('\0') {
+    let has_suffix = path.extension().is_some_and(|extension| extension == "sock");
+    if path.is_absolute() && has_suffix && !endpoint.contains('\0') {
         return Ok(path.to_path_buf());
     }
     Err(Error::new(
         Kind::Invalid,
-        format!("{:?} is not a socket such as unix:///run/orlop/csi.sock", shorten(endpoint)),
+        format!("{:?} is not a socket path such as unix:///run/orlop/csi.sock", shorten(endpoint)),
     ))
 }
 
-/// Listens at a path, for the owner of this process only. A socket that nobody answers any more is replaced.
+/// Listens at a path. Only the user of this process can connect. A socket without a listener is replaced.
 ///
 /// # Errors
-/// `Invalid` when the folder is missing, the path is too long or something else lies there; `InUse` when another
-/// process answers there.
+/// `Invalid` when the directory is missing, the path is too long or names a file of another type; `InUse` when a
+/// process listens there.
 pub fn bind(path: &Path) -> Result<Bound> {
     if !path.parent().is_some_and(Path::is_dir) {
         return Err(Error::new(
             Kind::Invalid,
-            format!("listen on {}: its folder does not exist: make it first", path.display()),
+            format!("listen on {}: its directory does not exist: create it and retry", path.display()),
         ));
     }
     let address = SocketAddrUnix::new(path).map_err(|_| {
         Error::new(
             Kind::Invalid,
-            format!("listen on {}: a socket's path has at most 107 bytes", path.display()),
+            format!("listen on {}: the path of a socket has at most 107 bytes", path.display()),
         )
     })?;
-    clear(path)?;
+    remove_stale(path)?;
     let what = || format!("listen on {}", path.display());
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).context(what)?;
-    // The mode of an unbound socket is that of the file which bind makes: there is no moment at which others could
-    // connect.
+    // bind(2) gives the file the mode of the socket. Changing the mode afterwards would let others connect first.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).context(what)?;
     rustix::net::bind(&socket, &address).context(what)?;
     let found = std::fs::symlink_metadata(path).context(what)?;
-    let place = SocketFile { path: path.to_path_buf(), identity: (found.dev(), found.ino()) };
+    let file = SocketFile { path: path.to_path_buf(), identity: (found.dev(), found.ino()) };
     rustix::net::listen(&socket, BACKLOG).context(what)?;
     let listener = UnixListener::from_std(blocking::UnixListener::from(socket)).context(what)?;
-    Ok(Bound { listener, place })
+    Ok(Bound { listener, file })
 }
 
-/// Removes the socket of a process that is gone.
-fn clear(path: &Path) -> Result<()> {
+/// Removes a socket whose process has exited.
+fn remove_stale(path: &Path) -> Result<()> {
     let what = || format!("listen on {}", path.display());
     let found = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.context(what)?,
     };
     if !found.file_type().is_socket() {
-        return Err(Error::new(Kind::Invalid, format!("{}: something that is no socket lies there", what())));
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("{}: another file exists there and is not a socket", what()),
+        ));
     }
     match blocking::UnixStream::connect(path) {
-        Ok(_) => Err(Error::new(Kind::InUse, format!("{}: another process answers there", what()))),
+        Ok(_) => Err(Error::new(Kind::InUse, format!("{}: another process listens there", what()))),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).context(|| format!("remove the stale socket {}", path.display()))
         }
@@ -124,20 +126,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints() {
+    fn an_endpoint_is_an_absolute_path_that_ends_in_sock() {
         for good in ["unix:///a/csi.sock", "/a/csi.sock"] {
-            assert_eq!(path(good).unwrap(), Path::new("/a/csi.sock"));
+            assert_eq!(parse_path(good).unwrap(), Path::new("/a/csi.sock"));
         }
         for bad in ["", "csi.sock", "unix://csi.sock", "unix:///a/csi", "tcp://1.2.3.4:5", "unix:///a\0.sock"]
         {
-            assert_eq!(path(bad).unwrap_err().kind(), Kind::Invalid, "{bad:?}");
+            assert_eq!(parse_path(bad).unwrap_err().kind(), Kind::Invalid, "{bad:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_socket_is_private_replaces_a_stale_one_and_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.sock");
+    async fn a_socket_is_private_replaces_a_stale_one_and_is_removed_on_drop() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
         drop(blocking::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "stale");
         let bound = bind(&path).unwrap();
@@ -149,18 +151,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_ours_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.sock");
+    async fn other_files_and_other_sockets_are_never_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
         std::fs::write(&path, "data").unwrap();
         assert_eq!(bind(&path).unwrap_err().kind(), Kind::Invalid);
         std::fs::remove_file(&path).unwrap();
         let bound = bind(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, "another's").unwrap();
+        std::fs::write(&path, "other data").unwrap();
         drop(bound);
         assert!(path.exists());
-        assert!(bind(&folder.path().join("missing/a.sock")).is_err());
-        assert!(bind(&folder.path().join(format!("{}.sock", "x".repeat(120)))).is_err());
+        assert!(bind(&directory.path().join("missing/a.sock")).is_err());
+        assert!(bind(&directory.path().join(format!("{}.sock", "x".repeat(120)))).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! System calls that rustix lacks, each behind a safe function: the only place with `unsafe`.
+//! System calls that rustix lacks, each behind a safe function. The only module that contains `unsafe`.
 
 pub mod mount_setattr;
 pub mod namespace;

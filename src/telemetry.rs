@@ -1,4 +1,4 @@
-//! The log, and the one layer that writes it: a span for each call, one line when it ends, one observation.
+//! The log, and the layer that logs and measures calls: each call has a span, one log line and one observation.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,57 +17,58 @@ use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::volume::shorten;
 
-/// Sends the log to standard error, as text or as one JSON object per line. `filter` is written as tracing's: `info`, `orlop=debug,warn`.
+/// Starts the log on standard error, as text or as one JSON object per line. `filter` has the syntax of [`EnvFilter`]:
+/// `info`, `orlop=debug,warn`.
 ///
 /// # Errors
-/// `Invalid` for a filter that cannot be read, and when there is a log already.
+/// `Invalid` for a filter that cannot be parsed, and when the log was started before.
 pub fn init(json: bool, filter: &str) -> Result<()> {
     let filter = EnvFilter::try_new(filter)
-        .map_err(|bad| Error::caused(Kind::Invalid, format!("log filter {:?}", shorten(filter)), bad))?;
+        .map_err(|error| Error::caused(Kind::Invalid, format!("log filter {:?}", shorten(filter)), error))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = if json {
         log.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
     } else {
         log.with_ansi(false).with_target(false).try_init()
     };
-    started.map_err(|taken| Error::new(Kind::Invalid, format!("start the log: {taken}")))
+    started.map_err(|error| Error::new(Kind::Invalid, format!("start the log: {error}")))
 }
 
-/// Tells the log which volume the call under way is about.
-pub fn about(id: &str) {
+/// Adds the volume of the current call, by id or requested name, to the call's span.
+pub fn record_volume_id(id: &str) {
     Span::current().record("volume", tracing::field::debug(shorten(id)));
 }
 
-/// How loud to be about a finished call.
+/// The severity of a call's result, which decides its log level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weight {
-    /// As it should be.
-    Fine,
-    /// The caller's business.
-    Notable,
-    /// Somebody has to do something.
-    Trouble,
-    /// A fault of ours.
-    Fault,
+pub enum Severity {
+    /// Success. Logged at info; queries at debug.
+    Ok,
+    /// A failure that the caller can handle.
+    Info,
+    /// A failure that an administrator should know of.
+    Warn,
+    /// A fault of orlop or of the machine.
+    Error,
 }
 
-/// How a call ended.
+/// The result of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// The code's name, one of a closed set.
+    /// The name of the status code, one of a closed set.
     pub code: &'static str,
-    /// The error's text; empty when there is none.
+    /// The error message; empty on success.
     pub message: String,
-    /// How loud to be.
-    pub weight: Weight,
+    /// The severity.
+    pub severity: Severity,
 }
 
-/// Reads the outcome from an answer's headers and extensions: the door knows its protocol.
+/// Reads the outcome from a response's headers and extensions, in the frontend's protocol.
 pub type Describe = fn(&HeaderMap, &Extensions) -> Outcome;
 
-/// The layer of one server.
+/// The layer that logs and measures the calls of one server.
 #[derive(Debug, Clone)]
-pub struct Rpcs(Arc<Shared>);
+pub struct RpcLayer(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -77,8 +78,8 @@ struct Shared {
     describe: Describe,
 }
 
-impl Rpcs {
-    /// A layer that knows these methods by name; any other is "unknown".
+impl RpcLayer {
+    /// Creates a layer. A method that is not in `methods` is logged and counted as "unknown".
     #[must_use]
     pub fn new(
         driver: String,
@@ -90,30 +91,30 @@ impl Rpcs {
     }
 }
 
-impl<S> Layer<S> for Rpcs {
-    type Service = Watched<S>;
+impl<S> Layer<S> for RpcLayer {
+    type Service = RpcService<S>;
 
-    fn layer(&self, inner: S) -> Watched<S> {
-        Watched { inner, shared: Arc::clone(&self.0) }
+    fn layer(&self, inner: S) -> RpcService<S> {
+        RpcService { inner, shared: Arc::clone(&self.0) }
     }
 }
 
-/// A service whose calls are told.
+/// A service whose calls are logged and measured.
 #[derive(Debug, Clone)]
-pub struct Watched<S> {
+pub struct RpcService<S> {
     inner: S,
     shared: Arc<Shared>,
 }
 
-type Answer<R, E> = Pin<Box<dyn Future<Output = Result<Response<R>, E>> + Send>>;
+type ResponseFuture<R, E> = Pin<Box<dyn Future<Output = Result<Response<R>, E>> + Send>>;
 
-impl<S, B, R> Service<Request<B>> for Watched<S>
+impl<S, B, R> Service<Request<B>> for RpcService<S>
 where
     S: Service<Request<B>, Response = Response<R>, Future: Send + 'static>,
 {
     type Response = Response<R>;
     type Error = S::Error;
-    type Future = Instrumented<Answer<R, S::Error>>;
+    type Future = Instrumented<ResponseFuture<R, S::Error>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -122,59 +123,60 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let mut call = Call::new(&self.shared, request.uri().path());
         let span = tracing::error_span!("rpc", method = call.method, volume = Empty);
-        let answer = span.in_scope(|| self.inner.call(request));
-        let told = async move {
-            let response = answer.await?;
-            call.end((call.shared.describe)(response.headers(), response.extensions()));
+        let response = span.in_scope(|| self.inner.call(request));
+        let future = async move {
+            let response = response.await?;
+            call.finish((call.shared.describe)(response.headers(), response.extensions()));
             Ok(response)
         };
-        let told: Answer<R, S::Error> = Box::pin(told);
-        told.instrument(span)
+        let future: ResponseFuture<R, S::Error> = Box::pin(future);
+        future.instrument(span)
     }
 }
 
-/// A call under way.
+/// A call in progress.
 #[derive(Debug)]
 struct Call {
     shared: Arc<Shared>,
     method: &'static str,
     started: Instant,
-    ended: bool,
+    finished: bool,
 }
 
 impl Call {
     fn new(shared: &Arc<Shared>, path: &str) -> Self {
         let method = shared.methods.iter().copied().find(|known| *known == path).unwrap_or("unknown");
-        Self { shared: Arc::clone(shared), method, started: Instant::now(), ended: false }
+        Self { shared: Arc::clone(shared), method, started: Instant::now(), finished: false }
     }
 
-    fn end(&mut self, outcome: Outcome) {
-        self.ended = true;
-        let took = self.started.elapsed();
-        self.shared.metrics.observe(&self.shared.driver, self.method, outcome.code, took);
-        let (ms, code, error) = (took.as_secs_f64() * 1e3, outcome.code, outcome.message.as_str());
-        match outcome.weight {
-            Weight::Fine if asks(self.method) => debug!(code, ms, "answered"),
-            Weight::Fine => info!(code, ms, "answered"),
-            Weight::Notable => info!(code, ms, error, "answered"),
-            Weight::Trouble => warn!(code, ms, error, "answered"),
-            Weight::Fault => error!(code, ms, error, "answered"),
+    fn finish(&mut self, outcome: Outcome) {
+        self.finished = true;
+        let elapsed = self.started.elapsed();
+        self.shared.metrics.observe(&self.shared.driver, self.method, outcome.code, elapsed);
+        let (ms, code, error) = (elapsed.as_secs_f64() * 1e3, outcome.code, outcome.message.as_str());
+        match outcome.severity {
+            Severity::Ok if is_query(self.method) => debug!(code, ms, "call finished"),
+            Severity::Ok => info!(code, ms, "call finished"),
+            Severity::Info => info!(code, ms, error, "call finished"),
+            Severity::Warn => warn!(code, ms, error, "call finished"),
+            Severity::Error => error!(code, ms, error, "call finished"),
         }
     }
 }
 
 impl Drop for Call {
-    /// The caller hung up or its time was over: tonic dropped the handler, the work goes on.
+    /// If the caller disconnects or its deadline passes, tonic drops the handler before a response exists. The engine
+    /// call continues.
     fn drop(&mut self) {
-        if !self.ended {
-            let message = "the caller did not wait; work under way goes on".to_owned();
-            self.end(Outcome { code: "Canceled", message, weight: Weight::Notable });
+        if !self.finished {
+            let message = "the caller disconnected or its deadline passed; the work continues".to_owned();
+            self.finish(Outcome { code: "Canceled", message, severity: Severity::Info });
         }
     }
 }
 
-/// Whether a method only asks: probes and listings come every few seconds.
-fn asks(method: &str) -> bool {
+/// Reports whether a method only reads. Orchestrators repeat probes and listings every few seconds.
+fn is_query(method: &str) -> bool {
     let name = method.rsplit('/').next().unwrap_or(method);
     let verb = name.strip_prefix("Node").or_else(|| name.strip_prefix("Controller")).unwrap_or(name);
     ["Get", "List", "Probe", "Validate"].iter().any(|word| verb.starts_with(word))
@@ -186,15 +188,15 @@ mod tests {
 
     use super::*;
 
-    fn layer(metrics: &Arc<Metrics>) -> Rpcs {
+    fn layer(metrics: &Arc<Metrics>) -> RpcLayer {
         let describe = |headers: &HeaderMap, _: &Extensions| {
             let code = if headers.is_empty() { "OK" } else { "Internal" };
-            Outcome { code, message: String::new(), weight: Weight::Fine }
+            Outcome { code, message: String::new(), severity: Severity::Ok }
         };
-        Rpcs::new("d".to_owned(), &["/s/Known"], Arc::clone(metrics), describe)
+        RpcLayer::new("d".to_owned(), &["/s/Known"], Arc::clone(metrics), describe)
     }
 
-    async fn answer(request: Request<()>) -> Result<Response<()>, std::convert::Infallible> {
+    async fn handler(request: Request<()>) -> Result<Response<()>, std::convert::Infallible> {
         if request.uri().path() == "/s/Hang" {
             std::future::pending::<()>().await;
         }
@@ -202,9 +204,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_call_is_counted_once_under_a_known_name() {
+    async fn each_call_is_counted_once_under_a_known_method() {
         let metrics = Arc::new(Metrics::new());
-        let service = layer(&metrics).layer(tower::service_fn(answer));
+        let service = layer(&metrics).layer(tower::service_fn(handler));
         for path in ["/s/Known", "/s/Made-up", "/s/Hang"] {
             let request = Request::builder().uri(path).body(()).unwrap();
             let call = service.clone().oneshot(request);
@@ -222,12 +224,12 @@ mod tests {
     }
 
     #[test]
-    fn questions_are_quiet() {
-        for quiet in ["/x/Probe", "/x/NodeGetVolumeStats", "/x/ListVolumes", "/x/ControllerGetVolume"] {
-            assert!(asks(quiet), "{quiet}");
+    fn queries_are_the_methods_that_only_read() {
+        for query in ["/x/Probe", "/x/NodeGetVolumeStats", "/x/ListVolumes", "/x/ControllerGetVolume"] {
+            assert!(is_query(query), "{query}");
         }
-        for told in ["/x/CreateVolume", "/x/NodePublishVolume", "/x/ControllerExpandVolume", "unknown"] {
-            assert!(!asks(told), "{told}");
+        for change in ["/x/CreateVolume", "/x/NodePublishVolume", "/x/ControllerExpandVolume", "unknown"] {
+            assert!(!is_query(change), "{change}");
         }
     }
 }

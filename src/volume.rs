@@ -1,4 +1,4 @@
-//! The words of orlop as types: names, ids, sizes, policies, volumes and snapshots. No I/O; parse and check.
+//! Types for names, ids, sizes, policies, volumes and snapshots. They parse and check their values; no I/O.
 
 mod id;
 mod record;
@@ -14,15 +14,15 @@ pub use id::{Name, PoolName, VolumeId, shorten};
 pub use jiff::Timestamp;
 pub use record::{BackendState, SCHEMA, Snapshot, Volume};
 
-/// The folder of a volume or snapshot that a container sees.
+/// The directory in a volume's or snapshot's own directory that contains its files. Containers see only this one.
 pub const DATA: &str = "data";
 
-/// The sizes a caller accepts, in bytes; 0 stands for "no bound" on either side.
+/// The sizes that a request accepts, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SizeRange {
-    /// At least so much.
+    /// The smallest size; 0: no minimum.
     pub required: u64,
-    /// At most so much; 0: any.
+    /// The largest size; 0: no maximum.
     pub limit: u64,
 }
 
@@ -39,65 +39,65 @@ impl SizeRange {
         Ok(Self { required, limit })
     }
 
-    /// Whether a volume of this size answers the request.
+    /// Whether a volume of this size satisfies the request.
     #[must_use]
     pub fn admits(self, size: u64) -> bool {
         size >= self.required && (self.limit == 0 || size <= self.limit)
     }
 }
 
-/// What becomes of a volume's data when the volume is deleted.
+/// What happens to the data when a volume is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDelete {
-    /// It is removed, in the background.
+    /// It is removed in the background.
     #[default]
     Delete,
-    /// It stays in the pool's trash until `trashFor` has passed.
+    /// It is kept in the pool's trash until `trashFor` has passed.
     Trash,
-    /// It stays in the pool's trash until somebody removes it by hand.
+    /// It is kept in the pool's trash until an administrator removes it.
     Retain,
 }
 
-/// Whether a volume's size is to be enforced.
+/// Whether the size of a volume is to be enforced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Limit {
-    /// Where the pool can.
+    /// It is enforced if the pool can do that.
     #[default]
     Auto,
-    /// Or the volume is not made.
+    /// It is enforced, or the request fails.
     Hard,
-    /// Never.
+    /// It is not enforced.
     None,
 }
 
-/// The part of a volume's policy that may be changed later (`VolumeAttributesClass`).
+/// The settings of a volume that can be modified later (`VolumeAttributesClass`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Policy {
-    /// What becomes of the data on delete.
+    /// What happens to the data when the volume is deleted.
     pub on_delete: OnDelete,
-    /// How long trash is kept, in seconds.
+    /// How long the data is kept with [`OnDelete::Trash`]; stored in seconds.
     #[serde(with = "seconds")]
     pub trash_for: Duration,
     /// Whether the size is to be enforced.
     pub limit: Limit,
 }
 
-/// A change of some of the policy; what is `None` stays as it is.
+/// A change of a policy. A field that is `None` is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PolicyChange {
-    /// See [`Policy::on_delete`].
+    /// New value of [`Policy::on_delete`].
     pub on_delete: Option<OnDelete>,
-    /// See [`Policy::trash_for`].
+    /// New value of [`Policy::trash_for`].
     pub trash_for: Option<Duration>,
-    /// See [`Policy::limit`].
+    /// New value of [`Policy::limit`].
     pub limit: Option<Limit>,
 }
 
 impl PolicyChange {
-    /// The policy after the change.
+    /// Returns the policy after the change.
     #[must_use]
     pub fn applied_to(self, policy: Policy) -> Policy {
         Policy {
@@ -108,7 +108,7 @@ impl PolicyChange {
     }
 }
 
-/// Who owns a new volume's root directory, and its permission bits.
+/// Owner and permission bits of a volume's data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// User id.
@@ -120,19 +120,20 @@ pub struct Owner {
 }
 
 impl Default for Owner {
-    /// Root's, and anybody may write: a container of any user can use it, as with Docker's volumes and every peer.
+    /// Owned by root and writable by every user, so that a container of any user can use it. Docker and comparable
+    /// CSI drivers have the same default.
     fn default() -> Self {
         Self { uid: 0, gid: 0, mode: 0o777 }
     }
 }
 
-/// What a new volume's data is copied from.
+/// The object that the data of a new volume is copied from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
-    /// A clone of this volume.
+    /// The new volume is a clone of this volume.
     Volume(VolumeId),
-    /// A restore of this snapshot.
+    /// The new volume is restored from this snapshot.
     Snapshot(VolumeId),
 }
 
@@ -155,12 +156,12 @@ impl fmt::Display for Source {
     }
 }
 
-/// The limits that a new or resized object is to have.
+/// The requested limits of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
-    /// Bytes; 0: unlimited.
+    /// Size in bytes; 0: unlimited.
     pub bytes: u64,
-    /// Whether the limits are to be enforced.
+    /// Whether the size is to be enforced.
     pub mode: Limit,
 }
 
@@ -168,14 +169,14 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforced {
-    /// Nothing: the size is a promise of the pool's ledger.
+    /// Nothing: the size is accounted for but not enforced.
     #[default]
     No,
     /// The size in bytes.
     Bytes,
 }
 
-/// Labels of whoever asked for an object, such as a claim's name and namespace.
+/// Labels from the request for an object, such as the name and namespace of a claim.
 pub type Labels = BTreeMap<String, String>;
 
 mod seconds {

@@ -1,4 +1,4 @@
-//! The same work by bare system calls: what the kernel and the disk take, with nothing in front.
+//! The bare system calls of each operation: what the kernel and the disk need, without a server.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -12,112 +12,126 @@ use orlop::sys::mount_setattr::{Change, NODEV, NOSUID, PRIVATE, mount_setattr};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, fsync, mkdirat, openat, renameat_with, unlinkat};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 
-/// How careful the sequence is about a power cut.
+/// How much of an operation survives a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Syncs {
-    /// Whatever the promise needs: record, folder, the shelf, and at the end shelf and trash.
+    /// All of it, as orlop guarantees: syncs the record and every directory that changes.
     All,
-    /// The record alone.
+    /// Only the contents of the record.
     Record,
 }
 
-/// Folders like those of a pool, and the targets beside them.
+/// The open directories of a pool.
 #[derive(Debug)]
 pub(crate) struct Bare {
     work: OwnedFd,
     volumes: OwnedFd,
     trash: OwnedFd,
-    trash_path: PathBuf,
-    targets: PathBuf,
+    pool: PathBuf,
     record: Vec<u8>,
     next: AtomicU64,
 }
 
 impl Bare {
-    /// Works in the pool `pool`, where another may work too, and mounts below `targets`.
-    pub(crate) fn new(pool: &Path, targets: &Path, record: Vec<u8>) -> Self {
-        let folder = |name: &str| {
+    /// Opens the directories of `pool`, where orlop may work at the same time; `record` is written to every volume.
+    pub(crate) fn new(pool: &Path, record: Vec<u8>) -> Self {
+        let open = |name: &str| {
             fs::create_dir_all(pool.join(name)).unwrap();
             OwnedFd::from(File::open(pool.join(name)).unwrap())
         };
-        fs::create_dir_all(targets).unwrap();
         Self {
-            work: folder("work"),
-            volumes: folder("volumes"),
-            trash: folder("trash"),
-            trash_path: pool.join("trash"),
-            targets: targets.to_owned(),
+            work: open("work"),
+            volumes: open("volumes"),
+            trash: open("trash"),
+            pool: pool.to_owned(),
             record,
             next: AtomicU64::new(0),
         }
     }
 
-    /// A name that nobody has.
+    /// Returns a name that no volume has.
     pub(crate) fn name(&self) -> String {
         format!("bare-{}", self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The directory is made in `work/` and moved to its place.
-    pub(crate) fn create(&self, name: &str, syncs: Syncs) {
-        mkdirat(&self.work, name, Mode::RWXU).unwrap();
-        let dir = openat(&self.work, name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        mkdirat(&dir, "data", Mode::from_raw_mode(0o777)).unwrap();
+    /// Returns the target of a volume: a path beside the pool.
+    pub(crate) fn target(&self, name: &str) -> PathBuf {
+        self.pool.with_file_name(format!("target-{name}"))
+    }
+
+    /// Creates a volume: a draft in `work/` that is renamed into `volumes/`.
+    pub(crate) fn create(&self, name: &str, syncs: Syncs) -> io::Result<()> {
+        mkdirat(&self.work, name, Mode::RWXU)?;
+        let draft = openat(&self.work, name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+        mkdirat(&draft, "data", Mode::from_raw_mode(0o777))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-        let mut record = File::from(openat(&dir, "volume.json", flags, Mode::RUSR | Mode::WUSR).unwrap());
-        record.write_all(&self.record).unwrap();
-        record.sync_all().unwrap();
+        let mut record = File::from(openat(&draft, "volume.json", flags, Mode::RUSR | Mode::WUSR)?);
+        record.write_all(&self.record)?;
+        fsync(&record)?;
         if syncs == Syncs::All {
-            fsync(&dir).unwrap();
+            fsync(&draft)?;
         }
-        renameat_with(&self.work, name, &self.volumes, name, RenameFlags::NOREPLACE).unwrap();
+        renameat_with(&self.work, name, &self.volumes, name, RenameFlags::NOREPLACE)?;
         if syncs == Syncs::All {
-            fsync(&self.volumes).unwrap();
+            fsync(&self.volumes)?;
         }
+        Ok(())
     }
 
-    /// The directory is mounted on a target that is made for it.
-    pub(crate) fn publish(&self, name: &str) -> PathBuf {
-        let target = self.targets.join(name);
-        mkdirat(CWD, &target, Mode::RWXU).unwrap();
+    /// Mounts the data of a volume at a target, which it makes.
+    pub(crate) fn publish(&self, name: &str, target: &Path) -> io::Result<()> {
+        mkdirat(CWD, target, Mode::RWXU)?;
         let how = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let tree = open_tree(&self.volumes, format!("{name}/data"), how).unwrap();
+        let tree = open_tree(&self.volumes, format!("{name}/data"), how)?;
         let change = Change { set: NOSUID | NODEV, clear: 0, propagation: PRIVATE };
-        mount_setattr(tree.as_fd(), change).unwrap();
-        move_mount(&tree, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).unwrap();
-        target
+        mount_setattr(tree.as_fd(), change)?;
+        Ok(move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
     }
 
-    /// And taken away again.
-    pub(crate) fn unpublish(&self, target: &Path) {
-        unmount(target, UnmountFlags::NOFOLLOW).unwrap();
-        unlinkat(CWD, target, AtFlags::REMOVEDIR).unwrap();
+    /// Unmounts a target and removes it.
+    pub(crate) fn unpublish(&self, target: &Path) -> io::Result<()> {
+        unmount(target, UnmountFlags::NOFOLLOW)?;
+        Ok(unlinkat(CWD, target, AtFlags::REMOVEDIR)?)
     }
 
-    /// The directory is moved to the trash.
-    pub(crate) fn delete(&self, name: &str, syncs: Syncs) {
-        renameat_with(&self.volumes, name, &self.trash, name, RenameFlags::NOREPLACE).unwrap();
+    /// Moves a volume into the trash.
+    pub(crate) fn delete(&self, name: &str, syncs: Syncs) -> io::Result<()> {
+        renameat_with(&self.volumes, name, &self.trash, name, RenameFlags::NOREPLACE)?;
         if syncs == Syncs::All {
-            fsync(&self.volumes).unwrap();
-            fsync(&self.trash).unwrap();
+            fsync(&self.trash)?;
+            fsync(&self.volumes)?;
         }
+        Ok(())
     }
 
-    /// All four.
-    pub(crate) fn lifecycle(&self, syncs: Syncs) {
+    /// Removes an empty volume from the trash.
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        unlinkat(&self.trash, format!("{name}/data"), AtFlags::REMOVEDIR)?;
+        unlinkat(&self.trash, format!("{name}/volume.json"), AtFlags::empty())?;
+        Ok(unlinkat(&self.trash, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Creates, publishes, unpublishes and deletes a volume.
+    fn lifecycle(&self, syncs: Syncs) -> io::Result<()> {
         let name = self.name();
-        self.create(&name, syncs);
-        let target = self.publish(&name);
-        self.unpublish(&target);
-        self.delete(&name, syncs);
+        let target = self.target(&name);
+        self.create(&name, syncs)?;
+        self.publish(&name, &target)?;
+        self.unpublish(&target)?;
+        self.delete(&name, syncs)
     }
 
-    /// Lifecycles a second of so many threads.
-    pub(crate) fn rate(&self, callers: usize, time: Duration, syncs: Syncs) -> f64 {
-        self.rate_of(callers, time, || self.lifecycle(syncs))
+    /// Runs lifecycles on `callers` threads; returns lifecycles per second.
+    pub(crate) fn lifecycles(&self, callers: usize, time: Duration, syncs: Syncs) -> f64 {
+        self.rate_of(callers, time, || self.lifecycle(syncs).unwrap())
     }
 
-    /// How often a second so many threads do something.
-    pub(crate) fn rate_of(&self, callers: usize, time: Duration, work: impl Fn() + Sync) -> f64 {
+    /// Creates volumes on `callers` threads; returns volumes per second.
+    pub(crate) fn creates(&self, callers: usize, time: Duration) -> f64 {
+        self.rate_of(callers, time, || self.create(&self.name(), Syncs::All).unwrap())
+    }
+
+    fn rate_of(&self, callers: usize, time: Duration, work: impl Fn() + Sync) -> f64 {
         let (done, began) = (AtomicU64::new(0), Instant::now());
         thread::scope(|scope| {
             for _ in 0..callers {
@@ -132,14 +146,19 @@ impl Bare {
         done.into_inner() as f64 / began.elapsed().as_secs_f64()
     }
 
-    /// Removes what the sequence left in the trash: not part of any figure.
-    pub(crate) fn clean(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.trash_path)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with("bare-") {
-                fs::remove_dir_all(entry.path())?;
+    /// Removes what these calls left in `trash/` and `volumes/`; not part of any figure.
+    pub(crate) fn clean(&self) {
+        for dir in ["trash", "volumes"] {
+            for entry in fs::read_dir(self.pool.join(dir)).unwrap().flatten() {
+                if is_bare(&entry) {
+                    fs::remove_dir_all(entry.path()).unwrap();
+                }
             }
         }
-        Ok(())
     }
+}
+
+/// Reports whether an entry of the pool was made by these calls.
+pub(crate) fn is_bare(entry: &fs::DirEntry) -> bool {
+    entry.file_name().to_string_lossy().starts_with("bare-")
 }

@@ -2,7 +2,7 @@
 
 use super::{Backend, BackendKind, Capabilities, CopySupport, LimitSupport, UsageSupport};
 
-/// The backend without state; everything else is a default of [`Backend`].
+/// The backend without state; uses the defaults of [`Backend`] for everything else.
 #[derive(Debug)]
 pub(super) struct Dir;
 

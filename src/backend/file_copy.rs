@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::fs::copy::{Manifest, Progress, copy_files, finish};
 use crate::volume::Enforced;
 
-/// Copies each file once. A source that is written to meanwhile is not copied as of one instant.
+/// Copies each file once. The copy of a source that is being written to is not consistent to one point in time.
 pub(super) struct FileCopy<'a> {
     from: BorrowedFd<'a>,
     to: OwnedFd,

@@ -8,7 +8,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::quantity::{Bytes, HumanDuration};
 use crate::volume::PoolName;
 
-/// The file that `--config` names.
+/// The contents of the file that `--config` names.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct ConfigFile {
@@ -18,7 +18,7 @@ pub(super) struct ConfigFile {
     pub(super) tuning: TuningSection,
 }
 
-/// A `[[pool]]`.
+/// A `[[pool]]` section.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct PoolSection {
@@ -26,7 +26,7 @@ pub(super) struct PoolSection {
     pub(super) name: PoolName,
     /// An existing directory, as an absolute path.
     pub(super) path: PathBuf,
-    /// Whether the directory must be a mount point. Then the empty directory below an unmounted disk is never used.
+    /// Whether the directory must be a mount point. If so, the empty directory below an unmounted disk is never used.
     #[serde(default)]
     pub(super) mounted: bool,
     /// The UUID that the pool's marker must have.
@@ -34,12 +34,12 @@ pub(super) struct PoolSection {
     /// The size that may be provisioned, as a multiple of the filesystem's size.
     #[serde(default)]
     pub(super) overcommit: Overcommit,
-    /// Bytes that are never provisioned, as `10Gi`.
+    /// Bytes that are never provisioned, such as `10Gi`.
     #[serde(default)]
     pub(super) reserve: Bytes,
 }
 
-/// `[tuning]`.
+/// The `[tuning]` section.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct TuningSection {
@@ -68,7 +68,7 @@ impl TryFrom<f64> for Overcommit {
     type Error = Error;
 
     fn try_from(ratio: f64) -> Result<Self> {
-        // By way of text, since floats have no checked conversion to integers.
+        // Goes through text, because floats have no checked conversion to integers.
         let percent =
             format!("{:.0}", ratio * 100.0).parse().ok().filter(|percent| (1..=100_000).contains(percent));
         percent.map(Self).ok_or_else(|| {
@@ -77,7 +77,7 @@ impl TryFrom<f64> for Overcommit {
     }
 }
 
-/// Reads the file.
+/// Reads and parses the file.
 pub(super) fn read(path: &Path) -> Result<ConfigFile> {
     let text = std::fs::read_to_string(path).context(|| format!("read {}", path.display()))?;
     toml::from_str(&text).map_err(|error| {

@@ -1,4 +1,4 @@
-//! The flags. Every one has an environment variable; CSI asks for `CSI_ENDPOINT`, which is honoured too.
+//! The command-line flags. Each one has an environment variable. CSI's own `CSI_ENDPOINT` is honoured too.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -12,21 +12,21 @@ use crate::volume::{PoolName, shorten};
 #[derive(Debug, Parser)]
 #[command(name = "orlop", version, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What orlop can be told to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve volumes from pools over CSI until SIGTERM
+    /// Serve the volumes of pools over CSI until SIGTERM or SIGINT
     Serve(Box<Serve>),
-    /// Ask a running orlop whether it is ready: exit code 0 means yes
+    /// Ask a running orlop whether it is ready; the exit code is 0 if it is
     Probe(Probe),
-    /// Show what this kernel and these pools can do; changes nothing
+    /// Report what this kernel and the given pools support, without changing anything
     Check(Check),
-    /// Release the claims of a Kubernetes node that is gone for good, so that their owners make new ones elsewhere
+    /// Release the claims of a permanently lost Kubernetes node, so that their owners create new ones on other nodes
     #[cfg(feature = "kube")]
     ReleaseNode(ReleaseNode),
 }
@@ -34,21 +34,21 @@ pub enum Command {
 /// Flags of `orlop serve`.
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// A pool: its name and an existing directory. May be given several times, or once with commas; the one
-    /// named "default", or else the first, is used where none is asked for. Pools with more settings stand in the file of --config
+    /// A pool: its name and an existing directory. Repeat the flag or separate pools by commas. A request without a
+    /// pool uses the one named "default", or else the first. For more settings of a pool, use --config
     #[arg(long = "pool", value_name = "NAME=DIR", env = "ORLOP_POOL", value_delimiter = ',')]
     pub pools: Vec<PoolFlag>,
 
-    /// Serve no pools: an instance for sidecars that need the driver's name and capabilities only, such as one
-    /// csi-resizer for a whole cluster
+    /// Serve no pools. For an instance whose sidecars need the driver's name and capabilities only, such as one
+    /// csi-resizer for the whole cluster
     #[arg(long, env = "ORLOP_NO_POOLS")]
     pub no_pools: bool,
 
-    /// Socket to serve CSI on, such as unix:///run/orlop/csi.sock. Default: the environment's CSI_ENDPOINT
+    /// Socket to serve CSI on, such as unix:///run/orlop/csi.sock [default: $CSI_ENDPOINT]
     #[arg(long, value_name = "SOCKET", env = "ORLOP_CSI")]
     pub csi: Option<String>,
 
-    /// CSI's own name for it
+    /// The same socket, by the variable that CSI specifies
     #[arg(long, env = "CSI_ENDPOINT", hide = true)]
     pub csi_endpoint: Option<String>,
 
@@ -56,49 +56,49 @@ pub struct Serve {
     #[arg(long, value_name = "NAME", env = "ORLOP_DRIVER", default_value = "dir.orlop.dev")]
     pub driver: String,
 
-    /// Name of this node, as the orchestrator knows it. Default: the host's name
+    /// Name of this node in the orchestrator [default: the hostname]
     #[arg(long, value_name = "NAME", env = "ORLOP_NODE_ID")]
     pub node_id: Option<String>,
 
-    /// A TOML file of pools, each a `[[pool]]`, and of tuning, `[tuning]`
+    /// TOML file with pools (`[[pool]]`) and tuning options (`[tuning]`)
     #[arg(long, value_name = "FILE", env = "ORLOP_CONFIG")]
     pub config: Option<PathBuf>,
 
-    /// Where to serve /metrics, /livez and /readyz: 127.0.0.1:9810, :9810 or unix:///…/http.sock
+    /// Address to serve /metrics, /livez and /readyz on: 127.0.0.1:9810, :9810 or unix:///…/http.sock
     #[arg(long, value_name = "ADDRESS", env = "ORLOP_HTTP")]
     pub http: Option<String>,
 
-    /// Socket to register the driver with kubelet on, in kubelet's folder: unix:///registration/NAME@reg.sock.
-    /// It stands in for node-driver-registrar
+    /// Socket for registering the driver with kubelet, in kubelet's directory of plugin registrations:
+    /// unix:///registration/NAME@reg.sock. Replaces node-driver-registrar
     #[arg(long, value_name = "SOCKET", env = "ORLOP_KUBELET_REGISTRATION", requires = "kubelet_csi_path")]
     pub kubelet_registration: Option<String>,
 
-    /// The CSI socket as kubelet sees it on the host: /var/lib/kubelet/plugins/NAME/csi.sock
+    /// Path of the CSI socket on the host, for kubelet: /var/lib/kubelet/plugins/NAME/csi.sock
     #[arg(long, value_name = "PATH", env = "ORLOP_KUBELET_CSI_PATH")]
     pub kubelet_csi_path: Option<PathBuf>,
 
-    /// Send a Kubernetes claim whose source is on another node there, by the annotation that the scheduler obeys. Needs
-    /// to run in the cluster with the right to patch claims
+    /// Relocate a Kubernetes claim whose source is on another node to that node, by the annotation that the scheduler
+    /// uses. Requires running in the cluster with permission to patch claims
     #[cfg(feature = "kube")]
     #[arg(long, env = "ORLOP_FOLLOW_SOURCES")]
     pub follow_sources: bool,
 
-    /// Whether to advertise the controller's EXPAND_VOLUME. Say false where one csi-resizer serves many nodes:
-    /// volumes are then expanded on their node only
+    /// Whether to advertise the controller capability EXPAND_VOLUME. Set it to false if one csi-resizer serves many
+    /// nodes: volumes are then expanded on their node only
     #[arg(long, env = "ORLOP_CONTROLLER_EXPAND", default_value_t = true, action = clap::ArgAction::Set)]
     pub controller_expand: bool,
 
-    /// How the log looks
+    /// Format of the log
     #[arg(long, value_name = "FORMAT", env = "ORLOP_LOG_FORMAT", value_enum, default_value_t)]
     pub log_format: Output,
 
-    /// What to log: error, warn, info, debug, or as tracing's filters
+    /// Log level (error, warn, info or debug) or a filter in the syntax of tracing's EnvFilter
     #[arg(long, value_name = "FILTER", env = "ORLOP_LOG", default_value = "info")]
     pub log: String,
 }
 
 impl Serve {
-    /// The CSI endpoint: the flag, its variable, or CSI's variable.
+    /// Returns the CSI endpoint of the flag, its variable, or CSI's variable.
     #[must_use]
     pub fn endpoint(&self) -> Option<&str> {
         self.csi.as_deref().or(self.csi_endpoint.as_deref())
@@ -108,11 +108,11 @@ impl Serve {
 /// Flags of `orlop probe`.
 #[derive(Debug, Args)]
 pub struct Probe {
-    /// The CSI socket
+    /// The CSI socket of the process to ask [default: $CSI_ENDPOINT]
     #[arg(long, value_name = "SOCKET", env = "ORLOP_CSI")]
     pub csi: Option<String>,
 
-    /// CSI's own name for it
+    /// The same socket, by the variable that CSI specifies
     #[arg(long, env = "CSI_ENDPOINT", hide = true)]
     pub csi_endpoint: Option<String>,
 }
@@ -120,12 +120,12 @@ pub struct Probe {
 /// Flags of `orlop check`.
 #[derive(Debug, Args)]
 pub struct Check {
-    /// A pool to look at; may be given several times
+    /// A pool to check. Repeat the flag or separate pools by commas
     #[arg(long = "pool", value_name = "NAME=DIR", env = "ORLOP_POOL", value_delimiter = ',')]
     pub pools: Vec<PoolFlag>,
 
-    /// How to print
-    #[arg(long, short, value_name = "FORM", value_enum, default_value_t)]
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Output,
 }
 
@@ -133,29 +133,29 @@ pub struct Check {
 #[cfg(feature = "kube")]
 #[derive(Debug, Args)]
 pub struct ReleaseNode {
-    /// The node's name; its Node object must be deleted already
+    /// Name of the node. Its Node object must already be deleted
     pub node: String,
 
-    /// Name of the CSI driver whose volumes it had
+    /// Name of the CSI driver of the volumes to release
     #[arg(long, value_name = "NAME", env = "ORLOP_DRIVER", default_value = "dir.orlop.dev")]
     pub driver: String,
 
-    /// Only say what would be done
+    /// Only print what would be released
     #[arg(long)]
     pub dry_run: bool,
 }
 
-/// How something is printed.
+/// A format of printed text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Output {
-    /// For people
+    /// Plain text
     #[default]
     Text,
-    /// For machines
+    /// JSON
     Json,
 }
 
-/// `NAME=DIR`.
+/// A pool as `NAME=DIR`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolFlag {
     /// The pool's name.
@@ -184,12 +184,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn every_flag_has_a_variable() {
+    fn every_flag_of_serve_has_an_environment_variable() {
         let command = Cli::command();
         let serve = command.find_subcommand("serve").unwrap();
         for flag in serve.get_arguments().filter(|flag| flag.get_id() != "csi_endpoint") {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn pools_of_the_command_line() {
+    fn a_pool_flag_is_a_name_and_an_absolute_path() {
         let pool: PoolFlag = "ssd=/mnt/a=b".parse().unwrap();
         assert_eq!((pool.name.as_str(), pool.path.to_str().unwrap()), ("ssd", "/mnt/a=b"));
         for bad in ["", "ssd", "ssd=", "ssd=rel", "=/a", "A=/a"] {

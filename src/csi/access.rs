@@ -1,68 +1,71 @@
-//! Volume capabilities: which a directory can have, and what they mean for a mount.
+//! Volume capabilities: the ones that a directory can have, and the mounts that they ask for.
 
-use super::fields::{self, refuse, required};
+use super::fields::{MAX_MAP, invalid, required};
 use super::proto::VolumeCapability;
 use super::proto::volume_capability::{AccessType, access_mode::Mode};
 use crate::engine::request::Sharing;
 use crate::error::Result;
 use crate::mount::options::MountFlags;
 
-/// A capability in orlop's words.
+/// The mount that a capability asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Access {
-    /// Attributes of the mount, read-only for the modes that read only.
+    /// Flags of the mount. Read-only for the modes without a writer.
     pub(super) flags: MountFlags,
-    /// How many targets may have the volume at once.
+    /// Number of targets that the volume may have at once.
     pub(super) sharing: Sharing,
 }
 
-/// One capability, or why a directory cannot have it.
-pub(super) fn access(capability: Option<VolumeCapability>) -> Result<Access> {
+/// Parses a required capability.
+///
+/// # Errors
+/// `Invalid`, naming the field, if it is missing or a directory cannot have it.
+pub(super) fn parse(capability: Option<VolumeCapability>) -> Result<Access> {
     let capability = required("volume_capability", capability)?;
     let mode = required("volume_capability.access_mode", capability.access_mode)?.mode;
     let mount = match required("volume_capability.access_type", capability.access_type)? {
         AccessType::Mount(mount) => mount,
         AccessType::Block(_) => {
-            return Err(refuse(
+            return Err(invalid(
                 "volume_capability.block",
-                "is not possible: volumes are directories; set volumeMode: Filesystem",
+                "is not supported: volumes are directories; set volumeMode: Filesystem",
             ));
         }
     };
     if !mount.fs_type.is_empty() {
-        return Err(refuse(
+        return Err(invalid(
             "volume_capability.mount.fs_type",
             "must be empty: a directory has the filesystem of its pool; remove csi.storage.k8s.io/fstype",
         ));
     }
     if !mount.volume_mount_group.is_empty() {
-        return Err(refuse(
+        return Err(invalid(
             "volume_capability.mount.volume_mount_group",
-            "is not possible: this driver does not advertise VOLUME_MOUNT_GROUP; use fsGroup",
+            "is not supported: this driver does not advertise VOLUME_MOUNT_GROUP; use fsGroup",
         ));
     }
-    if mount.mount_flags.iter().map(String::len).sum::<usize>() > fields::MAP {
-        return Err(refuse("volume_capability.mount.mount_flags", "hold more than 4096 bytes"));
+    if mount.mount_flags.iter().map(String::len).sum::<usize>() > MAX_MAP {
+        return Err(invalid("volume_capability.mount.mount_flags", "are longer than 4096 bytes"));
     }
-    let (sharing, read_only) = shared(mode)?;
+    let (sharing, read_only) = sharing(mode)?;
     let mut flags = MountFlags::parse(&mount.mount_flags)?;
     flags.read_only |= read_only;
     Ok(Access { flags, sharing })
 }
 
-/// Every capability of a list that must not be empty.
-pub(super) fn all(capabilities: Vec<VolumeCapability>) -> Result<Vec<Access>> {
+/// Parses a list of capabilities, which must not be empty.
+pub(super) fn parse_all(capabilities: Vec<VolumeCapability>) -> Result<Vec<Access>> {
     if capabilities.is_empty() {
-        return Err(refuse("volume_capabilities", "is required"));
+        return Err(invalid("volume_capabilities", "is required"));
     }
-    capabilities.into_iter().map(|capability| access(Some(capability))).collect()
+    capabilities.into_iter().map(|capability| parse(Some(capability))).collect()
 }
 
-/// The table of modes: how many targets on this node, and whether they may only read.
+/// The meaning of an access mode: the number of targets on this node, and whether they are read-only.
 ///
-/// `SINGLE_NODE_WRITER` is what an orchestrator sends that does not know our `SINGLE_NODE_MULTI_WRITER`; the
-/// specification then wants a second target refused.
-fn shared(mode: i32) -> Result<(Sharing, bool)> {
+/// An orchestrator that ignores the driver's `SINGLE_NODE_MULTI_WRITER` capability sends `SINGLE_NODE_WRITER`, and the
+/// specification requires that a second target of that mode is refused.
+fn sharing(mode: i32) -> Result<(Sharing, bool)> {
     match Mode::try_from(mode).unwrap_or(Mode::Unknown) {
         Mode::SingleNodeWriter | Mode::SingleNodeSingleWriter => Ok((Sharing::OneTarget, false)),
         Mode::SingleNodeReaderOnly => Ok((Sharing::OneTarget, true)),
@@ -70,7 +73,7 @@ fn shared(mode: i32) -> Result<(Sharing, bool)> {
             Ok((Sharing::ManyTargets, false))
         }
         Mode::MultiNodeReaderOnly => Ok((Sharing::ManyTargets, true)),
-        Mode::Unknown => Err(refuse("volume_capability.access_mode", &format!("{mode} is not known"))),
+        Mode::Unknown => Err(invalid("volume_capability.access_mode", &format!("{mode} is unknown"))),
     }
 }
 
@@ -80,7 +83,7 @@ mod tests {
     use super::*;
     use crate::error::Kind;
 
-    fn mounted(mode: Mode, mount: MountVolume) -> Option<VolumeCapability> {
+    fn capability(mode: Mode, mount: MountVolume) -> Option<VolumeCapability> {
         Some(VolumeCapability {
             access_mode: Some(AccessMode { mode: mode.into() }),
             access_type: Some(AccessType::Mount(mount)),
@@ -88,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn modes() {
+    fn each_access_mode_has_its_sharing_and_flags() {
         let table = [
             (Mode::SingleNodeWriter, Sharing::OneTarget, false),
             (Mode::SingleNodeReaderOnly, Sharing::OneTarget, true),
@@ -99,21 +102,21 @@ mod tests {
             (Mode::MultiNodeMultiWriter, Sharing::ManyTargets, false),
         ];
         for (mode, sharing, read_only) in table {
-            let access = access(mounted(mode, MountVolume::default())).unwrap();
+            let access = parse(capability(mode, MountVolume::default())).unwrap();
             assert_eq!((access.sharing, access.flags.read_only), (sharing, read_only), "{mode:?}");
         }
     }
 
     #[test]
-    fn what_a_directory_cannot_be() {
+    fn unsupported_capabilities_are_refused_by_field() {
         let mode = Some(AccessMode { mode: Mode::SingleNodeWriter.into() });
         let mount = || Some(AccessType::Mount(MountVolume::default()));
-        let with = |mount| mounted(Mode::SingleNodeWriter, mount);
+        let with = |mount| capability(Mode::SingleNodeWriter, mount);
         let cases = [
             ("volume_capability is", None),
             ("access_mode is", Some(VolumeCapability { access_mode: None, access_type: mount() })),
             ("access_type is", Some(VolumeCapability { access_mode: mode, access_type: None })),
-            ("access_mode 0", mounted(Mode::Unknown, MountVolume::default())),
+            ("access_mode 0", capability(Mode::Unknown, MountVolume::default())),
             (
                 "access_mode 99",
                 Some(VolumeCapability { access_mode: Some(AccessMode { mode: 99 }), access_type: mount() }),
@@ -136,11 +139,11 @@ mod tests {
             ),
             ("bogus", with(MountVolume { mount_flags: vec!["bogus".into()], ..MountVolume::default() })),
         ];
-        for (expected, capability) in cases {
-            let error = access(capability).unwrap_err();
+        for (expected, unsupported) in cases {
+            let error = parse(unsupported).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid, "{expected}");
             assert!(error.chain().contains(expected), "{expected}: {error}");
         }
-        assert!(all(Vec::new()).unwrap_err().chain().starts_with("volume_capabilities "));
+        assert!(parse_all(Vec::new()).unwrap_err().chain().starts_with("volume_capabilities "));
     }
 }

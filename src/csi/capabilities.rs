@@ -1,4 +1,4 @@
-//! What the driver advertises.
+//! The capabilities that the driver advertises.
 
 use super::proto::controller_service_capability::{self as controller, rpc::Type as C};
 use super::proto::node_service_capability::{self as node, rpc::Type as N};
@@ -24,7 +24,7 @@ const CONTROLLER: [C; 13] = [
 const NODE: [N; 5] =
     [N::GetVolumeStats, N::ExpandVolume, N::SingleNodeMultiWriter, N::GetVolumeHealth, N::GetStorageHealth];
 
-/// The plugin's: the same of every instance, whatever its settings.
+/// Capabilities of the plugin. They do not depend on the settings of the instance.
 pub(super) fn plugin() -> Vec<PluginCapability> {
     let service = |kind: S| plugin::Type::Service(plugin::Service { r#type: kind.into() });
     let online = plugin::Type::VolumeExpansion(plugin::VolumeExpansion { r#type: E::Online.into() });
@@ -33,7 +33,8 @@ pub(super) fn plugin() -> Vec<PluginCapability> {
         .into()
 }
 
-/// The controller's. Without `EXPAND_VOLUME` there, one resizer for the whole cluster leaves the work to the nodes.
+/// Capabilities of the controller. Without `EXPAND_VOLUME`, a resizer for the whole cluster leaves expansion to the
+/// nodes.
 pub(super) fn controller(expand: bool) -> Vec<ControllerServiceCapability> {
     let capability = |kind: C| {
         let rpc = controller::Rpc { r#type: kind.into() };
@@ -42,7 +43,7 @@ pub(super) fn controller(expand: bool) -> Vec<ControllerServiceCapability> {
     CONTROLLER.into_iter().filter(|kind| expand || *kind != C::ExpandVolume).map(capability).collect()
 }
 
-/// The node's.
+/// Capabilities of the node.
 pub(super) fn node() -> Vec<NodeServiceCapability> {
     let capability = |kind: N| {
         let rpc = node::Rpc { r#type: kind.into() };

@@ -1,4 +1,4 @@
-//! The Controller service: volumes and snapshots as such.
+//! The Controller service: creates, deletes, lists, expands and modifies volumes, and handles snapshots.
 
 use tonic::{Request, Response, Status};
 
@@ -8,16 +8,16 @@ use super::{Driver, Identity, PendingClaim, access, capabilities, fields, params
 use crate::engine::request::{CreateSnapshot, CreateVolume, SnapshotFilter};
 use crate::error::{Error, Kind, Result};
 use crate::telemetry;
-use crate::volume::{PolicyChange, PoolName, SizeRange, Source, VolumeId};
+use crate::volume::{PolicyChange, PoolName, SizeRange, Source, Volume, VolumeId};
 
-/// Reads CreateVolume. Whether this node is one of those asked for comes last: a request that no node would take
-/// must not send the caller to the next.
-fn create(request: proto::CreateVolumeRequest, identity: &Identity) -> Result<CreateVolume> {
-    telemetry::about(&request.name);
+/// Parses CreateVolume. The topology is checked last: a request that no node can satisfy must not send the caller to
+/// another node.
+fn create_volume(request: proto::CreateVolumeRequest, identity: &Identity) -> Result<CreateVolume> {
+    telemetry::record_volume_id(&request.name);
     let name = fields::name(request.name)?;
     let size = fields::size(request.capacity_range)?;
-    access::all(request.volume_capabilities)?;
-    let options = params::options(request.parameters, request.mutable_parameters)?;
+    access::parse_all(request.volume_capabilities)?;
+    let options = params::volume_options(request.parameters, request.mutable_parameters)?;
     let source = request.volume_content_source.map(source).transpose()?;
     Ok(CreateVolume {
         name,
@@ -34,77 +34,80 @@ fn create(request: proto::CreateVolumeRequest, identity: &Identity) -> Result<Cr
 fn source(source: proto::VolumeContentSource) -> Result<Source> {
     let id = |field, text| fields::raw_id(field, text)?.parse();
     match fields::required("volume_content_source.type", source.r#type)? {
-        content::Type::Snapshot(of) => id("snapshot_id", of.snapshot_id).map(Source::Snapshot),
-        content::Type::Volume(of) => id("volume_id", of.volume_id).map(Source::Volume),
+        content::Type::Snapshot(snapshot) => id("snapshot_id", snapshot.snapshot_id).map(Source::Snapshot),
+        content::Type::Volume(volume) => id("volume_id", volume.volume_id).map(Source::Volume),
     }
 }
 
-impl TryFrom<proto::CreateSnapshotRequest> for CreateSnapshot {
-    type Error = Error;
-
-    fn try_from(request: proto::CreateSnapshotRequest) -> Result<Self> {
-        telemetry::about(&request.source_volume_id);
-        let name = fields::name(request.name)?;
-        let labels = params::labels_only(request.parameters)?;
-        let source_volume = fields::id("source_volume_id", request.source_volume_id)?;
-        Ok(Self { name, source_volume, labels })
-    }
+/// Parses CreateSnapshot.
+fn create_snapshot(request: proto::CreateSnapshotRequest, identity: &Identity) -> Result<CreateSnapshot> {
+    identity.check(request.accessibility_requirements.as_ref())?;
+    telemetry::record_volume_id(&request.source_volume_id);
+    let name = fields::name(request.name)?;
+    let labels = params::labels_only(request.parameters)?;
+    let source_volume = fields::id("source_volume_id", request.source_volume_id)?;
+    Ok(CreateSnapshot { name, source_volume, labels })
 }
 
-/// Reads ControllerExpandVolume: without a size there is nothing to do.
+/// Parses ControllerExpandVolume, which requires a size.
 fn expand(request: proto::ControllerExpandVolumeRequest) -> Result<(VolumeId, SizeRange)> {
     let id = fields::raw_id("volume_id", request.volume_id)?;
     let size = fields::size(Some(fields::required("capacity_range", request.capacity_range)?))?;
     if size == SizeRange::default() {
-        return Err(fields::refuse("capacity_range", "names no size"));
+        return Err(fields::invalid("capacity_range", "is empty: set required_bytes"));
     }
     if request.volume_capability.is_some() {
-        access::access(request.volume_capability)?;
+        access::parse(request.volume_capability)?;
     }
     Ok((fields::id("volume_id", id)?, size))
 }
 
-/// Reads ControllerModifyVolume.
+/// Parses ControllerModifyVolume.
 fn modify(request: proto::ControllerModifyVolumeRequest) -> Result<(VolumeId, PolicyChange)> {
     let id = fields::id("volume_id", request.volume_id)?;
-    Ok((id, params::change(request.mutable_parameters)?))
+    Ok((id, params::policy_change(request.mutable_parameters)?))
 }
 
-/// Reads the filter of ListSnapshots; `None`: an id of it is that of nothing.
+/// Parses the filter of ListSnapshots. `None` if no object can have one of its ids, so nothing matches.
 fn filter(request: &proto::ListSnapshotsRequest) -> Option<SnapshotFilter> {
-    let read = |text: &str| if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) };
-    Some(SnapshotFilter { id: read(&request.snapshot_id)?, source_volume: read(&request.source_volume_id)? })
+    let parse = |text: &str| if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) };
+    Some(SnapshotFilter {
+        id: parse(&request.snapshot_id)?,
+        source_volume: parse(&request.source_volume_id)?,
+    })
 }
 
-/// Reads GetCapacity; `None`: here is none of what was asked for. What no node can make is an error, not "no room":
-/// the provisioner asks before it takes a claim, and leaves one without room to others, who know no more.
-fn place(request: proto::GetCapacityRequest, identity: &Identity) -> Result<Option<Option<PoolName>>> {
-    let pool = params::options(request.parameters, [].into())?.pool;
-    let elsewhere = request.accessible_topology.is_some_and(|place| !identity.is_here(&place));
+/// Parses GetCapacity. `None` if the request is for another node, so the capacity here is 0.
+///
+/// A request that no node can satisfy is an error, not a capacity of 0: csi-provisioner asks before it accepts a claim,
+/// and leaves a claim without capacity to other nodes, which cannot satisfy it either.
+fn capacity(request: proto::GetCapacityRequest, identity: &Identity) -> Result<Option<Option<PoolName>>> {
+    let pool = params::volume_options(request.parameters, [].into())?.pool;
+    let is_here = request.accessible_topology.is_none_or(|topology| identity.is_here(&topology));
     for capability in request.volume_capabilities {
-        access::access(Some(capability))?;
+        access::parse(Some(capability))?;
     }
-    Ok((!elsewhere).then_some(pool))
+    Ok(is_here.then_some(pool))
 }
 
-/// Reads ValidateVolumeCapabilities: the volume, and why what was asked is not possible, if it is not.
+/// Parses ValidateVolumeCapabilities. Returns the volume and, if the volume cannot have what was requested, the reason.
 fn validate(request: &proto::ValidateVolumeCapabilitiesRequest) -> Result<(VolumeId, Option<Error>)> {
     let id = fields::raw_id("volume_id", request.volume_id.clone())?;
     if request.volume_capabilities.is_empty() {
-        return Err(fields::refuse("volume_capabilities", "is required"));
+        return Err(fields::invalid("volume_capabilities", "is required"));
     }
     let (parameters, mutable) = (request.parameters.clone(), request.mutable_parameters.clone());
-    let possible = access::all(request.volume_capabilities.clone())
-        .and_then(|_| params::options(parameters, mutable).map(|_| ()));
-    Ok((fields::id("volume_id", id)?, possible.err()))
+    let supported = access::parse_all(request.volume_capabilities.clone())
+        .and_then(|_| params::volume_options(parameters, mutable).map(|_| ()));
+    Ok((fields::id("volume_id", id)?, supported.err()))
 }
 
 fn validated(
     request: proto::ValidateVolumeCapabilitiesRequest,
-    refused: Option<Error>,
+    unsupported: Option<Error>,
 ) -> proto::ValidateVolumeCapabilitiesResponse {
-    if let Some(error) = refused {
-        let message = status::bounded(error.chain(), 1024);
+    if let Some(error) = unsupported {
+        let message = status::truncated(error.chain(), 1024);
         return proto::ValidateVolumeCapabilitiesResponse { confirmed: None, message };
     }
     let confirmed = proto::validate_volume_capabilities_response::Confirmed {
@@ -116,9 +119,24 @@ fn validated(
     proto::ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed), message: String::new() }
 }
 
-/// No attach step: the node publishes on its own.
+/// The error of the attach RPCs: publishing on the node needs no attach step.
 fn no_attach() -> Status {
     Status::unimplemented("a directory needs no attaching: PUBLISH_UNPUBLISH_VOLUME is not advertised")
+}
+
+impl Driver {
+    /// Creates a volume. If this node lacks the source or the space, moves the claim to the node of its source and then
+    /// returns the error.
+    async fn create_or_relocate(&self, request: CreateVolume) -> Result<Volume> {
+        let claim = PendingClaim::from_request(&request);
+        let result = self.run(move |engine| engine.create(&request)).await;
+        if let (Err(error), Some(claim), Some(relocator)) = (&result, claim, &self.relocator)
+            && error.kind() == Kind::NoSpace
+        {
+            relocator.relocate(claim).await;
+        }
+        result.map_err(params::add_pool_context)
+    }
 }
 
 #[tonic::async_trait]
@@ -127,23 +145,16 @@ impl Controller for Driver {
         &self,
         request: Request<proto::CreateVolumeRequest>,
     ) -> Result<Response<proto::CreateVolumeResponse>, Status> {
-        let request = create(request.into_inner(), &self.identity)?;
-        let away = PendingClaim::of(&request);
-        let made = self.run(move |engine| engine.create(&request)).await;
-        if let (Err(error), Some(away), Some(follow)) = (&made, away, &self.follow)
-            && error.kind() == Kind::NoSpace
-        {
-            follow.send(away).await;
-        }
-        let made = made.map_err(status::of_create)?;
-        Ok(Response::new(proto::CreateVolumeResponse { volume: response::made(&self.identity, &made) }))
+        let request = create_volume(request.into_inner(), &self.identity)?;
+        let volume = self.create_or_relocate(request).await.map_err(status::for_create)?;
+        Ok(Response::new(proto::CreateVolumeResponse { volume: response::volume(&self.identity, &volume) }))
     }
 
     async fn delete_volume(
         &self,
         request: Request<proto::DeleteVolumeRequest>,
     ) -> Result<Response<proto::DeleteVolumeResponse>, Status> {
-        if let Some(id) = fields::id_if_any("volume_id", request.into_inner().volume_id)? {
+        if let Some(id) = fields::possible_id("volume_id", request.into_inner().volume_id)? {
             self.run(move |engine| engine.delete(&id)).await?;
         }
         Ok(Response::new(proto::DeleteVolumeResponse {}))
@@ -153,9 +164,9 @@ impl Controller for Driver {
         &self,
         request: Request<proto::ValidateVolumeCapabilitiesRequest>,
     ) -> Result<Response<proto::ValidateVolumeCapabilitiesResponse>, Status> {
-        let (id, refused) = validate(request.get_ref())?;
+        let (id, unsupported) = validate(request.get_ref())?;
         self.run(move |engine| engine.get(&id)).await?;
-        Ok(Response::new(validated(request.into_inner(), refused)))
+        Ok(Response::new(validated(request.into_inner(), unsupported)))
     }
 
     async fn list_volumes(
@@ -163,9 +174,9 @@ impl Controller for Driver {
         request: Request<proto::ListVolumesRequest>,
     ) -> Result<Response<proto::ListVolumesResponse>, Status> {
         let request = request.into_inner();
-        let start = paging::start(Listing::Volumes, request.max_entries, &request.starting_token)?;
-        let page = self.run(move |engine| engine.list(start.after.as_ref(), start.max)).await?;
-        let entries = page.items.iter().map(|volume| response::listed(&self.identity, volume)).collect();
+        let range = paging::parse(Listing::Volumes, request.max_entries, &request.starting_token)?;
+        let page = self.run(move |engine| engine.list(range.after.as_ref(), range.max)).await?;
+        let entries = page.items.iter().map(|volume| response::list_entry(&self.identity, volume)).collect();
         let next_token = paging::token(Listing::Volumes, page.next.as_ref());
         Ok(Response::new(proto::ListVolumesResponse { entries, next_token }))
     }
@@ -177,7 +188,7 @@ impl Controller for Driver {
         let id = fields::id("volume_id", request.into_inner().volume_id)?;
         let volume = self.run(move |engine| engine.get(&id)).await?;
         let status = proto::controller_get_volume_response::VolumeStatus { published_node_ids: Vec::new() };
-        let volume = response::made(&self.identity, &volume);
+        let volume = response::volume(&self.identity, &volume);
         Ok(Response::new(proto::ControllerGetVolumeResponse { volume, status: Some(status) }))
     }
 
@@ -185,15 +196,11 @@ impl Controller for Driver {
         &self,
         request: Request<proto::GetCapacityRequest>,
     ) -> Result<Response<proto::GetCapacityResponse>, Status> {
-        let Some(pool) = place(request.into_inner(), &self.identity)? else {
+        let Some(pool) = capacity(request.into_inner(), &self.identity)? else {
             return Ok(Response::new(proto::GetCapacityResponse::default()));
         };
-        let capacity = self.run(move |engine| engine.capacity(pool.as_ref())).await?;
-        Ok(Response::new(proto::GetCapacityResponse {
-            available_capacity: response::signed(response::coarse(capacity.available)),
-            maximum_volume_size: Some(response::signed(response::coarse(capacity.largest))),
-            minimum_volume_size: None,
-        }))
+        let capacity = self.run(move |engine| engine.capacity(pool.as_ref())).await;
+        Ok(Response::new(response::capacity(capacity.map_err(params::add_pool_context)?)))
     }
 
     async fn controller_get_capabilities(
@@ -208,9 +215,7 @@ impl Controller for Driver {
         &self,
         request: Request<proto::CreateSnapshotRequest>,
     ) -> Result<Response<proto::CreateSnapshotResponse>, Status> {
-        let request = request.into_inner();
-        self.identity.check(request.accessibility_requirements.as_ref())?;
-        let request = CreateSnapshot::try_from(request)?;
+        let request = create_snapshot(request.into_inner(), &self.identity)?;
         let snapshot = self.run(move |engine| engine.create_snapshot(&request)).await?;
         Ok(Response::new(proto::CreateSnapshotResponse { snapshot: response::snapshot(&snapshot) }))
     }
@@ -219,7 +224,7 @@ impl Controller for Driver {
         &self,
         request: Request<proto::DeleteSnapshotRequest>,
     ) -> Result<Response<proto::DeleteSnapshotResponse>, Status> {
-        if let Some(id) = fields::id_if_any("snapshot_id", request.into_inner().snapshot_id)? {
+        if let Some(id) = fields::possible_id("snapshot_id", request.into_inner().snapshot_id)? {
             self.run(move |engine| engine.delete_snapshot(&id)).await?;
         }
         Ok(Response::new(proto::DeleteSnapshotResponse {}))
@@ -230,13 +235,14 @@ impl Controller for Driver {
         request: Request<proto::ListSnapshotsRequest>,
     ) -> Result<Response<proto::ListSnapshotsResponse>, Status> {
         let request = request.into_inner();
-        let start = paging::start(Listing::Snapshots, request.max_entries, &request.starting_token)?;
+        let range = paging::parse(Listing::Snapshots, request.max_entries, &request.starting_token)?;
         let Some(filter) = filter(&request) else {
             return Ok(Response::new(proto::ListSnapshotsResponse::default()));
         };
         let page =
-            self.run(move |engine| engine.list_snapshots(&filter, start.after.as_ref(), start.max)).await?;
-        let entry = |found| proto::list_snapshots_response::Entry { snapshot: response::snapshot(found) };
+            self.run(move |engine| engine.list_snapshots(&filter, range.after.as_ref(), range.max)).await?;
+        let entry =
+            |snapshot| proto::list_snapshots_response::Entry { snapshot: response::snapshot(snapshot) };
         let entries = page.items.iter().map(entry).collect();
         let next_token = paging::token(Listing::Snapshots, page.next.as_ref());
         Ok(Response::new(proto::ListSnapshotsResponse { entries, next_token }))
@@ -258,7 +264,7 @@ impl Controller for Driver {
         let (id, size) = expand(request.into_inner())?;
         let volume = self.run(move |engine| engine.expand(&id, size)).await?;
         Ok(Response::new(proto::ControllerExpandVolumeResponse {
-            capacity_bytes: response::signed(volume.size),
+            capacity_bytes: response::saturating_i64(volume.size),
             node_expansion_required: false,
         }))
     }
@@ -277,8 +283,8 @@ impl Controller for Driver {
         request: Request<proto::ControllerGetVolumeHealthRequest>,
     ) -> Result<Response<proto::ControllerGetVolumeHealthResponse>, Status> {
         let id = fields::id("volume_id", request.into_inner().volume_id)?;
-        let found = self.run(move |engine| Ok(response::health(&id, engine.health(&id, None)?))).await?;
-        Ok(Response::new(proto::ControllerGetVolumeHealthResponse { volume_health: Some(found) }))
+        let health = self.run(move |engine| Ok(response::health(&id, engine.health(&id, None)?))).await?;
+        Ok(Response::new(proto::ControllerGetVolumeHealthResponse { volume_health: Some(health) }))
     }
 
     async fn controller_list_volume_health(
@@ -286,8 +292,8 @@ impl Controller for Driver {
         request: Request<proto::ControllerListVolumeHealthRequest>,
     ) -> Result<Response<proto::ControllerListVolumeHealthResponse>, Status> {
         let request = request.into_inner();
-        let start = paging::start(Listing::Health, request.max_entries, &request.starting_token)?;
-        let page = self.run(move |engine| engine.list_health(start.after.as_ref(), start.max)).await?;
+        let range = paging::parse(Listing::Health, request.max_entries, &request.starting_token)?;
+        let page = self.run(move |engine| engine.list_health(range.after.as_ref(), range.max)).await?;
         let entries = page.items.into_iter().map(|(id, symptoms)| response::health(&id, symptoms)).collect();
         let next_token = paging::token(Listing::Health, page.next.as_ref());
         Ok(Response::new(proto::ControllerListVolumeHealthResponse { entries, next_token }))

@@ -1,4 +1,4 @@
-//! Checks of single fields, each naming the field it refuses.
+//! Checks of single fields. Every error names its field.
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -7,53 +7,53 @@ use super::proto;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{SizeRange, VolumeId, shorten};
 
-/// The specification's bound of a string.
-const TEXT: usize = 128;
-/// The specification's bound of a map, keys and values together.
-pub(super) const MAP: usize = 4096;
-/// Linux's bound of a path, with its final NUL.
-const PATH: usize = 4096;
+/// Maximum bytes of a string in the specification.
+const MAX_TEXT: usize = 128;
+/// Maximum bytes of a map in the specification, keys and values together.
+pub(super) const MAX_MAP: usize = 4096;
+/// Maximum bytes of a path on Linux, with its final NUL.
+const MAX_PATH: usize = 4096;
 
-/// A refusal of one field.
-pub(super) fn refuse(field: &str, why: &str) -> Error {
-    Error::new(Kind::Invalid, format!("{field} {why}"))
+/// Creates the error for a field; `reason` follows its name.
+pub(super) fn invalid(field: &str, reason: &str) -> Error {
+    Error::new(Kind::Invalid, format!("{field} {reason}"))
 }
 
-/// A field that must be there.
+/// Checks that a field is present.
 pub(super) fn required<T>(field: &str, value: Option<T>) -> Result<T> {
-    value.ok_or_else(|| refuse(field, "is required"))
+    value.ok_or_else(|| invalid(field, "is required"))
 }
 
-fn filled(field: &str, text: String) -> Result<String> {
+fn not_empty(field: &str, text: String) -> Result<String> {
     required(field, Some(text).filter(|text| !text.is_empty()))
 }
 
-/// A requested name: at most 128 bytes, without the control characters that the specification forbids.
+/// Checks a requested name: at most 128 bytes, without the control characters that the specification forbids.
 pub(super) fn name(text: String) -> Result<String> {
-    let text = filled("name", text)?;
-    if text.len() > TEXT {
-        return Err(refuse("name", "is longer than 128 bytes"));
+    let text = not_empty("name", text)?;
+    if text.len() > MAX_TEXT {
+        return Err(invalid("name", "is longer than 128 bytes"));
     }
-    // The specification bans these but for tab, newline and carriage return.
+    // The specification allows these three.
     if text.contains(|c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r')) {
-        return Err(refuse("name", &format!("{:?} has a control character", shorten(&text))));
+        return Err(invalid("name", &format!("{:?} contains a control character", shorten(&text))));
     }
     Ok(text)
 }
 
-/// An id that must be there, as it was sent.
+/// Checks that an id is present, without parsing it.
 pub(super) fn raw_id(field: &str, text: String) -> Result<String> {
-    filled(field, text)
+    not_empty(field, text)
 }
 
-/// The id of a volume or snapshot; one that does not parse is the id of nothing.
+/// Parses the id of a volume or snapshot, and adds it to the log. `NotFound`: no object can have this id.
 pub(super) fn id(field: &str, text: String) -> Result<VolumeId> {
-    crate::telemetry::about(&text);
-    filled(field, text)?.parse()
+    crate::telemetry::record_volume_id(&text);
+    not_empty(field, text)?.parse()
 }
 
-/// As [`id`], for the calls to which "does not exist" is no error: an id that does not parse is `None`.
-pub(super) fn id_if_any(field: &str, text: String) -> Result<Option<VolumeId>> {
+/// Like [`id`], but returns `None` for an id that no object can have. For calls that succeed without the object.
+pub(super) fn possible_id(field: &str, text: String) -> Result<Option<VolumeId>> {
     match id(field, text) {
         Ok(id) => Ok(Some(id)),
         Err(error) if error.kind() == Kind::NotFound => Ok(None),
@@ -61,36 +61,36 @@ pub(super) fn id_if_any(field: &str, text: String) -> Result<Option<VolumeId>> {
     }
 }
 
-/// A path as the kernel takes it, relative or not.
+/// Checks a path, absolute or relative, against the limits of the kernel.
 pub(super) fn path(field: &str, text: String) -> Result<PathBuf> {
-    let text = filled(field, text)?;
-    if text.len() >= PATH || text.contains('\0') {
-        return Err(refuse(field, "is longer than 4095 bytes or holds a NUL"));
+    let text = not_empty(field, text)?;
+    if text.len() >= MAX_PATH || text.contains('\0') {
+        return Err(invalid(field, "is longer than 4095 bytes or contains a NUL"));
     }
     Ok(PathBuf::from(text))
 }
 
-/// A path that something is to be made or removed at: absolute and without `..`.
+/// Checks a path where a mount is made or removed: absolute and without `..`.
 pub(super) fn target(text: String) -> Result<PathBuf> {
     let path = path("target_path", text)?;
-    let plain = |path: &Path| !path.components().any(|part| part == Component::ParentDir);
-    if !path.is_absolute() || !plain(&path) || path.parent().is_none() {
+    let has_parent_dir = |path: &Path| path.components().any(|part| part == Component::ParentDir);
+    if !path.is_absolute() || has_parent_dir(&path) || path.parent().is_none() {
         let shown = shorten(&path.to_string_lossy());
-        return Err(refuse("target_path", &format!("{shown:?} is not an absolute path without '..'")));
+        return Err(invalid("target_path", &format!("{shown:?} is not an absolute path without '..'")));
     }
     Ok(path)
 }
 
-/// A map within the specification's 4 KiB.
-pub(super) fn map(field: &str, map: &HashMap<String, String>) -> Result<()> {
+/// Checks the size of a map.
+pub(super) fn check_map(field: &str, map: &HashMap<String, String>) -> Result<()> {
     let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
-    if bytes > MAP {
-        return Err(refuse(field, &format!("holds {bytes} bytes; at most 4096 are allowed")));
+    if bytes > MAX_MAP {
+        return Err(invalid(field, &format!("has {bytes} bytes; at most 4096 are allowed")));
     }
     Ok(())
 }
 
-/// The requested size. Without a range, any size is acceptable.
+/// Parses the requested size in bytes. Without a range, any size is acceptable.
 pub(super) fn size(range: Option<proto::CapacityRange>) -> Result<SizeRange> {
     let range = range.unwrap_or_default();
     let bytes = |field: &str, value: i64| {
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names() {
+    fn names_are_bounded_and_have_no_control_characters() {
         for good in ["a", "../etc", "ü/ñ", "a\tb", &"x".repeat(128)] {
             assert_eq!(name(good.to_owned()).unwrap(), good);
         }
@@ -119,17 +119,17 @@ mod tests {
     }
 
     #[test]
-    fn ids() {
+    fn an_id_that_does_not_parse_does_not_exist() {
         let table = [("", Kind::Invalid), ("fake-vol-id", Kind::NotFound), ("../x/y", Kind::NotFound)];
         for (text, kind) in table {
             assert_eq!(id("volume_id", text.to_owned()).unwrap_err().kind(), kind, "{text:?}");
         }
-        assert_eq!(id_if_any("volume_id", "fake".to_owned()).unwrap(), None);
-        assert_eq!(id_if_any("volume_id", String::new()).unwrap_err().kind(), Kind::Invalid);
+        assert_eq!(possible_id("volume_id", "fake".to_owned()).unwrap(), None);
+        assert_eq!(possible_id("volume_id", String::new()).unwrap_err().kind(), Kind::Invalid);
     }
 
     #[test]
-    fn targets() {
+    fn targets_are_absolute_paths_without_parent_directories() {
         assert!(target(format!("/{}", "x".repeat(4094))).is_ok());
         for bad in ["", "a/b", "./a", "/a/../b", "/", "/a\0b", &format!("/{}", "x".repeat(4095))] {
             let error = target(bad.to_owned()).unwrap_err();
@@ -139,10 +139,10 @@ mod tests {
     }
 
     #[test]
-    fn maps_and_sizes() {
-        let of = |bytes: usize| HashMap::from([("k".to_owned(), "v".repeat(bytes - 1))]);
-        assert!(map("parameters", &of(4096)).is_ok());
-        assert_eq!(map("parameters", &of(4097)).unwrap_err().kind(), Kind::Invalid);
+    fn maps_are_bounded_and_sizes_are_checked() {
+        let with_bytes = |bytes: usize| HashMap::from([("k".to_owned(), "v".repeat(bytes - 1))]);
+        assert!(check_map("parameters", &with_bytes(4096)).is_ok());
+        assert_eq!(check_map("parameters", &with_bytes(4097)).unwrap_err().kind(), Kind::Invalid);
         let range = |required_bytes, limit_bytes| Some(proto::CapacityRange { required_bytes, limit_bytes });
         assert_eq!(size(None).unwrap(), SizeRange::default());
         for bad in [range(-1, 0), range(0, -1), range(2, 1), range(i64::MIN, i64::MAX)] {

@@ -1,4 +1,4 @@
-//! The Identity service: who we are, and whether we are ready.
+//! The Identity service: the driver's name, capabilities and readiness.
 
 use tonic::{Request, Response, Status};
 
@@ -28,8 +28,8 @@ impl Identity for Driver {
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: capabilities::plugin() }))
     }
 
-    /// Ready as soon as it answers. A pool whose disk is missing is told by `/readyz`, metrics and health, and not here:
-    /// a restart, which is what a failed probe brings about, mounts no disk and takes the other pools away.
+    /// Always ready. A pool whose disk is missing is reported by `/readyz`, the metrics and the health RPCs, not here:
+    /// a failed probe causes a restart, which does not mount the disk and makes the other pools unavailable.
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
         Ok(Response::new(ProbeResponse { ready: Some(true) }))
     }

@@ -1,4 +1,4 @@
-//! The Node service: volumes at paths of this machine.
+//! The Node service: publishes volumes at paths of this node and reports on them.
 
 use std::path::PathBuf;
 
@@ -15,77 +15,62 @@ use super::proto::{
 use super::{Driver, access, capabilities, fields, params, response};
 use crate::engine::Engine;
 use crate::engine::request::Publish;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::telemetry;
 use crate::volume::{Name, SizeRange, VolumeId};
 
-/// Reads NodePublishVolume. An inline volume lives in the pool its attributes name, else in the default one.
+/// Parses NodePublishVolume. An inline volume is in the pool that its attributes name, or in the default one.
 fn publish(request: NodePublishVolumeRequest, engine: &Engine) -> Result<Publish> {
-    telemetry::about(&request.volume_id);
-    let raw = fields::raw_id("volume_id", request.volume_id)?;
+    telemetry::record_volume_id(&request.volume_id);
+    let raw_id = fields::raw_id("volume_id", request.volume_id)?;
     let target = fields::target(request.target_path)?;
-    let mut access = access::access(request.volume_capability)?;
+    let mut access = access::parse(request.volume_capability)?;
     access.flags.read_only |= request.readonly;
-    fields::map("volume_context", &request.volume_context)?;
-    let mut ephemeral = params::inline(&raw, request.volume_context)?;
+    fields::check_map("volume_context", &request.volume_context)?;
+    let mut ephemeral = params::inline_volume(&raw_id, request.volume_context)?;
     let id = match &mut ephemeral {
-        None => raw.parse()?,
-        Some(request) => {
-            let pool = match request.pool.take() {
+        None => raw_id.parse()?,
+        Some(volume) => {
+            let pool = match volume.pool.take() {
                 Some(pool) => pool,
                 None => engine.default_pool_name()?,
             };
-            request.pool = Some(pool.clone());
-            VolumeId { pool, name: Name::of(&raw) }
+            volume.pool = Some(pool.clone());
+            VolumeId { pool, name: Name::of(&raw_id) }
         }
     };
     Ok(Publish { id, target, flags: access.flags, sharing: access.sharing, ephemeral })
 }
 
-/// A volume at a path, as stats and health ask for it.
-#[derive(Debug)]
-struct At {
-    id: VolumeId,
-    path: PathBuf,
+/// Parses NodeGetVolumeStats. A relative path is accepted: no volume is published there, and csi-sanity expects
+/// NOT_FOUND.
+fn stats(request: NodeGetVolumeStatsRequest) -> Result<(VolumeId, PathBuf)> {
+    let id = fields::raw_id("volume_id", request.volume_id)?;
+    let path = fields::path("volume_path", request.volume_path)?;
+    Ok((fields::id("volume_id", id)?, path))
 }
 
-impl TryFrom<NodeGetVolumeStatsRequest> for At {
-    type Error = Error;
-
-    /// A relative path is no error of form: no volume is there, as csi-sanity wants it.
-    fn try_from(request: NodeGetVolumeStatsRequest) -> Result<Self> {
-        let id = fields::raw_id("volume_id", request.volume_id)?;
-        let path = fields::path("volume_path", request.volume_path)?;
-        Ok(Self { id: fields::id("volume_id", id)?, path })
+/// Parses NodeExpandVolume. The path is as for NodeGetVolumeStats.
+fn expand(request: NodeExpandVolumeRequest) -> Result<(VolumeId, PathBuf, SizeRange)> {
+    let id = fields::raw_id("volume_id", request.volume_id)?;
+    let path = fields::path("volume_path", request.volume_path)?;
+    let size = fields::size(request.capacity_range)?;
+    if request.volume_capability.is_some() {
+        access::parse(request.volume_capability)?;
     }
+    Ok((fields::id("volume_id", id)?, path, size))
 }
 
-/// NodeExpandVolume, read.
-#[derive(Debug)]
-struct Expand {
-    at: At,
-    size: SizeRange,
-}
-
-impl TryFrom<NodeExpandVolumeRequest> for Expand {
-    type Error = Error;
-
-    fn try_from(request: NodeExpandVolumeRequest) -> Result<Self> {
-        let id = fields::raw_id("volume_id", request.volume_id)?;
-        let path = fields::path("volume_path", request.volume_path)?;
-        let size = fields::size(request.capacity_range)?;
-        if request.volume_capability.is_some() {
-            access::access(request.volume_capability)?;
-        }
-        Ok(Self { at: At { id: fields::id("volume_id", id)?, path }, size })
-    }
-}
-
-/// NodeGetVolumeHealth, read.
+/// Parses NodeGetVolumeHealth.
 fn health(request: NodeGetVolumeHealthRequest) -> Result<(VolumeId, Option<PathBuf>)> {
     let id = fields::id("volume_id", request.volume_id)?;
     let path = Some(request.volume_publish_path).filter(|path| !path.is_empty());
     Ok((id, path.map(|path| fields::path("volume_publish_path", path)).transpose()?))
+}
+
+/// The error of the staging RPCs.
+fn no_staging() -> Status {
+    Status::unimplemented("a directory needs no staging: STAGE_UNSTAGE_VOLUME is not advertised")
 }
 
 #[tonic::async_trait]
@@ -99,13 +84,13 @@ impl Node for Driver {
         Ok(Response::new(NodePublishVolumeResponse {}))
     }
 
-    /// An inline volume's id is one of no pool, so the id goes on as it came.
+    /// The id is passed on unparsed, since the id of an inline volume names no pool.
     async fn node_unpublish_volume(
         &self,
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
-        telemetry::about(&request.volume_id);
+        telemetry::record_volume_id(&request.volume_id);
         let id = fields::raw_id("volume_id", request.volume_id)?;
         let target = fields::target(request.target_path)?;
         self.run(move |engine| engine.unpublish(&id, &target)).await?;
@@ -116,8 +101,8 @@ impl Node for Driver {
         &self,
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
-        let at = At::try_from(request.into_inner())?;
-        let usage = self.run(move |engine| engine.stats(&at.id, &at.path)).await?;
+        let (id, path) = stats(request.into_inner())?;
+        let usage = self.run(move |engine| engine.stats(&id, &path)).await?;
         Ok(Response::new(NodeGetVolumeStatsResponse { usage: response::usage(&usage) }))
     }
 
@@ -125,9 +110,9 @@ impl Node for Driver {
         &self,
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
-        let Expand { at, size } = request.into_inner().try_into()?;
-        let volume = self.run(move |engine| engine.expand_published(&at.id, &at.path, size)).await?;
-        Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: response::signed(volume.size) }))
+        let (id, path, size) = expand(request.into_inner())?;
+        let volume = self.run(move |engine| engine.expand_published(&id, &path, size)).await?;
+        Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: response::saturating_i64(volume.size) }))
     }
 
     async fn node_get_volume_health(
@@ -135,9 +120,9 @@ impl Node for Driver {
         request: Request<NodeGetVolumeHealthRequest>,
     ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
         let (id, path) = health(request.into_inner())?;
-        let found =
+        let health =
             self.run(move |engine| Ok(response::health(&id, engine.health(&id, path.as_deref())?))).await?;
-        Ok(Response::new(NodeGetVolumeHealthResponse { volume_health: Some(found) }))
+        Ok(Response::new(NodeGetVolumeHealthResponse { volume_health: Some(health) }))
     }
 
     async fn node_get_storage_health(
@@ -162,7 +147,7 @@ impl Node for Driver {
         Ok(Response::new(NodeGetInfoResponse {
             node_id: self.identity.node.clone(),
             max_volumes_per_node: 0,
-            accessible_topology: Some(self.identity.here()),
+            accessible_topology: Some(self.identity.own_topology()),
         }))
     }
 
@@ -170,13 +155,13 @@ impl Node for Driver {
         &self,
         _: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
-        Err(Status::unimplemented("a directory needs no staging: STAGE_UNSTAGE_VOLUME is not advertised"))
+        Err(no_staging())
     }
 
     async fn node_unstage_volume(
         &self,
         _: Request<NodeUnstageVolumeRequest>,
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
-        Err(Status::unimplemented("a directory needs no staging: STAGE_UNSTAGE_VOLUME is not advertised"))
+        Err(no_staging())
     }
 }

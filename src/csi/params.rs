@@ -1,7 +1,6 @@
-//! The parameters of a StorageClass, a VolumeAttributesClass and an inline volume: the one list of their keys.
+//! The parameters of a StorageClass, a VolumeAttributesClass and an inline volume: the only list of their keys.
 //!
-//! A key that is not listed here is refused by name. Keys of Kubernetes itself, `csi.storage.k8s.io/…`, become
-//! labels of the record.
+//! An unknown key is refused by name. Keys that Kubernetes adds, `csi.storage.k8s.io/…`, become labels of the record.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,62 +11,62 @@ use serde::de::value::MapDeserializer;
 use serde::de::{DeserializeOwned, Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 
-use super::fields::{self, refuse};
+use super::fields::{self, invalid};
 use crate::engine::request::{CreateVolume, OwnerSpec};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::quantity::{Bytes, HumanDuration};
 use crate::volume::{Labels, Limit, OnDelete, Policy, PolicyChange, PoolName, SizeRange, shorten};
 
-/// Keys of Kubernetes: a claim's name and namespace, a pod's, and so on.
+/// Prefix of the keys that Kubernetes adds, such as the name and namespace of a claim or pod.
 const KUBERNETES: &str = "csi.storage.k8s.io/";
-/// In a publish context: the volume lives and dies with its pod.
+/// Key in the context of a publish that marks an inline volume, which is created and deleted with its pod.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
-/// What the provisioner adds to the context of every volume.
+/// Key that csi-provisioner adds to the context of every volume.
 const PROVISIONER: &str = "storage.kubernetes.io/csiProvisionerIdentity";
-/// How long trash is kept when nobody says.
-const TRASH_FOR: Duration = Duration::from_secs(7 * 86_400);
+/// Default of `trashFor`.
+const DEFAULT_TRASH_FOR: Duration = Duration::from_secs(7 * 86_400);
 
 /// `StorageClass.parameters`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Parameters {
-    /// The pool to make the volume in. Default: the one named "default", or the first of the settings.
-    #[serde(deserialize_with = "parsed")]
+    /// Pool of the volume. Default: the one named "default", or the first of the settings.
+    #[serde(deserialize_with = "from_text")]
     pool: Option<PoolName>,
-    /// What becomes of the data when the volume is deleted: `delete` (the default), `trash` or `retain`. Mutable.
-    #[serde(deserialize_with = "word")]
+    /// What happens to the data of a deleted volume: `delete` (the default), `trash` or `retain`. Mutable.
+    #[serde(deserialize_with = "variant")]
     on_delete: Option<OnDelete>,
-    /// How long trash is kept: `30m`, `12h`, `7d`, `1d12h`. Default: 7d. Only with `onDelete: trash`. Mutable.
-    #[serde(deserialize_with = "parsed")]
+    /// Retention of trash: `30m`, `12h`, `7d`, `1d12h`. Default: 7d. Only with `onDelete: trash`. Mutable.
+    #[serde(deserialize_with = "from_text")]
     trash_for: Option<HumanDuration>,
     /// Permission bits of the root directory in octal. Default: 0777, or the source's.
-    #[serde(deserialize_with = "parsed")]
+    #[serde(deserialize_with = "from_text")]
     mode: Option<Mode>,
     /// Owner of the root directory. Default: 0, or the source's.
-    #[serde(deserialize_with = "parsed")]
+    #[serde(deserialize_with = "from_text")]
     uid: Option<NumericId>,
     /// Group of the root directory. Default: 0, or the source's.
-    #[serde(deserialize_with = "parsed")]
+    #[serde(deserialize_with = "from_text")]
     gid: Option<NumericId>,
-    /// Whether the size is enforced: `auto` (the default: where the pool can), `hard` (or the volume is not made),
-    /// `none`. Mutable.
-    #[serde(deserialize_with = "word")]
+    /// Whether the size is enforced: `auto` (the default: if the pool can), `hard` (the volume is refused if the pool
+    /// cannot), `none`. Mutable.
+    #[serde(deserialize_with = "variant")]
     limit: Option<Limit>,
 }
 
-/// `VolumeAttributesClass.parameters`: the part of [`Parameters`] that may change later.
+/// `VolumeAttributesClass.parameters`: the part of [`Parameters`] that can be changed later.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Mutable {
-    #[serde(deserialize_with = "word")]
+    #[serde(deserialize_with = "variant")]
     on_delete: Option<OnDelete>,
-    #[serde(deserialize_with = "parsed")]
+    #[serde(deserialize_with = "from_text")]
     trash_for: Option<HumanDuration>,
-    #[serde(deserialize_with = "word")]
+    #[serde(deserialize_with = "variant")]
     limit: Option<Limit>,
 }
 
-/// Parameters and labels together, ready for the engine.
+/// The parameters and labels of a new volume, for the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct VolumeOptions {
     pub(super) pool: Option<PoolName>,
@@ -76,72 +75,70 @@ pub(super) struct VolumeOptions {
     pub(super) labels: Labels,
 }
 
-/// Reads `parameters` and the `mutable_parameters` that override them.
-pub(super) fn options(
+/// Parses `parameters`, and the `mutable_parameters` that override them.
+pub(super) fn volume_options(
     parameters: HashMap<String, String>,
-    mutable: HashMap<String, String>,
+    mutable_parameters: HashMap<String, String>,
 ) -> Result<VolumeOptions> {
-    let (labels, own) = split("parameters", parameters)?;
-    let over = mutable_part(mutable)?;
-    let request: Parameters = read("parameters", &own)?;
-    let change = Mutable {
-        on_delete: over.on_delete.or(request.on_delete),
-        trash_for: over.trash_for.or(request.trash_for),
-        limit: over.limit.or(request.limit),
-    };
-    check_trash(change.trash_for, change.on_delete.unwrap_or_default())?;
+    let (labels, parameters) = split_labels("parameters", parameters)?;
+    let overrides = mutable(mutable_parameters)?;
+    let parameters: Parameters = deserialize("parameters", &parameters)?;
+    let on_delete = overrides.on_delete.or(parameters.on_delete).unwrap_or_default();
+    let trash_for = overrides.trash_for.or(parameters.trash_for);
+    check_trash_for(trash_for, on_delete)?;
     let policy = Policy {
-        on_delete: change.on_delete.unwrap_or_default(),
-        trash_for: change.trash_for.map_or(TRASH_FOR, |span| span.0),
-        limit: change.limit.unwrap_or_default(),
+        on_delete,
+        trash_for: trash_for.map_or(DEFAULT_TRASH_FOR, |duration| duration.0),
+        limit: overrides.limit.or(parameters.limit).unwrap_or_default(),
     };
     let owner = OwnerSpec {
-        uid: request.uid.map(|id| id.0),
-        gid: request.gid.map(|id| id.0),
-        mode: request.mode.map(|mode| mode.0),
+        uid: parameters.uid.map(|uid| uid.0),
+        gid: parameters.gid.map(|gid| gid.0),
+        mode: parameters.mode.map(|mode| mode.0),
     };
-    Ok(VolumeOptions { pool: request.pool, owner, policy, labels })
+    Ok(VolumeOptions { pool: parameters.pool, owner, policy, labels })
 }
 
-/// Reads the `mutable_parameters` of ControllerModifyVolume; absent keys change nothing.
-pub(super) fn change(mutable: HashMap<String, String>) -> Result<PolicyChange> {
-    let request = mutable_part(mutable)?;
-    if let Some(on_delete) = request.on_delete {
-        check_trash(request.trash_for, on_delete)?;
+/// Names the parameter in the engine's refusal of a pool: its only `Invalid` error for a request that was parsed here.
+pub(super) fn add_pool_context(error: Error) -> Error {
+    let is_pool = error.kind() == Kind::Invalid;
+    if is_pool { Error::caused(Kind::Invalid, "parameter pool", error) } else { error }
+}
+
+/// Parses the `mutable_parameters` of ControllerModifyVolume. Absent keys change nothing.
+pub(super) fn policy_change(mutable_parameters: HashMap<String, String>) -> Result<PolicyChange> {
+    let Mutable { on_delete, trash_for, limit } = mutable(mutable_parameters)?;
+    if let Some(on_delete) = on_delete {
+        check_trash_for(trash_for, on_delete)?;
     }
-    Ok(PolicyChange {
-        on_delete: request.on_delete,
-        trash_for: request.trash_for.map(|span| span.0),
-        limit: request.limit,
-    })
+    Ok(PolicyChange { on_delete, trash_for: trash_for.map(|duration| duration.0), limit })
 }
 
-/// Reads parameters of which only Kubernetes' own keys are allowed, as those of CreateSnapshot.
+/// Parses the parameters of CreateSnapshot, where only the keys of Kubernetes are allowed.
 pub(super) fn labels_only(parameters: HashMap<String, String>) -> Result<Labels> {
-    let (labels, own) = split("parameters", parameters)?;
-    match own.keys().min() {
-        None => Ok(labels),
-        Some(key) => Err(refuse(
-            "parameters",
-            &format!("has unknown key {:?}: snapshots take no parameters", shorten(key)),
-        )),
-    }
+    let (labels, parameters) = split_labels("parameters", parameters)?;
+    let Some(key) = parameters.keys().min() else { return Ok(labels) };
+    let reason = format!("has unknown key {:?}: snapshots have no parameters", shorten(key));
+    Err(invalid("parameters", &reason))
 }
 
-/// Reads the `volume_context` of a publish: how to make the volume when it is an inline one.
+/// Parses the `volume_context` of a publish. Returns how to create an inline volume; `None` if the volume is persistent.
 ///
-/// The context of a persistent volume is ours of long ago and the orchestrator's: any key is tolerated.
-pub(super) fn inline(id: &str, mut context: HashMap<String, String>) -> Result<Option<Box<CreateVolume>>> {
+/// The context of a persistent volume may contain any key: the orchestrator and earlier versions of orlop add some.
+pub(super) fn inline_volume(
+    id: &str,
+    mut context: HashMap<String, String>,
+) -> Result<Option<Box<CreateVolume>>> {
     if context.remove(EPHEMERAL).as_deref() != Some("true") {
         return Ok(None);
     }
     context.remove(PROVISIONER);
     let size = match context.remove("size") {
         None => Bytes::default(),
-        Some(text) => text.parse().map_err(|error| attribute("size", &error))?,
+        Some(text) => text.parse::<Bytes>().context(|| "volume attribute \"size\"")?,
     };
     let name = fields::name(id.to_owned())?;
-    let options = options(context, HashMap::new())?;
+    let options = volume_options(context, HashMap::new())?;
     Ok(Some(Box::new(CreateVolume {
         name,
         pool: options.pool,
@@ -154,55 +151,56 @@ pub(super) fn inline(id: &str, mut context: HashMap<String, String>) -> Result<O
     })))
 }
 
-fn mutable_part(mutable: HashMap<String, String>) -> Result<Mutable> {
-    let (_, own) = split("mutable_parameters", mutable)?;
-    read("mutable_parameters", &own)
+fn mutable(parameters: HashMap<String, String>) -> Result<Mutable> {
+    let (_, parameters) = split_labels("mutable_parameters", parameters)?;
+    deserialize("mutable_parameters", &parameters)
 }
 
-fn check_trash(trash_for: Option<HumanDuration>, on_delete: OnDelete) -> Result<()> {
+fn check_trash_for(trash_for: Option<HumanDuration>, on_delete: OnDelete) -> Result<()> {
     match trash_for {
-        Some(_) if on_delete != OnDelete::Trash => Err(refuse("parameter trashFor", "needs onDelete: trash")),
+        Some(_) if on_delete != OnDelete::Trash => {
+            Err(invalid("parameter trashFor", "needs onDelete: trash"))
+        }
         Some(HumanDuration(Duration::ZERO)) => {
-            Err(refuse("parameter trashFor", "is zero: say onDelete: delete instead"))
+            Err(invalid("parameter trashFor", "must not be zero; use onDelete: delete"))
         }
         Some(_) | None => Ok(()),
     }
 }
 
-/// Kubernetes' keys as labels, and the rest.
-fn split(field: &str, map: HashMap<String, String>) -> Result<(Labels, HashMap<String, String>)> {
-    fields::map(field, &map)?;
-    let (labels, own): (HashMap<_, _>, _) = map.into_iter().partition(|(key, _)| key.starts_with(KUBERNETES));
-    Ok((labels.into_iter().collect(), own))
+/// Separates the keys of Kubernetes, which become labels, from the parameters.
+fn split_labels(field: &str, map: HashMap<String, String>) -> Result<(Labels, HashMap<String, String>)> {
+    fields::check_map(field, &map)?;
+    let (labels, parameters): (HashMap<_, _>, _) =
+        map.into_iter().partition(|(key, _)| key.starts_with(KUBERNETES));
+    Ok((labels.into_iter().collect(), parameters))
 }
 
-/// Reads a map of texts into a struct. Each key is read alone first, so that an error names the one it is about.
-fn read<T: DeserializeOwned>(field: &str, map: &HashMap<String, String>) -> Result<T> {
+/// Deserializes a map. Each key is deserialized alone first, so that an error names its key.
+fn deserialize<T: DeserializeOwned>(field: &str, map: &HashMap<String, String>) -> Result<T> {
     let mut pairs: Vec<_> = map.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     pairs.sort_unstable();
     for pair in &pairs {
-        one::<T>(&[*pair]).map_err(|error| {
+        from_pairs::<T>(&[*pair]).map_err(|error| {
             Error::new(Kind::Invalid, format!("{field}: key {:?}: {error}", shorten(pair.0)))
         })?;
     }
-    one(&pairs).map_err(|error| Error::new(Kind::Invalid, format!("{field}: {error}")))
+    from_pairs(&pairs).map_err(|error| Error::new(Kind::Invalid, format!("{field}: {error}")))
 }
 
-fn one<T: DeserializeOwned>(pairs: &[(&str, &str)]) -> Result<T, serde::de::value::Error> {
+fn from_pairs<T: DeserializeOwned>(pairs: &[(&str, &str)]) -> Result<T, serde::de::value::Error> {
     T::deserialize(MapDeserializer::new(pairs.iter().copied()))
 }
 
-fn attribute(key: &str, error: &Error) -> Error {
-    Error::new(Kind::Invalid, format!("volume attribute {key:?}: {}", error.chain()))
+fn from_text<'d, D: Deserializer<'d>, T: FromStr<Err: fmt::Display>>(
+    input: D,
+) -> Result<Option<T>, D::Error> {
+    String::deserialize(input)?.parse().map(Some).map_err(D::Error::custom)
 }
 
-fn parsed<'d, D: Deserializer<'d>, T: FromStr<Err: fmt::Display>>(from: D) -> Result<Option<T>, D::Error> {
-    String::deserialize(from)?.parse().map(Some).map_err(D::Error::custom)
-}
-
-fn word<'d, D: Deserializer<'d>, T: Deserialize<'d>>(from: D) -> Result<Option<T>, D::Error> {
-    let text = String::deserialize(from)?;
-    // serde's text repeats the whole value: a bounded part of it is enough.
+fn variant<'d, D: Deserializer<'d>, T: Deserialize<'d>>(input: D) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(input)?;
+    // serde's error contains the whole value, so it is shortened first.
     T::deserialize(shorten(&text).into_deserializer()).map(Some)
 }
 
@@ -214,15 +212,15 @@ impl FromStr for Mode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let octal = (3..=5).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
-        let bits = if octal { u32::from_str_radix(text, 8).ok() } else { None };
+        let is_octal = (3..=5).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+        let bits = if is_octal { u32::from_str_radix(text, 8).ok() } else { None };
         bits.filter(|bits| *bits <= 0o7777)
             .map(Self)
             .ok_or_else(|| format!("{:?} is not an octal mode such as 0750", shorten(text)))
     }
 }
 
-/// A user's or group's number; the largest stands for "no change" in the kernel and is nobody's.
+/// A user or group id. The largest number is not an id: chown(2) takes it to mean "unchanged".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct NumericId(u32);
 
@@ -248,13 +246,13 @@ mod tests {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
-    fn of(pairs: &[(&str, &str)], mutable: &[(&str, &str)]) -> Result<VolumeOptions> {
-        options(map(pairs), map(mutable))
+    fn parse(parameters: Pairs<'_>, mutable: Pairs<'_>) -> Result<VolumeOptions> {
+        volume_options(map(parameters), map(mutable))
     }
 
     #[test]
-    fn every_key_is_read() {
-        let options = of(
+    fn every_parameter_is_parsed() {
+        let options = parse(
             &[
                 ("pool", "ssd"),
                 ("onDelete", "trash"),
@@ -278,17 +276,17 @@ mod tests {
     }
 
     #[test]
-    fn mutable_parameters_override() {
+    fn mutable_parameters_override_parameters() {
         let options =
-            of(&[("onDelete", "trash"), ("limit", "hard")], &[("trashFor", "2h"), ("limit", "auto")]);
+            parse(&[("onDelete", "trash"), ("limit", "hard")], &[("trashFor", "2h"), ("limit", "auto")]);
         let policy = options.unwrap().policy;
         assert_eq!((policy.on_delete, policy.limit), (OnDelete::Trash, Limit::Auto));
         assert_eq!(policy.trash_for, Duration::from_secs(7_200));
-        assert_eq!(of(&[], &[]).unwrap().policy.trash_for, TRASH_FOR);
+        assert_eq!(parse(&[], &[]).unwrap().policy.trash_for, DEFAULT_TRASH_FOR);
     }
 
     #[test]
-    fn a_refusal_names_the_key() {
+    fn an_invalid_parameter_is_refused_by_name() {
         let cases: [(Pairs<'_>, Pairs<'_>, &str); 17] = [
             (&[("XXX_FakeKey", "1")], &[], "unknown field `XXX_FakeKey`, expected one of `pool`, `onDelete`"),
             (
@@ -312,7 +310,7 @@ mod tests {
                 &[("onDelete", "delete")],
                 "trashFor needs onDelete",
             ),
-            (&[("trashFor", "0s"), ("onDelete", "trash")], &[], "trashFor is zero"),
+            (&[("trashFor", "0s"), ("onDelete", "trash")], &[], "trashFor must not be zero"),
             (&[("mode", "rwx")], &[], "key \"mode\""),
             (&[("mode", "10000")], &[], "key \"mode\""),
             (&[("mode", "+77")], &[], "key \"mode\""),
@@ -321,27 +319,30 @@ mod tests {
             (&[("limit", "")], &[], "key \"limit\""),
         ];
         for (parameters, mutable, expected) in cases {
-            let error = of(parameters, mutable).unwrap_err();
+            let error = parse(parameters, mutable).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid);
             assert!(error.chain().contains(expected), "{expected}: {error}");
         }
     }
 
     #[test]
-    fn a_modification_leaves_what_it_does_not_name() {
-        assert_eq!(change(map(&[])).unwrap(), PolicyChange::default());
-        assert_eq!(change(map(&[("csi.storage.k8s.io/pv/name", "x")])).unwrap(), PolicyChange::default());
+    fn a_modification_changes_only_the_given_parameters() {
+        assert_eq!(policy_change(map(&[])).unwrap(), PolicyChange::default());
+        assert_eq!(
+            policy_change(map(&[("csi.storage.k8s.io/pv/name", "x")])).unwrap(),
+            PolicyChange::default()
+        );
         let day = Some(Duration::from_secs(86_400));
         assert_eq!(
-            change(map(&[("trashFor", "1d")])).unwrap(),
+            policy_change(map(&[("trashFor", "1d")])).unwrap(),
             PolicyChange { trash_for: day, ..PolicyChange::default() }
         );
-        assert!(change(map(&[("trashFor", "1d"), ("onDelete", "retain")])).is_err());
-        assert!(change(map(&[("pool", "p")])).is_err());
+        assert!(policy_change(map(&[("trashFor", "1d"), ("onDelete", "retain")])).is_err());
+        assert!(policy_change(map(&[("pool", "p")])).is_err());
     }
 
     #[test]
-    fn snapshots_take_labels_only() {
+    fn snapshots_have_labels_and_no_parameters() {
         let labels = labels_only(map(&[("csi.storage.k8s.io/volumesnapshot/name", "s")])).unwrap();
         assert_eq!(labels.len(), 1);
         let error = labels_only(map(&[("pool", "p")])).unwrap_err();
@@ -349,25 +350,27 @@ mod tests {
     }
 
     #[test]
-    fn an_inline_volume_is_told_by_kubernetes() {
-        assert!(inline("id", map(&[("size", "1Gi"), ("junk", "1")])).unwrap().is_none());
-        assert!(inline("id", map(&[(EPHEMERAL, "false"), ("junk", "1")])).unwrap().is_none());
+    fn the_context_of_an_inline_volume_is_parsed_strictly() {
+        assert!(inline_volume("id", map(&[("size", "1Gi"), ("junk", "1")])).unwrap().is_none());
+        assert!(inline_volume("id", map(&[(EPHEMERAL, "false"), ("junk", "1")])).unwrap().is_none());
         let attributes =
             [(EPHEMERAL, "true"), (PROVISIONER, "x"), ("size", "100Mi"), ("mode", "0700"), ("pool", "ssd")];
         let pod = [("csi.storage.k8s.io/pod.name", "web-0")];
-        let request = inline("csi-0", map(&[&attributes[..], &pod[..]].concat())).unwrap().unwrap();
-        assert_eq!((request.name.as_str(), request.size.required), ("csi-0", 100 << 20));
-        assert_eq!(request.labels["csi.storage.k8s.io/pod.name"], "web-0");
+        let volume = inline_volume("csi-0", map(&[&attributes[..], &pod[..]].concat())).unwrap().unwrap();
+        assert_eq!((volume.name.as_str(), volume.size.required), ("csi-0", 100 << 20));
+        assert_eq!(volume.labels["csi.storage.k8s.io/pod.name"], "web-0");
         for (bad, expected) in [(("junk", "1"), "`junk`"), (("size", "much"), "\"size\"")] {
-            let error = inline("csi-0", map(&[(EPHEMERAL, "true"), bad])).unwrap_err();
+            let error = inline_volume("csi-0", map(&[(EPHEMERAL, "true"), bad])).unwrap_err();
             assert!(error.chain().contains(expected), "{error}");
         }
     }
 
     #[test]
-    fn a_map_is_bounded() {
+    fn a_large_map_is_refused() {
         let big = "x".repeat(4096);
-        assert!(of(&[("csi.storage.k8s.io/x", &big)], &[]).unwrap_err().chain().starts_with("parameters "));
-        assert!(of(&[], &[("onDelete", &big)]).unwrap_err().chain().starts_with("mutable_parameters "));
+        assert!(
+            parse(&[("csi.storage.k8s.io/x", &big)], &[]).unwrap_err().chain().starts_with("parameters ")
+        );
+        assert!(parse(&[], &[("onDelete", &big)]).unwrap_err().chain().starts_with("mutable_parameters "));
     }
 }

@@ -1,8 +1,9 @@
-//! Tells kubelet of the driver, as node-driver-registrar does: a socket in kubelet's plugin folder that answers where
-//! the CSI socket is.
+//! Registers the driver with kubelet, as node-driver-registrar does: a socket in kubelet's plugin directory returns the
+//! path of the CSI socket.
 //!
-//! The socket's name has an `@`. Kubelet sends the socket's path as the request's `:authority`, each `/` as `%2F`. A
-//! `%` is not possible in a host's name, and h2 resets such a stream; before an `@`, in the userinfo, it is.
+//! The name of that socket contains an `@`. kubelet sends the socket's path as the `:authority` of a request, with each
+//! `/` as `%2F`. A `%` is not valid in a host name, and h2 resets such a stream. It is valid in the userinfo, which is
+//! the part before an `@`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,7 +21,7 @@ mod proto {
         unreachable_pub,
         clippy::allow_attributes,
         clippy::too_many_lines,
-        reason = "generated; the client in it is kubelet's"
+        reason = "generated; only kubelet uses the client"
     )]
     tonic::include_proto!("pluginregistration");
 }
@@ -28,17 +29,17 @@ mod proto {
 use proto::registration_server::{self, RegistrationServer};
 use proto::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 
-/// How often to look whether somebody removed the socket: kubelet sees a new one at once.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often to check that the socket still exists, and to retry to create it. kubelet notices a new socket at once.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What kubelet is told.
+/// Registration of a driver with kubelet.
 #[derive(Debug, Clone)]
 pub struct Registration {
-    /// The driver's name.
+    /// Name of the driver.
     pub driver: String,
-    /// Where the CSI socket is, as kubelet sees it.
+    /// Path of the CSI socket, as kubelet sees it.
     pub endpoint: PathBuf,
-    /// Where to listen for kubelet.
+    /// Path of the registration socket.
     pub socket: PathBuf,
 }
 
@@ -49,12 +50,12 @@ impl registration_server::Registration for Registration {
             r#type: "CSIPlugin".to_owned(),
             name: self.driver.clone(),
             endpoint: self.endpoint.to_string_lossy().into_owned(),
-            // Of the registration of CSI drivers, not of CSI: what node-driver-registrar says.
+            // Versions of the registration protocol, not of CSI. node-driver-registrar sends the same.
             supported_versions: vec!["1.0.0".to_owned()],
         }))
     }
 
-    /// Kubelet tries again by itself: there is nothing to do but to tell.
+    /// Logs the result. kubelet retries by itself.
     async fn notify_registration_status(
         &self,
         request: Request<RegistrationStatus>,
@@ -63,60 +64,63 @@ impl registration_server::Registration for Registration {
         if status.plugin_registered {
             tracing::info!(driver = self.driver, "kubelet registered the driver");
         } else {
-            tracing::error!(driver = self.driver, error = ?status.error, "kubelet refused the driver");
+            tracing::error!(driver = self.driver, error = ?status.error, "kubelet did not register the driver");
         }
         Ok(Response::new(RegistrationStatusResponse {}))
     }
 }
 
-/// Checks that kubelet can speak through this socket.
+/// Checks that kubelet can send requests to a socket of this name.
 ///
 /// # Errors
-/// `Invalid` when there is no `@` in its name.
+/// `Invalid` if the file name contains no `@`.
 pub fn check(socket: &Path) -> Result<()> {
     if socket.file_name().is_some_and(|name| name.as_encoded_bytes().contains(&b'@')) {
         return Ok(());
     }
     let text = format!(
-        "the name of {} must have an @, such as dir.orlop.dev@reg.sock: kubelet's calls are malformed without it",
+        "the file name of {} must have an @, as in dir.orlop.dev@reg.sock: kubelet's requests are malformed without it",
         socket.display()
     );
     Err(Error::new(Kind::Invalid, text))
 }
 
-/// Serves the registration socket until `stop`, and makes it again whenever somebody removes it.
+/// Serves the registration socket until `stop`, and creates it again whenever it is removed.
 ///
 /// # Errors
-/// What [`socket::bind`] says of the first socket; later ones are tried again.
+/// As [`socket::bind`] for the first socket; later failures are retried.
 pub async fn register(registration: Registration, stop: CancellationToken) -> Result<()> {
     let mut bound = socket::bind(&registration.socket)?;
     loop {
-        let Bound { listener, place } = bound;
+        let Bound { listener, file } = bound;
         Server::builder()
             .add_service(RegistrationServer::new(registration.clone()))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), removed(&place, &stop))
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), wait_until_removed(&file, &stop))
             .await
-            .map_err(|failed| Error::caused(Kind::Unavailable, "serve kubelet's registration", failed))?;
-        match again(&registration.socket, &stop).await {
+            .map_err(|error| Error::caused(Kind::Unavailable, "serve the registration socket", error))?;
+        match bind_again(&registration.socket, &stop).await {
             Some(next) => bound = next,
             None => return Ok(()),
         }
     }
 }
 
-/// Ends when the socket is no longer where it was made.
-async fn removed(place: &SocketFile, stop: &CancellationToken) {
-    while place.is_ours() && stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {}
+/// Waits until the socket is removed or replaced, or until `stop`.
+async fn wait_until_removed(file: &SocketFile, stop: &CancellationToken) {
+    let interval = || stop.run_until_cancelled(tokio::time::sleep(CHECK_INTERVAL));
+    while file.is_in_place() && interval().await.is_some() {}
 }
 
-/// Another socket at the same place, as soon as that is possible; none: we stop.
-async fn again(path: &Path, stop: &CancellationToken) -> Option<Bound> {
+/// Creates the socket again, with retries. Returns `None` when stopped.
+async fn bind_again(path: &Path, stop: &CancellationToken) -> Option<Bound> {
     while !stop.is_cancelled() {
         match socket::bind(path) {
             Ok(bound) => return Some(bound),
-            Err(error) => tracing::warn!(error = error.chain(), "cannot make the registration socket again"),
+            Err(error) => {
+                tracing::warn!(error = error.chain(), "cannot create the registration socket again; retrying")
+            }
         }
-        stop.run_until_cancelled(tokio::time::sleep(LOOK)).await;
+        stop.run_until_cancelled(tokio::time::sleep(CHECK_INTERVAL)).await;
     }
     None
 }
@@ -128,15 +132,15 @@ mod tests {
     use super::proto::registration_client::RegistrationClient;
     use super::*;
 
-    async fn ask(socket: &Path) -> PluginInfo {
+    async fn get_info(socket: &Path) -> PluginInfo {
         let url = format!("unix://{}", socket.display());
         let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
         let mut client = RegistrationClient::new(channel);
         client.get_info(InfoRequest {}).await.unwrap().into_inner()
     }
 
-    /// The first call of kubelet, byte by byte: no client of ours sends such an authority.
-    fn first_call(socket: &str) -> Vec<u8> {
+    /// The bytes of kubelet's first request. The client of this crate cannot send such an authority.
+    fn kubelet_request(socket: &str) -> Vec<u8> {
         let literal =
             |name: &[u8], text: &str| [name, &[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
         let authority = socket.replace('/', "%2F");
@@ -155,11 +159,11 @@ mod tests {
         [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), settings, headers, frame(0, 1, 1, &[0; 5])].concat()
     }
 
-    /// The type of the frame that answers a call.
-    fn answer(socket: &Path) -> u8 {
+    /// Sends kubelet's first request; returns the type of the frame that answers it.
+    fn response_frame_type(socket: &Path) -> u8 {
         use std::io::{Read as _, Write as _};
         let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
-        stream.write_all(&first_call(socket.to_str().unwrap())).unwrap();
+        stream.write_all(&kubelet_request(socket.to_str().unwrap())).unwrap();
         loop {
             let mut head = [0; 9];
             stream.read_exact(&mut head).unwrap();
@@ -173,10 +177,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn kubelet_is_heard_in_spite_of_its_authority() {
-        let folder = tempfile::tempdir().unwrap();
+    async fn the_authority_of_kubelet_is_accepted_if_the_socket_name_has_an_at_sign() {
+        let dir = tempfile::tempdir().unwrap();
         for (name, expected) in [("d@reg.sock", 1), ("d-reg.sock", 3)] {
-            let socket = folder.path().join(name);
+            let socket = dir.path().join(name);
             assert_eq!(check(&socket).is_ok(), expected == 1);
             let (driver, endpoint) = ("d.x".into(), "/csi.sock".into());
             let registration = Registration { driver, endpoint, socket: socket.clone() };
@@ -185,7 +189,7 @@ mod tests {
             while !socket.exists() {
                 tokio::task::yield_now().await;
             }
-            let kind = tokio::task::spawn_blocking(move || answer(&socket)).await.unwrap();
+            let kind = tokio::task::spawn_blocking(move || response_frame_type(&socket)).await.unwrap();
             assert_eq!(kind, expected, "HEADERS is 1, RST_STREAM is 3: {name}");
             stop.cancel();
             task.await.unwrap().unwrap();
@@ -193,9 +197,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn kubelet_is_told_again_after_it_cleaned_its_folder() {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("d@reg.sock");
+    async fn the_socket_is_created_again_after_it_was_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("d@reg.sock");
         let registration = Registration {
             driver: "d.x".into(),
             endpoint: "/plugins/d/csi.sock".into(),
@@ -205,9 +209,9 @@ mod tests {
         let task = tokio::spawn(register(registration, stop.clone()));
         for _ in 0..2 {
             while !socket.exists() {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
-            let info = ask(&socket).await;
+            let info = get_info(&socket).await;
             assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", "d.x"));
             assert_eq!(
                 (info.endpoint.as_str(), info.supported_versions.as_slice()),

@@ -1,4 +1,4 @@
-//! What becomes of a claim whose source is on another node: somebody who knows the cluster sends it there.
+//! Claims whose source is on another node. This frontend knows no cluster API, so a callback moves them.
 
 use std::fmt;
 use std::pin::Pin;
@@ -7,45 +7,45 @@ use std::sync::Arc;
 use crate::engine::request::CreateVolume;
 use crate::volume::Source;
 
-const CLAIM: &str = "csi.storage.k8s.io/pvc/name";
-const SPACE: &str = "csi.storage.k8s.io/pvc/namespace";
+const CLAIM_NAME: &str = "csi.storage.k8s.io/pvc/name";
+const CLAIM_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
 
-/// A claim for a copy of something that is not here.
+/// A claim for a copy of a volume or snapshot, which another node can satisfy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingClaim {
-    /// The claim's namespace.
-    pub space: String,
-    /// The claim's name.
+    /// Namespace of the claim.
+    pub namespace: String,
+    /// Name of the claim.
     pub claim: String,
-    /// What is to be copied.
+    /// The volume or snapshot to copy.
     pub source: Source,
 }
 
 impl PendingClaim {
-    /// The claim behind a request, if it can go to another node.
-    pub(super) fn of(request: &CreateVolume) -> Option<Self> {
+    /// The claim that a request is for. `None` if the request has no source, is for this node only, or names no claim.
+    pub(super) fn from_request(request: &CreateVolume) -> Option<Self> {
         let label = |key: &str| request.labels.get(key).cloned();
         let source = request.source.clone().filter(|_| request.may_go_elsewhere)?;
-        Some(Self { space: label(SPACE)?, claim: label(CLAIM)?, source })
+        Some(Self { namespace: label(CLAIM_NAMESPACE)?, claim: label(CLAIM_NAME)?, source })
     }
 }
 
-type Sending = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Relocation = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Sends claims to where their source is.
+/// Moves claims to the node of their source.
 #[derive(Clone)]
-pub struct ClaimRelocator(Arc<dyn Fn(PendingClaim) -> Sending + Send + Sync>);
+pub struct ClaimRelocator(Arc<dyn Fn(PendingClaim) -> Relocation + Send + Sync>);
 
 impl ClaimRelocator {
-    /// By this means.
-    pub fn by<F: Future<Output = ()> + Send + 'static>(
-        send: impl Fn(PendingClaim) -> F + Send + Sync + 'static,
+    /// Creates a relocator that calls `relocate` for each claim.
+    pub fn new<F: Future<Output = ()> + Send + 'static>(
+        relocate: impl Fn(PendingClaim) -> F + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(move |away| Box::pin(send(away))))
+        Self(Arc::new(move |claim| Box::pin(relocate(claim))))
     }
 
-    pub(super) async fn send(&self, away: PendingClaim) {
-        (self.0)(away).await;
+    pub(super) async fn relocate(&self, claim: PendingClaim) {
+        (self.0)(claim).await;
     }
 }
 
@@ -60,21 +60,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_copy_of_a_known_claim_that_can_go_elsewhere_is_sent() {
+    fn only_a_copy_for_a_named_claim_that_another_node_can_satisfy_is_relocated() {
         let source = Source::Snapshot("p/s".parse().unwrap());
-        let labels = [(CLAIM.to_owned(), "c".to_owned()), (SPACE.to_owned(), "n".to_owned())];
+        let labels = [(CLAIM_NAME.to_owned(), "c".to_owned()), (CLAIM_NAMESPACE.to_owned(), "n".to_owned())];
         let request = CreateVolume {
             source: Some(source.clone()),
             may_go_elsewhere: true,
             labels: labels.into_iter().collect(),
             ..CreateVolume::default()
         };
-        assert_eq!(
-            PendingClaim::of(&request),
-            Some(PendingClaim { space: "n".into(), claim: "c".into(), source })
-        );
-        assert_eq!(PendingClaim::of(&CreateVolume { source: None, ..request.clone() }), None);
-        assert_eq!(PendingClaim::of(&CreateVolume { may_go_elsewhere: false, ..request.clone() }), None);
-        assert_eq!(PendingClaim::of(&CreateVolume { labels: [].into(), ..request }), None);
+        let claim = PendingClaim { namespace: "n".into(), claim: "c".into(), source };
+        assert_eq!(PendingClaim::from_request(&request), Some(claim));
+        for other in [
+            CreateVolume { source: None, ..request.clone() },
+            CreateVolume { may_go_elsewhere: false, ..request.clone() },
+            CreateVolume { labels: [].into(), ..request },
+        ] {
+            assert_eq!(PendingClaim::from_request(&other), None);
+        }
     }
 }

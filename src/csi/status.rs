@@ -1,13 +1,13 @@
-//! The one table from [`Kind`] to a gRPC code, and what a finished call looks like to the log.
+//! The only table from [`Kind`] to a gRPC code, and the outcome of a call for the log.
 
 use http::HeaderMap;
 use tonic::{Code, Status};
 
 use crate::error::{Error, Kind};
-use crate::telemetry::{Outcome, Weight};
+use crate::telemetry::{Outcome, Severity};
 
-/// Longest message on the wire: it travels in a header.
-const MESSAGE: usize = 1024;
+/// Maximum bytes of a message, which is sent in a header.
+const MAX_MESSAGE: usize = 1024;
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
@@ -15,11 +15,13 @@ impl From<Error> for Status {
     }
 }
 
-/// What CreateVolume answers. The provisioner takes ABORTED, UNAVAILABLE, CANCELLED and DEADLINE_EXCEEDED as "still
-/// running in the background here": it calls this node again for ever and never gives the claim back to the
-/// scheduler. RESOURCE_EXHAUSTED makes it try another node. So only a lock or a copy that is really running is
-/// ABORTED, and a pool that is not there is one without room.
-pub(super) fn of_create(error: Error) -> Status {
+/// The status of a failed CreateVolume.
+///
+/// csi-provisioner takes ABORTED, UNAVAILABLE, CANCELLED and DEADLINE_EXCEEDED to mean that the volume is still being
+/// created on this node: it retries here forever and never returns the claim to the scheduler. After RESOURCE_EXHAUSTED
+/// it tries another node. Therefore ABORTED is returned only while a lock is held or a copy runs, and an unavailable
+/// pool is RESOURCE_EXHAUSTED.
+pub(super) fn for_create(error: Error) -> Status {
     match error.kind() {
         Kind::Unavailable => Status::new(Code::ResourceExhausted, message(&error)),
         Kind::Invalid
@@ -49,47 +51,47 @@ fn code(kind: Kind) -> Code {
 }
 
 fn message(error: &Error) -> String {
-    bounded(error.chain(), MESSAGE)
+    truncated(error.chain(), MAX_MESSAGE)
 }
 
-/// A text of at most `most` bytes, cut at a character.
-pub(super) fn bounded(mut text: String, most: usize) -> String {
-    if text.len() > most {
-        text.truncate(text.floor_char_boundary(most - '…'.len_utf8()));
+/// Truncates a text to at most `max` bytes, at a character boundary.
+pub(super) fn truncated(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max - '…'.len_utf8()));
         text.push('…');
     }
     text
 }
 
-/// What the log and the metrics need of a finished call. An error of a unary call has no body: tonic puts its code
-/// into the headers and the whole `Status` beside them.
+/// The outcome of a finished call. A failed unary call has no body: tonic puts its code into the headers and the
+/// `Status` into the extensions.
 pub(super) fn outcome(headers: &HeaderMap, extensions: &http::Extensions) -> Outcome {
-    let text = headers.get(Status::GRPC_STATUS).map_or(Code::Ok, |value| Code::from_bytes(value.as_bytes()));
+    let code = headers.get(Status::GRPC_STATUS).map_or(Code::Ok, |value| Code::from_bytes(value.as_bytes()));
     let message = extensions.get::<Status>().map(|status| status.message().to_owned()).unwrap_or_default();
-    let (code, weight) = named(text);
-    Outcome { code, message, weight }
+    let (code, severity) = name_and_severity(code);
+    Outcome { code, message, severity }
 }
 
-/// A code's name as Go's libraries print it, for dashboards that know those, and how loud to be about it.
-fn named(code: Code) -> (&'static str, Weight) {
+/// A code's name, spelled as in Go libraries, since dashboards expect that, and its severity.
+fn name_and_severity(code: Code) -> (&'static str, Severity) {
     match code {
-        Code::Ok => ("OK", Weight::Fine),
-        Code::Cancelled => ("Canceled", Weight::Notable),
-        Code::Unknown => ("Unknown", Weight::Fault),
-        Code::InvalidArgument => ("InvalidArgument", Weight::Notable),
-        Code::DeadlineExceeded => ("DeadlineExceeded", Weight::Trouble),
-        Code::NotFound => ("NotFound", Weight::Notable),
-        Code::AlreadyExists => ("AlreadyExists", Weight::Notable),
-        Code::PermissionDenied => ("PermissionDenied", Weight::Trouble),
-        Code::ResourceExhausted => ("ResourceExhausted", Weight::Trouble),
-        Code::FailedPrecondition => ("FailedPrecondition", Weight::Notable),
-        Code::Aborted => ("Aborted", Weight::Notable),
-        Code::OutOfRange => ("OutOfRange", Weight::Notable),
-        Code::Unimplemented => ("Unimplemented", Weight::Notable),
-        Code::Internal => ("Internal", Weight::Fault),
-        Code::Unavailable => ("Unavailable", Weight::Trouble),
-        Code::DataLoss => ("DataLoss", Weight::Fault),
-        Code::Unauthenticated => ("Unauthenticated", Weight::Trouble),
+        Code::Ok => ("OK", Severity::Ok),
+        Code::Cancelled => ("Canceled", Severity::Info),
+        Code::Unknown => ("Unknown", Severity::Error),
+        Code::InvalidArgument => ("InvalidArgument", Severity::Info),
+        Code::DeadlineExceeded => ("DeadlineExceeded", Severity::Warn),
+        Code::NotFound => ("NotFound", Severity::Info),
+        Code::AlreadyExists => ("AlreadyExists", Severity::Info),
+        Code::PermissionDenied => ("PermissionDenied", Severity::Warn),
+        Code::ResourceExhausted => ("ResourceExhausted", Severity::Warn),
+        Code::FailedPrecondition => ("FailedPrecondition", Severity::Info),
+        Code::Aborted => ("Aborted", Severity::Info),
+        Code::OutOfRange => ("OutOfRange", Severity::Info),
+        Code::Unimplemented => ("Unimplemented", Severity::Info),
+        Code::Internal => ("Internal", Severity::Error),
+        Code::Unavailable => ("Unavailable", Severity::Warn),
+        Code::DataLoss => ("DataLoss", Severity::Error),
+        Code::Unauthenticated => ("Unauthenticated", Severity::Warn),
     }
 }
 
@@ -113,14 +115,14 @@ mod tests {
         ];
         for (kind, code, on_create) in table {
             assert_eq!(Status::from(Error::new(kind, "x")).code(), code, "{kind:?}");
-            assert_eq!(of_create(Error::new(kind, "x")).code(), on_create, "create: {kind:?}");
+            assert_eq!(for_create(Error::new(kind, "x")).code(), on_create, "create: {kind:?}");
         }
     }
 
     #[test]
     fn a_message_is_bounded_and_has_no_details() {
         let status = Status::from(Error::new(Kind::Invalid, "ü".repeat(5000)));
-        assert!(status.message().len() <= MESSAGE && status.message().ends_with('…'));
+        assert!(status.message().len() <= MAX_MESSAGE && status.message().ends_with('…'));
         assert!(status.details().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Where volumes are: on this node, under one topology key.
+//! Topology: a volume is on one node, which the topology key `<driver>/node` names.
 
 use super::Identity;
 use super::proto::{Topology, TopologyRequirement};
@@ -6,43 +6,43 @@ use crate::error::{Error, Kind, Result};
 use crate::volume::shorten;
 
 impl Identity {
-    fn key(&self) -> String {
+    fn topology_key(&self) -> String {
         format!("{}/node", self.driver)
     }
 
-    /// This node.
-    pub(super) fn here(&self) -> Topology {
-        Topology { segments: [(self.key(), self.node.clone())].into() }
+    /// The topology of this node.
+    pub(super) fn own_topology(&self) -> Topology {
+        Topology { segments: [(self.topology_key(), self.node.clone())].into() }
     }
 
-    /// Whether a topology names this node. Keys are compared without case, as the specification asks.
+    /// Reports whether a topology names this node. The specification requires that keys are compared without case.
     pub(super) fn is_here(&self, topology: &Topology) -> bool {
-        let key = self.key();
+        let key = self.topology_key();
         topology.segments.iter().any(|(found, value)| found.eq_ignore_ascii_case(&key) && *value == self.node)
     }
 
-    /// Checks that a volume for these places may be made on this node. The answer says whether the caller can go
-    /// to another node: only then has it chosen from several.
+    /// Checks that a request accepts this node. Reports whether the caller can send the request to another node:
+    /// that is so only if the request has requisite topologies.
     ///
     /// # Errors
-    /// `NoSpace` when no place that was asked for is this node: the provisioner then asks the scheduler for another.
-    pub(super) fn check(&self, asked: Option<&TopologyRequirement>) -> Result<bool> {
-        let Some(asked) = asked else { return Ok(false) };
-        let mut places = asked.requisite.iter().chain(&asked.preferred).peekable();
-        if places.peek().is_some() && !places.any(|place| self.is_here(place)) {
-            let named: Vec<_> = asked.requisite.iter().chain(&asked.preferred).take(4).map(shown).collect();
-            return Err(Error::new(
-                Kind::NoSpace,
-                format!("this is node {:?}, and {} was asked for", self.node, named.join(" or ")),
-            ));
+    /// `NoSpace` if the request does not accept this node: csi-provisioner then asks the scheduler for another one.
+    pub(super) fn check(&self, requirement: Option<&TopologyRequirement>) -> Result<bool> {
+        let Some(requirement) = requirement else { return Ok(false) };
+        let topologies = || requirement.requisite.iter().chain(&requirement.preferred);
+        if topologies().next().is_some() && !topologies().any(|topology| self.is_here(topology)) {
+            let requested: Vec<_> = topologies().take(4).map(describe).collect();
+            let text =
+                format!("the request is for {}, and this is node {:?}", requested.join(" or "), self.node);
+            return Err(Error::new(Kind::NoSpace, text));
         }
-        Ok(!asked.requisite.is_empty())
+        Ok(!requirement.requisite.is_empty())
     }
 }
 
-fn shown(place: &Topology) -> String {
+fn describe(topology: &Topology) -> String {
+    let segments = topology.segments.iter();
     let mut segments: Vec<_> =
-        place.segments.iter().map(|(key, value)| format!("{}={}", shorten(key), shorten(value))).collect();
+        segments.map(|(key, value)| format!("{}={}", shorten(key), shorten(value))).collect();
     segments.sort();
     segments.truncate(4);
     if segments.is_empty() { "(no segments)".to_owned() } else { segments.join(",") }
@@ -52,29 +52,30 @@ fn shown(place: &Topology) -> String {
 mod tests {
     use super::*;
 
-    fn place(key: &str, value: &str) -> Topology {
+    fn topology(key: &str, value: &str) -> Topology {
         Topology { segments: [(key.to_owned(), value.to_owned())].into() }
     }
 
     #[test]
-    fn only_places_that_name_this_node_are_here() {
+    fn only_topologies_with_the_name_of_this_node_are_accepted() {
         let identity =
             Identity { driver: "dir.orlop.dev".into(), node: "n1".into(), controller_expand: true };
-        let ask = |requisite: &[Topology], preferred: &[Topology]| {
-            let asked = TopologyRequirement { requisite: requisite.to_vec(), preferred: preferred.to_vec() };
-            identity.check(Some(&asked)).map_err(|error| error.kind())
+        let check = |requisite: &[Topology], preferred: &[Topology]| {
+            let (requisite, preferred) = (requisite.to_vec(), preferred.to_vec());
+            let requirement = TopologyRequirement { requisite, preferred };
+            identity.check(Some(&requirement)).map_err(|error| error.kind())
         };
-        let here = identity.here();
-        let upper = place("DIR.orlop.dev/Node", "n1");
-        let there = place("dir.orlop.dev/node", "n2");
-        let zone = place("topology.kubernetes.io/zone", "n1");
+        let here = identity.own_topology();
+        let upper = topology("DIR.orlop.dev/Node", "n1");
+        let other = topology("dir.orlop.dev/node", "n2");
+        let zone = topology("topology.kubernetes.io/zone", "n1");
         assert!(!identity.check(None).unwrap());
-        assert_eq!(ask(&[], &[]), Ok(false));
-        assert_eq!(ask(std::slice::from_ref(&here), &[]), Ok(true));
-        assert_eq!(ask(&[there.clone(), upper], &[]), Ok(true));
-        assert_eq!(ask(&[], &[here]), Ok(false));
-        assert_eq!(ask(std::slice::from_ref(&there), &[]), Err(Kind::NoSpace));
-        assert_eq!(ask(&[], &[there]), Err(Kind::NoSpace));
-        assert_eq!(ask(&[zone, Topology::default()], &[]), Err(Kind::NoSpace));
+        assert_eq!(check(&[], &[]), Ok(false));
+        assert_eq!(check(std::slice::from_ref(&here), &[]), Ok(true));
+        assert_eq!(check(&[other.clone(), upper], &[]), Ok(true));
+        assert_eq!(check(&[], &[here]), Ok(false));
+        assert_eq!(check(std::slice::from_ref(&other), &[]), Err(Kind::NoSpace));
+        assert_eq!(check(&[], &[other]), Err(Kind::NoSpace));
+        assert_eq!(check(&[zone, Topology::default()], &[]), Err(Kind::NoSpace));
     }
 }

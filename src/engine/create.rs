@@ -61,7 +61,7 @@ impl Engine {
         })
     }
 
-    /// The pool named "default", or the first of the settings.
+    /// The pool named "default", or else the first configured pool.
     fn default_pool(&self) -> Result<&Pool> {
         let named = self.pools.iter().find(|pool| pool.settings().name.as_str() == "default");
         let text = "this process serves no pools: send the request to one that does";
@@ -78,9 +78,9 @@ impl Engine {
 
     /// Refuses a name that a volume in another pool has: names are unique across the pools of a process.
     fn refuse_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
-        for pool in self.pools.iter().filter_map(Pool::opened) {
+        for pool in self.pools.iter().filter_map(Pool::get_if_open) {
             if pool.settings.name != id.pool && pool.index().volumes().contains_key(&id.name) {
-                let text = format!("volume {} exists already, in pool {}", id.name, pool.settings.name);
+                let text = format!("volume {} already exists in pool {}", id.name, pool.settings.name);
                 return Err(Error::new(Kind::Conflict, text));
             }
         }
@@ -98,7 +98,7 @@ impl Engine {
             volume.enforced = pool.backend.create(draft.dir(), &volume.backend, limits(&volume))?;
             finish_volume(draft, &volume, reservation)
         });
-        self.reaper.add(pool, pool.store.take_abandoned());
+        self.reaper.add(pool, pool.store.trash().take_abandoned());
         made.context(|| format!("create volume {}", volume.id)).map(|()| volume)
     }
 
@@ -128,7 +128,8 @@ impl Engine {
         })
     }
 
-    /// Locks the source of a copy. A clone of itself needs no second lock: it fails soon, since its source is missing.
+    /// Locks the source of a copy. If a volume names itself as its source, its lock is held already; the missing source
+    /// is reported later.
     fn lock_source(&self, source: &Source, copy: &VolumeId) -> Result<Option<LockGuard>> {
         match source {
             Source::Volume(id) if id.name == copy.name => Ok(None),
@@ -182,7 +183,7 @@ impl Engine {
         let (pool, reaper) = (Arc::clone(pool), self.reaper.queue());
         self.jobs.start(key, from, move |job| {
             let result = work(job);
-            reaper.add(&pool, pool.store.take_abandoned());
+            reaper.add(&pool, pool.store.trash().take_abandoned());
             result
         })
     }
@@ -235,7 +236,7 @@ fn finish_volume(draft: Draft<'_>, volume: &Volume, reservation: Reservation) ->
     Ok(())
 }
 
-/// The requested owner and mode, completed by `other`.
+/// The requested owner and mode, with missing fields taken from `other`.
 fn merged_owner(spec: OwnerSpec, other: Owner) -> Owner {
     Owner {
         uid: spec.uid.unwrap_or(other.uid),

@@ -17,7 +17,7 @@ use crate::volume::{Volume, VolumeId};
 const FIRST_MEASUREMENT: Duration = Duration::from_millis(500);
 
 impl Engine {
-    /// The usage of a published volume.
+    /// Returns the usage of a published volume.
     ///
     /// # Errors
     /// `NotFound` when the volume does not exist or is not published at `path`.
@@ -35,15 +35,15 @@ impl Engine {
         let data = data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} has no data")))?;
         let object = pool.store.object(ObjectKind::Volumes, &id.name)?;
         let measured = match pool.backend.usage(object.as_fd(), &volume.backend)? {
-            Some(counted) => Some(counted),
+            Some(usage) => Some(usage),
             None => self.usage.measure(id, reopen(data.as_fd())?, FIRST_MEASUREMENT)?,
         };
         let used = measured.map(|usage| usage.bytes);
-        let left =
+        let available =
             if size == 0 { stats.free } else { size.saturating_sub(used.unwrap_or(0)).min(stats.free) };
         let total = if size == 0 { stats.total } else { size };
         Ok(Usage {
-            bytes: Amounts { total, used, available: left },
+            bytes: Amounts { total, used, available },
             inodes: Amounts {
                 total: stats.inodes,
                 used: measured.map(|usage| usage.inodes),
@@ -52,7 +52,7 @@ impl Engine {
         })
     }
 
-    /// The symptoms of a volume; none: it is healthy. With a path, also those of its mount there.
+    /// Returns the symptoms of a volume; a healthy volume has none. With a path, its mount there is checked, too.
     ///
     /// # Errors
     /// `NotFound` when its pool is available and the volume does not exist.
@@ -61,9 +61,9 @@ impl Engine {
             Err(error) if error.kind() == Kind::Unavailable => {
                 return Ok(vec![symptom(Severity::Inaccessible, "PoolUnavailable", error.chain())]);
             }
-            other => other?,
+            pool => pool?,
         };
-        let Some(entry) = self.entry(&pool, id) else {
+        let Some(entry) = self.refreshed_entry(&pool, id) else {
             return Err(Error::new(Kind::NotFound, format!("volume {id} does not exist")));
         };
         let mut symptoms = self.known_symptoms(id, &entry);
@@ -79,13 +79,14 @@ impl Engine {
         Ok(symptoms)
     }
 
-    fn entry(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Option<VolumeEntry> {
-        // A record that cannot be read is a symptom in the index.
+    /// Reads the record and returns the updated entry of the index.
+    fn refreshed_entry(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Option<VolumeEntry> {
+        // An unreadable record is no error here: the index notes it, and it becomes a symptom.
         let _ = self.peek(pool, id);
         pool.index().volumes().get(&id.name).cloned()
     }
 
-    /// The symptoms that are known without reading the disk.
+    /// The symptoms in the index and the last measurement, without access to the disk.
     pub(super) fn known_symptoms(&self, id: &VolumeId, entry: &VolumeEntry) -> Vec<Symptom> {
         let mut symptoms = Vec::new();
         if let Some(damage) = &entry.damage {
@@ -97,8 +98,8 @@ impl Engine {
             && usage.bytes > entry.size
         {
             let text = format!(
-                "volume {id} takes {} bytes, and its size is {} bytes: this pool does not enforce sizes; expand the \
-                 volume or remove data",
+                "volume {id} uses {} bytes, more than its size of {} bytes, which this pool does not enforce: expand \
+                 the volume or remove data",
                 usage.bytes, entry.size
             );
             symptoms.push(symptom(Severity::Degraded, "OverSize", text));

@@ -1,5 +1,5 @@
-//! Copies in the background. Each runs in a thread of its own, retries wait for the same job, and only its last rename
-//! makes anything visible.
+//! Copies in the background. Each job runs in a thread of its own, and retries of a request wait for the same job.
+//! Nothing is visible before the final rename.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -55,7 +55,7 @@ impl Jobs {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The job for this key: one that has not ended, or one whose error has not been reported yet.
+    /// Returns the job for this key if it has not ended, or if it failed and its error has not been returned yet.
     #[must_use]
     pub fn find(&self, key: &JobKey) -> Option<Arc<Job>> {
         self.lock().get(key).cloned()
@@ -67,7 +67,7 @@ impl Jobs {
         self.lock().values().filter(|job| !job.has_ended()).count()
     }
 
-    /// The key of a running job that copies this source.
+    /// Returns the key of a waiting or running job that copies this source.
     #[must_use]
     pub fn reader_of(&self, from: &Source) -> Option<JobKey> {
         self.lock().iter().find(|(_, job)| job.from == *from && !job.has_ended()).map(|(key, _)| key.clone())
@@ -76,7 +76,7 @@ impl Jobs {
     /// Starts a job in a thread of its own.
     ///
     /// # Errors
-    /// `Internal` when the kernel allows no more threads.
+    /// `Internal` if a thread cannot be spawned.
     pub fn start<F>(&self, key: JobKey, from: Source, work: F) -> Result<Arc<Job>>
     where
         F: FnOnce(&Job) -> Result<()> + Send + 'static,
@@ -91,23 +91,26 @@ impl Jobs {
         self.lock().insert(key.clone(), Arc::clone(&job));
         let (jobs, own, own_key) = (self.clone(), Arc::clone(&job), key.clone());
         let spawned =
-            thread::Builder::new().name("copy".to_owned()).spawn(move || jobs.work(&own_key, &own, work));
+            thread::Builder::new().name("copy".to_owned()).spawn(move || jobs.run(&own_key, &own, work));
         match spawned {
             Ok(_) => Ok(job),
             Err(error) => {
                 self.lock().remove(&key);
-                Err(error).context(|| "start a copy")
+                Err(error).context(|| "start the thread of a copy")
             }
         }
     }
 
-    fn work<F: FnOnce(&Job) -> Result<()>>(&self, key: &JobKey, job: &Job, work: F) {
-        let slot = self.wait_for_slot(job);
-        let work = std::panic::AssertUnwindSafe(|| work(job));
-        let result = std::panic::catch_unwind(work)
-            .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the copy panicked; see the log")));
-        drop(slot);
-        // The object is on disk before its job leaves this table, so that a retry always finds one of them.
+    fn run<F: FnOnce(&Job) -> Result<()>>(&self, key: &JobKey, job: &Job, work: F) {
+        let result = match self.wait_for_slot(job) {
+            Some(_slot) => {
+                let work = std::panic::AssertUnwindSafe(|| work(job));
+                std::panic::catch_unwind(work)
+                    .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the copy panicked; see the log")))
+            }
+            None => Err(Error::new(Kind::Busy, "cancelled")),
+        };
+        // The object is on disk before its job leaves this table, so that a retry finds either the object or the job.
         if result.is_ok() {
             self.lock().remove(key);
         }
@@ -115,7 +118,7 @@ impl Jobs {
         job.ended.notify_all();
     }
 
-    /// Waits until another copy may start. `None`: the job was cancelled.
+    /// Waits until another copy may start. `None` if the job was cancelled.
     fn wait_for_slot(&self, job: &Job) -> Option<Slot<'_>> {
         let mut free = self.inner.free_slots.lock().unwrap_or_else(PoisonError::into_inner);
         while *free == 0 {
@@ -135,7 +138,7 @@ impl Jobs {
         self.inner.slot_freed.notify_all();
     }
 
-    /// Waits for a job; `None`: it still runs. An error is returned once, and the next retry starts a new job.
+    /// Waits for a job; `None` if it still runs. An error is returned once, and the next retry starts a new job.
     pub fn join(&self, key: &JobKey, job: &Arc<Job>, wait: Duration) -> Option<Result<()>> {
         let result = job.wait(wait)?;
         let mut jobs = self.lock();
@@ -158,7 +161,7 @@ impl Jobs {
         }
     }
 
-    /// Stops all jobs and waits for their end.
+    /// Stops all jobs and waits for their end, together at most for `wait`.
     pub fn shutdown(&self, wait: Duration) {
         let all: Vec<_> = self.lock().values().cloned().collect();
         all.iter().for_each(|job| self.stop(job));
@@ -178,7 +181,8 @@ impl Job {
         self.result.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// The result, if the job ends in time. The first caller gets the error itself, later ones `Busy`.
+    /// Waits for the end of the job and returns its result; `None` if it still runs. The first caller gets the error
+    /// itself, later ones get `Busy`.
     fn wait(&self, wait: Duration) -> Option<Result<()>> {
         let deadline = Instant::now() + wait;
         let mut result = self.result.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,9 +190,11 @@ impl Job {
             match result.as_mut() {
                 Some(Ok(())) => return Some(Ok(())),
                 Some(failed) => {
-                    let told =
-                        Error::new(Kind::Busy, "the copy failed, and another request got the error: retry");
-                    return Some(std::mem::replace(failed, Err(told)));
+                    let later = Error::new(
+                        Kind::Busy,
+                        "the copy failed, and the error was returned to another request: retry",
+                    );
+                    return Some(std::mem::replace(failed, Err(later)));
                 }
                 None => {}
             }
@@ -201,7 +207,7 @@ impl Job {
     }
 }
 
-/// The right of one job to copy.
+/// The permission to copy. Dropping it lets another job start.
 struct Slot<'j> {
     inner: &'j Inner,
 }
@@ -228,8 +234,8 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(jobs.count(), 0);
-        let told = jobs.join(&key, &jobs.find(&key).unwrap(), Duration::ZERO);
-        assert_eq!(told.unwrap().unwrap_err().kind(), Kind::Internal);
+        let result = jobs.join(&key, &jobs.find(&key).unwrap(), Duration::ZERO);
+        assert_eq!(result.unwrap().unwrap_err().kind(), Kind::Internal);
         assert!(jobs.find(&key).is_none(), "an error is returned once");
     }
 }

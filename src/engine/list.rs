@@ -1,5 +1,5 @@
-//! Listings in pages, ordered by id. A page starts after the last id of the one before, whether that object still exists
-//! or not, so pages stay correct while objects are created and deleted.
+//! Listings in pages, ordered by id. A page starts after the last id of the previous page, whether or not that object
+//! still exists, so pages stay correct while objects are created and deleted.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -12,7 +12,7 @@ use crate::pool::{Index, OpenPool, Pool};
 use crate::volume::{Name, PoolName, VolumeId};
 
 impl Engine {
-    /// All pools, open, by name.
+    /// Opens all pools and returns them ordered by name.
     pub(super) fn pools_by_name(&self) -> Result<Vec<Arc<OpenPool>>> {
         let mut pools = self.pools.iter().map(|pool| self.open_pool(pool)).collect::<Result<Vec<_>>>()?;
         pools.sort_by(|a, b| a.settings.name.cmp(&b.settings.name));
@@ -22,7 +22,7 @@ impl Engine {
     /// Lists at most `max` volumes after `after`.
     ///
     /// # Errors
-    /// `Unavailable` when a pool is: a list without its volumes would say that they do not exist.
+    /// `Unavailable` when a pool is: an incomplete list would imply that the missing volumes were deleted.
     pub fn list(&self, after: Option<&VolumeId>, max: usize) -> Result<Page<Listed>> {
         let pools = self.pools_by_name()?;
         Ok(collect(&pools, after, max, Index::volumes, |id, entry| {
@@ -46,7 +46,7 @@ impl Engine {
         }))
     }
 
-    /// The capacity of one pool, or of the default one. An unavailable pool has none.
+    /// Returns the capacity of a pool, or of the default one. The capacity of an unavailable pool is 0.
     ///
     /// # Errors
     /// `Invalid` when the pool does not exist.
@@ -62,7 +62,7 @@ impl Engine {
         Ok(Capacity { available, largest: available })
     }
 
-    /// The status of each pool, in the order of the settings.
+    /// Returns the status of each pool, in the order of the settings.
     #[must_use]
     pub fn pools(&self) -> Vec<PoolStatus> {
         self.pools.iter().map(|pool| self.status(pool)).collect()
@@ -70,20 +70,8 @@ impl Engine {
 
     fn status(&self, pool: &Pool) -> PoolStatus {
         let settings = pool.settings();
-        let mut status = PoolStatus {
-            name: settings.name.clone(),
-            path: settings.path.clone(),
-            backend: None,
-            unavailable: None,
-            total: 0,
-            provisioned: 0,
-            allocatable: 0,
-            volumes: 0,
-            snapshots: 0,
-            trash: 0,
-            reaper_stopped: self.reaper.failure(&settings.name),
-            unreadable: 0,
-        };
+        let mut status = PoolStatus::new(settings);
+        status.trash_failure = self.reaper.failure(&settings.name);
         match self.open_pool(pool).and_then(|open| Ok((open.fs_stats()?, open.allocatable()?, open))) {
             Err(error) => status.unavailable = Some(error.chain()),
             Ok((stats, allocatable, open)) => {
@@ -92,7 +80,7 @@ impl Engine {
                     (stats.total, allocatable, index.provisioned());
                 status.volumes = index.volumes().len() as u64;
                 status.snapshots = index.snapshots().len() as u64;
-                status.unreadable = index.unreadable() as u64;
+                status.unreadable = index.unreadable_count() as u64;
                 status.backend = Some(open.backend.kind().as_str());
                 status.trash = self.reaper.waiting(&settings.name) as u64;
             }
@@ -101,13 +89,13 @@ impl Engine {
     }
 }
 
-/// Collects at most `max` results of `make` for the entries after `after`.
+/// Collects at most `max` items of the entries after `after`. Entries for which `to_item` returns `None` are skipped.
 pub(super) fn collect<E, T>(
     pools: &[Arc<OpenPool>],
     after: Option<&VolumeId>,
     max: usize,
-    map: impl Fn(&Index) -> &BTreeMap<Name, E>,
-    make: impl Fn(VolumeId, &E) -> Option<T>,
+    entries: impl Fn(&Index) -> &BTreeMap<Name, E>,
+    to_item: impl Fn(VolumeId, &E) -> Option<T>,
 ) -> Page<T> {
     let mut items = Vec::new();
     let mut last: Option<VolumeId> = None;
@@ -119,9 +107,9 @@ pub(super) fn collect<E, T>(
             _ => Bound::Unbounded,
         };
         let index = pool.index();
-        for (entry_name, entry) in map(&index).range::<Name, _>((from, Bound::Unbounded)) {
+        for (entry_name, entry) in entries(&index).range::<Name, _>((from, Bound::Unbounded)) {
             let id = VolumeId { pool: name.clone(), name: entry_name.clone() };
-            let Some(item) = make(id, entry) else { continue };
+            let Some(item) = to_item(id, entry) else { continue };
             if items.len() == max {
                 return Page { items, next: last };
             }

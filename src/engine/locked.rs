@@ -23,7 +23,7 @@ pub(super) struct LockedVolume {
 }
 
 impl LockedVolume {
-    /// Reads the record and updates the index with it. `None`: the volume does not exist.
+    /// Reads the record and updates the index with it. `None` if the volume does not exist.
     pub(super) fn load(&self) -> Result<Option<Volume>> {
         let found = read(&self.pool, &self.id);
         let mut index = self.pool.index();
@@ -36,7 +36,7 @@ impl LockedVolume {
         found
     }
 
-    /// As [`LockedVolume::load`]; `NotFound` when the volume does not exist.
+    /// Like [`LockedVolume::load`]; `NotFound` when the volume does not exist.
     pub(super) fn require(&self) -> Result<Volume> {
         self.load()?.ok_or_else(|| not_found(&self.id))
     }
@@ -57,7 +57,7 @@ impl Engine {
         Ok(LockedVolume { pool: self.pool(&id.pool)?, id: id.clone(), _guard: guard })
     }
 
-    /// As [`Engine::lock_volume`], in a pool that is open already.
+    /// Like [`Engine::lock_volume`], in a pool that is open already.
     pub(super) fn lock_volume_in(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<LockedVolume> {
         let guard = self.locks.lock(LockKey::Volume(id.name.clone()))?;
         Ok(LockedVolume { pool: Arc::clone(pool), id: id.clone(), _guard: guard })
@@ -77,7 +77,7 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::peek`]; `NotFound` when the volume does not exist.
+    /// Like [`Engine::peek`]; `NotFound` when the volume does not exist.
     pub(super) fn require_unlocked(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<Volume> {
         self.peek(pool, id)?.ok_or_else(|| not_found(id))
     }

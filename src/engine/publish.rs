@@ -61,7 +61,8 @@ impl Engine {
                 // kubelet retries NOT_FOUND forever, so it must not be the answer to a request that is already done.
                 None if was_there || is_inline(id) => Ok(()),
                 None => {
-                    let text = format!("no volume can have this id, and nothing is at {}", target.display());
+                    let text =
+                        format!("the volume id is not valid, and nothing is mounted at {}", target.display());
                     Err(Error::new(Kind::NotFound, text))
                 }
             },
@@ -113,7 +114,7 @@ impl Engine {
     /// Expands a volume that is published at a path.
     ///
     /// # Errors
-    /// `NotFound` when it is not published there; otherwise as [`Engine::expand`].
+    /// `NotFound` when it is not published there; otherwise same as [`Engine::expand`].
     pub fn expand_published(&self, id: &VolumeId, path: &Path, range: SizeRange) -> Result<Volume> {
         let pool = self.pool(&id.pool)?;
         self.require_unlocked(&pool, id)?;
@@ -129,7 +130,7 @@ fn check_published(request: &Publish, found: &MountInfo, data: BorrowedFd<'_>) -
     }
     let what = if mount::is_of(found, data)? { "this volume with other flags" } else { "another directory" };
     let text = format!(
-        "volume {}: {what} ({}) is mounted at {} already: unpublish it first",
+        "volume {}: {what} ({}) is already mounted at {}: unpublish it first",
         request.id,
         found.root.display(),
         request.target.display(),
@@ -157,8 +158,7 @@ fn unmount_and_remove(name: &Name, target: &Path) -> Result<bool> {
     if let Some(found) = &mounted {
         if !is_root_of(&found.root, name) {
             let (root, at) = (found.root.display(), target.display());
-            let text =
-                format!("{root} is mounted at {at}, and it is not volume {name}: it was left unchanged");
+            let text = format!("{root} is mounted at {at}, which is not volume {name}; nothing was changed");
             return Err(Error::new(Kind::Conflict, text));
         }
         mount::detach(target)?;
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_data_directory_of_the_volume_is_unmounted() {
+    fn the_root_of_a_mount_is_matched_to_its_volume() {
         let name: Name = "v".parse().unwrap();
         for ours in ["/pool/volumes/v/data", "/volumes/v/data", "/pool/trash/v.17.00ff/data"] {
             assert!(is_root_of(Path::new(ours), &name), "{ours}");

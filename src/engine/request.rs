@@ -104,7 +104,7 @@ pub struct Page<T> {
     pub next: Option<VolumeId>,
 }
 
-/// FsStats in one pool or in all, in bytes.
+/// The capacity of a pool, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capacity {
     /// What may still be provisioned.
@@ -150,9 +150,9 @@ pub enum Severity {
 pub struct Symptom {
     /// The severity.
     pub severity: Severity,
-    /// A CamelCase word for programs.
+    /// A machine-readable reason in CamelCase.
     pub reason: &'static str,
-    /// A sentence for people, with the next step.
+    /// A human-readable message with the remedy.
     pub message: String,
 }
 
@@ -165,7 +165,7 @@ pub struct PoolStatus {
     pub path: PathBuf,
     /// The name of its backend, if it is available.
     pub backend: Option<&'static str>,
-    /// Why it is unavailable; `None`: it is available.
+    /// Why it is unavailable; `None` if it is available.
     pub unavailable: Option<String>,
     /// Total bytes of its filesystem.
     pub total: u64,
@@ -180,9 +180,30 @@ pub struct PoolStatus {
     /// Number of trash entries that are to be removed, now or later.
     pub trash: u64,
     /// Why its trash cannot be removed.
-    pub reaper_stopped: Option<String>,
+    pub trash_failure: Option<String>,
     /// Number of volumes and snapshots whose record cannot be read.
     pub unreadable: u64,
+}
+
+impl PoolStatus {
+    /// The status of an empty pool without any space.
+    #[must_use]
+    pub fn new(settings: &PoolSettings) -> Self {
+        Self {
+            name: settings.name.clone(),
+            path: settings.path.clone(),
+            backend: None,
+            unavailable: None,
+            total: 0,
+            provisioned: 0,
+            allocatable: 0,
+            volumes: 0,
+            snapshots: 0,
+            trash: 0,
+            trash_failure: None,
+            unreadable: 0,
+        }
+    }
 }
 
 /// Timeouts and concurrency of the engine.

@@ -85,9 +85,9 @@ impl Engine {
 
     /// The snapshot of this name in any pool, if it is complete.
     fn find_snapshot(&self, name: &Name, request: &CreateSnapshot) -> Result<Option<Snapshot>> {
-        for pool in self.pools.iter().filter_map(Pool::opened) {
+        for pool in self.pools.iter().filter_map(Pool::get_if_open) {
             let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
-            // Jobs before the disk: a snapshot exists on disk before its job ends.
+            // Check the jobs before the disk: a snapshot exists on disk before its job ends.
             if let Some(job) = self.jobs.find(&JobKey::Snapshot(id.clone()))
                 && *job.from.id() != request.source_volume
             {
@@ -102,10 +102,10 @@ impl Engine {
         Ok(None)
     }
 
-    /// Returns the snapshot, also one whose copy still runs.
+    /// Returns the snapshot, even if its copy is still running.
     ///
     /// # Errors
-    /// `NotFound`; `Unavailable` when its pool is.
+    /// `NotFound`; `Unavailable` if its pool is.
     pub fn get_snapshot(&self, id: &VolumeId) -> Result<Snapshot> {
         let pool = self.pool(&id.pool)?;
         match self.jobs.find(&JobKey::Snapshot(id.clone())) {
@@ -114,7 +114,7 @@ impl Engine {
         }
     }
 
-    /// As [`load`]; `NotFound` when the snapshot does not exist.
+    /// Like [`load`]; `NotFound` when the snapshot does not exist.
     pub(super) fn require_snapshot(&self, pool: &OpenPool, id: &VolumeId) -> Result<Snapshot> {
         let found = load(pool, id)?;
         found.ok_or_else(|| Error::new(Kind::NotFound, format!("snapshot {id} does not exist")))
@@ -123,7 +123,7 @@ impl Engine {
     /// Deletes a snapshot; a running copy is stopped. Deleting a snapshot that does not exist succeeds.
     ///
     /// # Errors
-    /// `Busy` while a volume is being restored from it; `Unavailable` when its pool is.
+    /// `Busy` while a volume is being restored from it; `Unavailable` if its pool is.
     pub fn delete_snapshot(&self, id: &VolumeId) -> Result<()> {
         self.check_pool_is_configured(id)?;
         let _guard = self.locks.lock(LockKey::Snapshot(id.name.clone()))?;
@@ -148,7 +148,7 @@ impl Engine {
     /// Lists complete snapshots by id. A snapshot whose record is damaged is left out, unless the filter names it.
     ///
     /// # Errors
-    /// `Unavailable` when a pool is: a list without its snapshots would say that they do not exist. `Internal` or
+    /// `Unavailable` when a pool is: an incomplete list would imply that the missing snapshots were deleted. `Internal` or
     /// `Unsupported` when the filter names a snapshot whose record cannot be read.
     pub fn list_snapshots(
         &self,

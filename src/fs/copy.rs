@@ -1,12 +1,12 @@
-//! Copies a tree that its tenant may go on changing, or turn against us, while it is copied.
+//! Copies a tree while its tenant may change it, possibly with hostile intent.
 //!
-//! Each entry is first pinned without being opened, one component below a directory that is already open; what it
-//! is and what is done with it then concerns the pinned file, whatever becomes of the name. So no symlink is
-//! followed, no device or FIFO opened and no mount entered, and an entry that has gone is one that never was.
-//! Directories are read in batches and get their attributes when they are left. Memory, apart from 48 bytes for
-//! each level of depth, and open files do not grow with the tree.
+//! Each entry is first opened as a path-only descriptor, one component below an open directory. Its type and every
+//! later step refer to that file, even if its name changes meanwhile. Therefore no symlink is followed, no device or
+//! FIFO opened and no mount entered, and an entry that was deleted is skipped. Directories are read in batches and
+//! get their attributes after their contents. Memory and open files do not grow with the tree, except for 48 bytes of
+//! memory for each level of depth.
 //!
-//! On failure the destination holds part of a copy; the caller removes it.
+//! After a failure the destination contains an incomplete copy; the caller removes it.
 
 mod attributes;
 mod contents;
@@ -22,24 +22,24 @@ use rustix::io::Errno;
 
 use self::attributes::Attributes;
 use self::contents::Contents;
-use self::links::{Links, Placed};
+use self::links::{LinkResult, Links};
 use super::{
     Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
 };
 use crate::error::{Context, Error, Kind, Result};
 
-/// What was copied.
+/// What a copy contains.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Manifest {
-    /// Names below the top folder, of every type.
+    /// Names below the top directory, of every type.
     pub entries: u64,
-    /// The apparent sizes of the regular files, a hard-linked one for each of its names.
+    /// Apparent sizes of the regular files in bytes; a hard-linked file counts once for each name.
     pub bytes: u64,
-    /// Extended attributes that the destination could not keep.
-    pub dropped: u64,
+    /// Number of extended attributes that the destination could not store.
+    pub skipped_xattrs: u64,
 }
 
-/// How far a copy is, for others to read, and the request to stop it.
+/// The progress of a copy, and the request to cancel it. Shared between threads.
 #[derive(Debug, Default)]
 pub struct Progress {
     entries: AtomicU64,
@@ -48,24 +48,24 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Names made so far.
+    /// Number of names created so far.
     #[must_use]
     pub fn entries(&self) -> u64 {
         self.entries.load(Ordering::Relaxed)
     }
 
-    /// Bytes of data copied so far; holes and hard links count nothing.
+    /// Bytes of data copied so far, without holes and further names of hard-linked files.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Asks the copy to stop; it does so at the next entry or the next 64 MiB.
+    /// Requests the copy to stop, which it does at the next entry or after at most 64 MiB.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was asked to stop.
+    /// Whether the copy was requested to stop.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
@@ -79,36 +79,36 @@ impl Progress {
     }
 }
 
-/// Copies what is below `from`, and the attributes of `from` itself, into `to`; verifies the result and writes it to
-/// stable storage. The same as [`copy_files`] followed by [`finish`].
+/// Copies the contents and attributes of the directory `from` to `to`, verifies the copy and writes it to stable
+/// storage: [`copy_files`] followed by [`finish`].
 ///
 /// # Errors
-/// As these two.
+/// Those of either function.
 pub fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
     let copied = copy_files(from, to, progress)?;
     finish(to, &copied, progress)?;
     Ok(copied)
 }
 
-/// Copies what is below `from`, and the attributes of `from` itself, into `to`.
+/// Copies the contents and attributes of the directory `from` to `to`.
 ///
-/// `to` is an empty directory that nothing else touches, on any filesystem. Owners, modes, times, extended
-/// attributes, ACLs, holes, hard links, FIFOs, sockets and device nodes are kept, as `cp -a` does. A file that
-/// changes during the copy is copied up to the length it had when it was opened.
+/// `to` is an empty directory, on any filesystem, that no other process changes. Owners, modes, times, extended
+/// attributes, ACLs, holes, hard links, FIFOs, sockets and device nodes are preserved as by `cp -a`. A file that
+/// changes during the copy is copied up to the length that it had when it was opened.
 ///
 /// # Errors
-/// `Unsupported`: something is mounted inside, or the destination cannot store an ACL. `Busy`: cancelled, or a
-/// directory was moved during the copy. `NoSpace`. `Internal`: any other failed call.
+/// `Unsupported` when there is a mount point inside, or when the destination cannot store an ACL; `Busy` when the
+/// copy is cancelled, or when a directory was moved during the copy; `NoSpace`; `Internal` for any other failed call.
 pub fn copy_files(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
     let mut copier = Copier::new(from, to, progress)?;
     copier.run()?;
-    Ok(Manifest { dropped: copier.attributes.dropped, ..copier.made })
+    Ok(Manifest { skipped_xattrs: copier.attributes.skipped_xattrs, ..copier.manifest })
 }
 
 /// Compares a copy with its manifest and writes it to stable storage.
 ///
 /// # Errors
-/// `Internal` when the copy does not match the manifest; otherwise the failed call.
+/// `Internal` when the copy does not match the manifest; otherwise the error of the failed system call.
 pub fn finish(to: BorrowedFd<'_>, copied: &Manifest, progress: &Progress) -> Result<()> {
     verify::verify(to, copied, progress)?;
     // `to` may be an O_PATH descriptor, which cannot be synced.
@@ -125,13 +125,13 @@ struct Copier<'a> {
     attributes: Attributes,
     reopen: Reopen,
     progress: &'a Progress,
-    made: Manifest,
+    manifest: Manifest,
 }
 
 impl<'a> Copier<'a> {
     fn new(from: BorrowedFd<'_>, to: BorrowedFd<'a>, progress: &'a Progress) -> Result<Self> {
         let to_walk = Walk::new(to).context(|| "open the destination")?;
-        attributes::inherit_nothing(to_walk.here())?;
+        attributes::remove_acls(to_walk.dir())?;
         Ok(Self {
             from: Walk::new(from).context(|| "open the source")?,
             to: to_walk,
@@ -141,19 +141,19 @@ impl<'a> Copier<'a> {
             attributes: Attributes::new(),
             reopen: Reopen::new()?,
             progress,
-            made: Manifest::default(),
+            manifest: Manifest::default(),
         })
     }
 
     fn run(&mut self) -> Result<()> {
         loop {
             self.progress.check()?;
-            match self.from.next().context(|| format!("read {}", self.path.here()))? {
+            match self.from.next().context(|| format!("read {}", self.path.current()))? {
                 Some(entry) => {
-                    self.entry(&entry).context(|| format!("copy {}", self.path.at(&entry.name)))?;
+                    self.copy_entry(&entry).context(|| format!("copy {}", self.path.join(&entry.name)))?;
                 }
                 None => {
-                    if !self.leave().context(|| format!("copy {}", self.path.here()))? {
+                    if !self.finish_directory().context(|| format!("copy {}", self.path.current()))? {
                         return Ok(());
                     }
                     self.path.pop();
@@ -162,132 +162,139 @@ impl<'a> Copier<'a> {
         }
     }
 
-    /// Finishes the directory and goes back up; false when that was the top.
-    fn leave(&mut self) -> Result<bool> {
-        if self.to.is_top() {
-            self.links.finish()?;
+    /// Copies the attributes of the current directory and returns to its parent; false at the top.
+    fn finish_directory(&mut self) -> Result<bool> {
+        if self.to.is_at_root() {
+            self.links.remove_dir()?;
         }
-        let stat = fstat(self.from.here()).context(|| "look at the source")?;
-        self.attributes.of_open(self.from.here(), self.to.here(), &stat)?;
+        let stat = fstat(self.from.dir()).context(|| "stat the source")?;
+        self.attributes.copy_to_open(self.from.dir(), self.to.dir(), &stat)?;
         Ok(self.from.leave()? && self.to.leave().context(|| "in the copy")?)
     }
 
-    fn entry(&mut self, entry: &Entry) -> Result<()> {
-        let pinned = match open_path(self.from.here(), &entry.name) {
+    fn copy_entry(&mut self, entry: &Entry) -> Result<()> {
+        let file = match open_path(self.from.dir(), &entry.name) {
             Err(Errno::NOENT) => return Ok(()),
             Err(Errno::XDEV) => return Err(mounted_here(Kind::Unsupported)),
-            pinned => pinned.context(|| "open")?,
+            file => file.context(|| "open")?,
         };
-        let stat = fstat(pinned.as_fd()).context(|| "look")?;
+        let stat = fstat(file.as_fd()).context(|| "stat")?;
         if stat.stx_nlink == 0 {
             return Ok(());
         }
         let kind = kind_of(&stat);
         let copied = if kind.is_dir() {
-            self.directory(&pinned, &entry.name)?
+            self.enter_directory(&file, &entry.name)?
         } else {
-            self.leaf(&pinned, &entry.name, &stat, kind)?
+            self.copy_file(&file, &entry.name, &stat, kind)?
         };
         if let Some(size) = copied {
-            self.made.entries += 1;
-            self.made.bytes += size;
+            self.manifest.entries += 1;
+            self.manifest.bytes += size;
             self.progress.entries.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    fn directory(&mut self, pinned: &OwnedFd, name: &CStr) -> Result<Option<u64>> {
-        let source = match open_directory(pinned.as_fd(), c".") {
+    /// Creates a directory and descends into it. Returns as [`Copier::copy_file`].
+    fn enter_directory(&mut self, file: &OwnedFd, name: &CStr) -> Result<Option<u64>> {
+        let source = match open_directory(file.as_fd(), c".") {
             Err(Errno::NOENT) => return Ok(None),
             source => source.context(|| "open")?,
         };
-        if !fresh(mkdirat(self.to.here(), name, Mode::RWXU), "make the directory")? {
+        if !is_created(mkdirat(self.to.dir(), name, Mode::RWXU), "create the directory")? {
             return Ok(None);
         }
-        let made = open_directory(self.to.here(), name).context(|| "open the new directory")?;
-        self.from.enter(source).context(|| "look")?;
-        self.to.enter(made).context(|| "look at the new directory")?;
+        let copy = open_directory(self.to.dir(), name).context(|| "open the new directory")?;
+        self.from.enter(source).context(|| "stat the directory")?;
+        self.to.enter(copy).context(|| "stat the new directory")?;
         self.path.push(name);
         Ok(Some(0))
     }
 
-    /// Anything but a directory. Answers its size, or none if the name was taken: a directory that changes while it
-    /// is read may show one name twice.
-    fn leaf(&mut self, pinned: &OwnedFd, name: &CStr, stat: &Statx, kind: FileType) -> Result<Option<u64>> {
-        let key = (stat.stx_nlink > 1).then(|| links::key(stat));
+    /// Copies a file of any type except a directory. Returns its size, or `None` if the name exists in the copy: a
+    /// directory that changes while it is read may return a name twice.
+    fn copy_file(
+        &mut self,
+        file: &OwnedFd,
+        name: &CStr,
+        stat: &Statx,
+        kind: FileType,
+    ) -> Result<Option<u64>> {
+        let key = (stat.stx_nlink > 1).then(|| links::inode_key(stat));
         if let Some(key) = &key {
-            match self.links.place(key, self.to.here(), name)? {
-                Placed::Done => return self.size_of(name, kind).map(Some),
-                Placed::Taken => return Ok(None),
-                Placed::First => {}
+            match self.links.link(key, self.to.dir(), name)? {
+                LinkResult::Linked => return self.size_of_link(name, kind).map(Some),
+                LinkResult::NameExists => return Ok(None),
+                LinkResult::NotCopied => {}
             }
         }
         let copied = match kind {
-            FileType::RegularFile => self.regular(pinned, name, stat)?,
-            FileType::Symlink => self.symlink(pinned, name, stat)?,
+            FileType::RegularFile => self.copy_regular(file, name, stat)?,
+            FileType::Symlink => self.copy_symlink(file, name, stat)?,
             FileType::Fifo | FileType::Socket | FileType::CharacterDevice | FileType::BlockDevice => {
-                self.special(pinned, name, stat, kind)?
+                self.copy_node(file, name, stat, kind)?
             }
             FileType::Directory | FileType::Unknown => {
                 return Err(Error::new(Kind::Unsupported, "this type of file cannot be copied"));
             }
         };
         if let (Some(key), Some(_)) = (&key, copied) {
-            self.links.keep(key, self.to.here(), name)?;
+            self.links.add(key, self.to.dir(), name)?;
         }
         Ok(copied)
     }
 
-    fn size_of(&self, name: &CStr, kind: FileType) -> Result<u64> {
+    fn size_of_link(&self, name: &CStr, kind: FileType) -> Result<u64> {
         if kind != FileType::RegularFile {
             return Ok(0);
         }
-        Ok(fstatat(self.to.here(), name).context(|| "look at the new link")?.stx_size)
+        Ok(fstatat(self.to.dir(), name).context(|| "stat the new hard link")?.stx_size)
     }
 
-    fn regular(&mut self, pinned: &OwnedFd, name: &CStr, stat: &Statx) -> Result<Option<u64>> {
-        let source = self.reopen.for_reading(pinned.as_fd()).context(|| "open")?;
+    fn copy_regular(&mut self, file: &OwnedFd, name: &CStr, stat: &Statx) -> Result<Option<u64>> {
+        let source = self.reopen.for_reading(file.as_fd()).context(|| "open")?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o777);
-        let made = match openat(self.to.here(), name, flags, mode) {
+        let copy = match openat(self.to.dir(), name, flags, mode) {
             Err(Errno::EXIST) => return Ok(None),
-            made => made.context(|| "create")?,
+            copy => copy.context(|| "create")?,
         };
-        let size = self.contents.copy(source.as_fd(), made.as_fd(), stat)?;
-        self.attributes.of_open(source.as_fd(), made.as_fd(), stat)?;
+        let size = self.contents.copy(source.as_fd(), copy.as_fd(), stat)?;
+        self.attributes.copy_to_open(source.as_fd(), copy.as_fd(), stat)?;
         Ok(Some(size))
     }
 
-    fn symlink(&mut self, pinned: &OwnedFd, name: &CStr, stat: &Statx) -> Result<Option<u64>> {
-        let target = readlinkat(pinned, c"", Vec::new()).context(|| "read the symlink")?;
-        if !fresh(symlinkat(target, self.to.here(), name), "make the symlink")? {
+    fn copy_symlink(&mut self, file: &OwnedFd, name: &CStr, stat: &Statx) -> Result<Option<u64>> {
+        let target = readlinkat(file, c"", Vec::new()).context(|| "read the symlink")?;
+        if !is_created(symlinkat(target, self.to.dir(), name), "create the symlink")? {
             return Ok(None);
         }
-        self.attributes.of_pinned(pinned.as_fd(), self.to.here(), name, stat)?;
+        self.attributes.copy_to_name(file.as_fd(), self.to.dir(), name, stat)?;
         Ok(Some(0))
     }
 
-    fn special(
+    fn copy_node(
         &mut self,
-        pinned: &OwnedFd,
+        file: &OwnedFd,
         name: &CStr,
         stat: &Statx,
         kind: FileType,
     ) -> Result<Option<u64>> {
         let device = rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
         let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o777);
-        if !fresh(mknodat(self.to.here(), name, kind, mode, device), "make the node")? {
+        if !is_created(mknodat(self.to.dir(), name, kind, mode, device), "create the node")? {
             return Ok(None);
         }
-        self.attributes.of_pinned(pinned.as_fd(), self.to.here(), name, stat)?;
+        self.attributes.copy_to_name(file.as_fd(), self.to.dir(), name, stat)?;
         Ok(Some(0))
     }
 }
 
-/// Whether the name was new; any failure but that one is an error.
-fn fresh(made: rustix::io::Result<()>, what: &'static str) -> Result<bool> {
-    match made {
+/// Whether a call created the name; false: the name exists. Any other failure is an error.
+fn is_created(result: rustix::io::Result<()>, what: &'static str) -> Result<bool> {
+    match result {
         Err(Errno::EXIST) => Ok(false),
-        made => made.context(|| what).map(|()| true),
+        result => result.context(|| what).map(|()| true),
     }
 }

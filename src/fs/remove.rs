@@ -1,8 +1,8 @@
-//! Deletes a tree that may be of any size and depth, and that somebody may still be writing to.
+//! Removes a tree of any size and depth, while other processes may still write to it.
 //!
-//! A directory is first removed as if it were empty, and entered only if it is not; on the way back it comes up
-//! again and is empty. So nothing needs to be remembered, and after an interruption the next call goes on. No
-//! symlink is followed; whatever is mounted inside stops the deletion.
+//! A directory is first removed as if it were empty, and entered only if it is not. After its contents are removed,
+//! the walk returns its entry again and removes it. Thus nothing has to be remembered, and a call after an
+//! interruption continues. No symlink is followed, and a mount point inside stops the removal.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,106 +16,114 @@ use super::{
 };
 use crate::error::{Context, Error, Kind, Result};
 
-/// A file with more data is cut shorter in steps of about this size, so that no single call holds up the filesystem.
+/// A file with more bytes of data is truncated in steps of about this size, so that no single call blocks the
+/// filesystem for long.
 const STEP: u64 = 1 << 30;
-/// How often a directory may be found not empty after its end was reached, with nothing removed in between.
-const PATIENCE: u32 = 16;
+/// How often a directory may be found not empty after it was read to its end, with nothing removed in between.
+const MAX_RETRIES: u32 = 16;
 
-/// What was deleted.
+/// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Names of every type, the top one included.
+    /// Number of names of every type, including the top directory.
     pub entries: u64,
 }
 
-/// Deletes `name` in the directory `parent`, with all that is below it; if it is not there, that is well too.
+/// Removes the entry `name` of the directory `parent` with everything below it. Succeeds if it does not exist.
 ///
 /// # Errors
-/// `InUse`: something is mounted inside, or a file is held by the filesystem. `Busy`: `stop` was set, or somebody
-/// moves or makes files inside all the while. `Internal`: any other failed call. What was deleted stays deleted.
+/// `InUse` when there is a mount point inside, or the filesystem is using a file; `Busy` when `stop` was set, or
+/// another process keeps moving or creating files inside; `Internal` for any other failed call. What was removed
+/// stays removed.
 pub fn remove_tree(parent: BorrowedFd<'_>, name: &str, stop: &AtomicBool) -> Result<Removed> {
-    let failed = || format!("remove {name}");
+    let what = || format!("remove {name}");
     if name.is_empty() || name == "." || name == ".." || name.contains('/') {
         return Err(Error::new(Kind::Invalid, format!("{name:?} is not the name of an entry")));
     }
     let top =
         CString::new(name).map_err(|_| Error::new(Kind::Invalid, format!("{name:?} contains a NUL")))?;
-    let mut remover =
-        Remover { reopen: Reopen::new()?, stop, removed: Removed::default(), came_up: false, futile: 0 };
+    let mut remover = Remover {
+        reopen: Reopen::new()?,
+        stop,
+        removed: Removed::default(),
+        directory_was_read: false,
+        retries: 0,
+    };
     let top = Entry { name: top, kind: FileType::Unknown };
     loop {
-        match remover.take(parent, &top).context(failed)? {
-            Taken::Gone => return Ok(remover.removed),
-            Taken::Full(folder) => remover.clear(folder.as_fd()).context(failed)?,
+        match remover.remove_entry(parent, &top).context(what)? {
+            Unlinked::Done => return Ok(remover.removed),
+            Unlinked::NotEmpty(dir) => remover.remove_contents(dir.as_fd()).context(what)?,
         }
     }
 }
 
-enum Taken {
-    /// The name is no longer there.
-    Gone,
-    /// It is this directory, and not empty.
-    Full(OwnedFd),
+/// Result of an attempt to remove an entry.
+enum Unlinked {
+    /// The entry does not exist any more.
+    Done,
+    /// The entry is this directory, which is not empty.
+    NotEmpty(OwnedFd),
 }
 
 struct Remover<'a> {
     reopen: Reopen,
     stop: &'a AtomicBool,
     removed: Removed,
-    /// The directory that comes next has just been read to its end.
-    came_up: bool,
-    futile: u32,
+    /// Whether the directory that is to be removed next has just been read to its end.
+    directory_was_read: bool,
+    retries: u32,
 }
 
 impl Remover<'_> {
-    /// Empties a directory.
-    fn clear(&mut self, folder: BorrowedFd<'_>) -> Result<()> {
-        let mut walk = Walk::new(folder).context(|| "open the top folder")?;
+    fn remove_contents(&mut self, dir: BorrowedFd<'_>) -> Result<()> {
+        let mut walk = Walk::new(dir).context(|| "open the top directory")?;
         let mut path = TreePath::default();
         loop {
-            let Some(entry) = walk.next().context(|| format!("read {}", path.here()))? else {
-                self.came_up = true;
-                if !walk.leave().context(|| path.here())? {
+            let Some(entry) = walk.next().context(|| format!("read {}", path.current()))? else {
+                self.directory_was_read = true;
+                if !walk.leave().context(|| path.current())? {
                     return Ok(());
                 }
                 path.pop();
                 continue;
             };
-            if let Taken::Full(folder) = self.take(walk.here(), &entry).context(|| path.at(&entry.name))? {
+            let unlinked = self.remove_entry(walk.dir(), &entry).context(|| path.join(&entry.name))?;
+            if let Unlinked::NotEmpty(dir) = unlinked {
                 path.push(&entry.name);
                 walk.put_back(entry);
-                walk.enter(folder).context(|| path.here())?;
+                walk.enter(dir).context(|| path.current())?;
             }
         }
     }
 
-    /// Removes one entry.
-    fn take(&mut self, at: BorrowedFd<'_>, entry: &Entry) -> Result<Taken> {
+    fn remove_entry(&mut self, at: BorrowedFd<'_>, entry: &Entry) -> Result<Unlinked> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(stopped());
         }
         let name = &entry.name;
         let mut result = self.unlink(at, name, entry.kind);
-        if matches!(result, Err(Errno::PERM)) && self.unlock(at, name) {
+        if matches!(result, Err(Errno::PERM)) && self.make_mutable(at, name) {
             result = self.unlink(at, name, entry.kind);
         }
         match result {
             Ok(()) => {
                 self.removed.entries += 1;
-                (self.came_up, self.futile) = (false, 0);
-                Ok(Taken::Gone)
+                (self.directory_was_read, self.retries) = (false, 0);
+                Ok(Unlinked::Done)
             }
-            Err(Errno::NOENT) => Ok(Taken::Gone),
-            Err(Errno::NOTEMPTY | Errno::EXIST) => self.open(at, name),
-            Err(Errno::BUSY) => {
-                Err(Error::new(Kind::InUse, "something is mounted here, or the filesystem still holds it"))
-            }
+            Err(Errno::NOENT) => Ok(Unlinked::Done),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => self.open_not_empty(at, name),
+            Err(Errno::BUSY) => Err(Error::new(
+                Kind::InUse,
+                "it is a mount point or in use by the filesystem: unmount it and retry",
+            )),
             Err(Errno::INTR) => Err(stopped()),
             Err(error) => Err(error).context(|| "unlink"),
         }
     }
 
-    /// Unlinks a file or an empty directory, whatever the name is now.
+    /// Unlinks a file or an empty directory. `kind` is a hint: the entry may have been replaced.
     fn unlink(&self, at: BorrowedFd<'_>, name: &CStr, kind: FileType) -> ErrnoResult<()> {
         if !matches!(kind, FileType::Directory | FileType::Unknown) {
             match self.unlink_file(at, name, kind) {
@@ -133,20 +141,20 @@ impl Remover<'_> {
         if matches!(kind, FileType::RegularFile | FileType::Unknown)
             && fstatat(at, name).is_ok_and(|stat| stat.stx_blocks > STEP / 512)
         {
-            self.shorten(at, name)?;
+            self.truncate_in_steps(at, name)?;
         }
         unlinkat(at, name, AtFlags::empty())
     }
 
-    /// Cuts a big file shorter, if this is its only name. What cannot be cut is left to the unlinking. The number
-    /// of steps follows from the data, not from the size: that may be anything.
-    fn shorten(&self, at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<()> {
-        let pinned = open_path(at, name)?;
-        let stat = fstat(pinned.as_fd())?;
+    /// Truncates a large file in steps, if it has no other name. A file that cannot be truncated is left to `unlink`.
+    /// The number of steps depends on the allocated blocks: the size of a sparse file can be any number.
+    fn truncate_in_steps(&self, at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<()> {
+        let file = open_path(at, name)?;
+        let stat = fstat(file.as_fd())?;
         if !kind_of(&stat).is_file() || stat.stx_nlink != 1 {
             return Ok(());
         }
-        let Ok(file) = self.reopen.for_writing(pinned.as_fd()) else { return Ok(()) };
+        let Ok(file) = self.reopen.for_writing(file.as_fd()) else { return Ok(()) };
         let steps = stat.stx_blocks / (STEP / 512) + 1;
         for left in (1..steps).rev() {
             if self.stop.load(Ordering::Relaxed) {
@@ -159,31 +167,33 @@ impl Remover<'_> {
         Ok(())
     }
 
-    /// Clears the flags that forbid changes; true if there were any. Those of the directory need no thought: it was
-    /// an entry itself before it was entered.
-    fn unlock(&self, at: BorrowedFd<'_>, name: &CStr) -> bool {
-        let Ok(pinned) = open_path(at, name) else { return false };
-        let kind = fstat(pinned.as_fd()).map_or(FileType::Unknown, |stat| kind_of(&stat));
+    /// Clears the immutable and append-only flags; reports whether any was set. The flags of the parent directory
+    /// were cleared when the attempt to remove that directory failed.
+    fn make_mutable(&self, at: BorrowedFd<'_>, name: &CStr) -> bool {
+        let Ok(file) = open_path(at, name) else { return false };
+        let kind = fstat(file.as_fd()).map_or(FileType::Unknown, |stat| kind_of(&stat));
         let open = if kind.is_dir() {
-            open_directory(pinned.as_fd(), c".")
+            open_directory(file.as_fd(), c".")
         } else if kind.is_file() {
-            self.reopen.for_reading(pinned.as_fd())
+            self.reopen.for_reading(file.as_fd())
         } else {
-            return false; // what cannot be opened cannot have got such flags
+            // The flags are set through an open file, and other types cannot be opened for that.
+            return false;
         };
         open.is_ok_and(|file| clear_flags(file.as_fd()))
     }
 
-    fn open(&mut self, at: BorrowedFd<'_>, name: &CStr) -> Result<Taken> {
-        if std::mem::take(&mut self.came_up) {
-            self.futile += 1;
+    fn open_not_empty(&mut self, at: BorrowedFd<'_>, name: &CStr) -> Result<Unlinked> {
+        if std::mem::take(&mut self.directory_was_read) {
+            self.retries += 1;
         }
-        if self.futile > PATIENCE {
-            return Err(Error::new(Kind::Busy, "somebody makes files here meanwhile"));
+        if self.retries > MAX_RETRIES {
+            let text = "another process keeps creating files here: stop it and retry";
+            return Err(Error::new(Kind::Busy, text));
         }
         match open_directory(at, name) {
-            Ok(folder) => Ok(Taken::Full(folder)),
-            Err(Errno::NOENT) => Ok(Taken::Gone),
+            Ok(dir) => Ok(Unlinked::NotEmpty(dir)),
+            Err(Errno::NOENT) => Ok(Unlinked::Done),
             Err(Errno::XDEV) => Err(mounted_here(Kind::InUse)),
             Err(error) => Err(error).context(|| "open"),
         }
@@ -195,7 +205,7 @@ fn stopped() -> Error {
 }
 
 fn clear_flags(fd: BorrowedFd<'_>) -> bool {
-    let locks = IFlags::IMMUTABLE | IFlags::APPEND;
+    let immutable = IFlags::IMMUTABLE | IFlags::APPEND;
     let Ok(flags) = ioctl_getflags(fd) else { return false };
-    flags.intersects(locks) && ioctl_setflags(fd, flags.difference(locks)).is_ok()
+    flags.intersects(immutable) && ioctl_setflags(fd, flags.difference(immutable)).is_ok()
 }

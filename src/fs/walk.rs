@@ -1,61 +1,47 @@
-//! Walking a tree that somebody else may be changing: one component at a time, with few open files and little
-//! memory at any depth and size.
+//! Walks a tree while other processes may change it, with few open files and little memory at any depth and size.
 //!
-//! [`Walk`] keeps 24 bytes for each level, and only the last [`WINDOW`] levels open. The way back beyond those is
-//! `..`, believed only if it leads to the very directory that the walk came from. Directories are read in batches
-//! of [`BATCH`] bytes, never whole.
+//! Every step is one path component. [`Walk`] keeps 24 bytes for each level and only the deepest [`OPEN_LEVELS`]
+//! levels open. It returns to a higher level through `..`, and checks that this is the same directory that it
+//! descended from. Directories are read in batches of [`BUFFER_SIZE`] bytes, never whole.
 
 use std::collections::VecDeque;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, Statx, openat2, seek};
+use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, openat2, seek};
 use rustix::io::{Errno, Result as ErrnoResult};
 
-use super::{DIRECTORY, RESOLVE, fstat, open_directory, retry_transient, with_noatime};
+use super::{DIRECTORY, DirIdentity, RESOLVE, open_directory, retry_transient, with_noatime};
 use crate::error::{Context, Error, Kind, Result};
 
-/// How many levels, counted from the deepest, are kept open.
-pub(super) const WINDOW: usize = 8;
-const BATCH: usize = 32 << 10;
+/// Number of levels, counted from the deepest, that are kept open.
+const OPEN_LEVELS: usize = 8;
+const BUFFER_SIZE: usize = 32 << 10;
 
-/// Which file it is, among all of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-}
-
-impl Identity {
-    fn of(stat: &Statx) -> Self {
-        let device = u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor);
-        Self { device, inode: stat.stx_ino }
-    }
-}
-
-/// One name in a directory.
+/// An entry of a directory.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) name: CString,
-    /// As the directory says it: possibly unknown, possibly no longer true.
+    /// The type that the directory reports. It may be unknown or out of date.
     pub(super) kind: FileType,
 }
 
-/// An open directory and the part of it that was read but not yet taken.
+/// An open directory and those entries that were read from it but not returned yet.
 #[derive(Debug)]
-struct Reader {
+struct DirReader {
     fd: OwnedFd,
-    /// Each entry with the place where the directory goes on after it.
+    /// Each entry with the cookie of the position after it (`d_off`, see getdents(2)).
     batch: VecDeque<(Entry, u64)>,
-    /// Where the directory goes on after the last entry taken, and where that entry stood.
+    /// The position after the last entry that was returned.
     cookie: u64,
-    before: u64,
+    /// The position of that entry.
+    previous_cookie: u64,
 }
 
-impl Reader {
+impl DirReader {
     fn new(fd: OwnedFd, cookie: u64) -> Self {
-        Self { fd, batch: VecDeque::new(), cookie, before: cookie }
+        Self { fd, batch: VecDeque::new(), cookie, previous_cookie: cookie }
     }
 
     fn next(&mut self, buffer: &mut [MaybeUninit<u8>]) -> ErrnoResult<Option<Entry>> {
@@ -63,16 +49,17 @@ impl Reader {
             self.fill(buffer)?;
         }
         let Some((entry, cookie)) = self.batch.pop_front() else { return Ok(None) };
-        self.before = std::mem::replace(&mut self.cookie, cookie);
+        self.previous_cookie = std::mem::replace(&mut self.cookie, cookie);
         Ok(Some(entry))
     }
 
-    /// One batch from the kernel, without `.` and `..`; none when the directory ends here.
+    /// Reads one batch, without `.` and `..`. The batch stays empty at the end of the directory.
     fn fill(&mut self, buffer: &mut [MaybeUninit<u8>]) -> ErrnoResult<()> {
         let mut raw = RawDir::new(&self.fd, buffer);
         while let Some(entry) = raw.next() {
             let entry = match entry {
-                Err(Errno::NOENT) => return Ok(()), // the directory itself is gone
+                // The directory itself was deleted.
+                Err(Errno::NOENT) => return Ok(()),
                 entry => entry?,
             };
             if entry.file_name() != c"." && entry.file_name() != c".." {
@@ -87,155 +74,102 @@ impl Reader {
     }
 }
 
-/// A level above the current one.
+/// A directory above the current one.
 #[derive(Debug)]
-struct Level {
-    identity: Identity,
+struct Ancestor {
+    identity: DirIdentity,
     cookie: u64,
 }
 
-/// A place in a tree, and the way back to its root.
+/// A position in a tree, and the way back to its root.
 #[derive(Debug)]
 pub(super) struct Walk {
-    current: Reader,
-    identity: Identity,
-    levels: Vec<Level>,
-    /// The deepest of the levels above, still open.
-    window: VecDeque<Reader>,
+    current: DirReader,
+    identity: DirIdentity,
+    ancestors: Vec<Ancestor>,
+    /// The deepest ancestors, still open.
+    open: VecDeque<DirReader>,
     buffer: Vec<MaybeUninit<u8>>,
 }
 
 impl Walk {
-    /// Starts at a directory, with an open file of its own.
+    /// Starts at a directory. The walk opens it again for itself.
     pub(super) fn new(root: BorrowedFd<'_>) -> ErrnoResult<Self> {
         let fd = open_directory(root, c".")?;
-        let identity = Identity::of(&fstat(fd.as_fd())?);
-        let buffer = vec![MaybeUninit::uninit(); BATCH];
+        let identity = DirIdentity::of(fd.as_fd())?;
+        let buffer = vec![MaybeUninit::uninit(); BUFFER_SIZE];
         Ok(Self {
-            current: Reader::new(fd, 0),
+            current: DirReader::new(fd, 0),
             identity,
-            levels: Vec::new(),
-            window: VecDeque::new(),
+            ancestors: Vec::new(),
+            open: VecDeque::new(),
             buffer,
         })
     }
 
-    /// The directory where the walk is.
-    pub(super) fn here(&self) -> BorrowedFd<'_> {
+    /// The current directory.
+    pub(super) fn dir(&self) -> BorrowedFd<'_> {
         self.current.fd.as_fd()
     }
 
-    /// Whether the walk is where it began.
-    pub(super) fn is_top(&self) -> bool {
-        self.levels.is_empty()
+    /// Whether the current directory is the root of the walk.
+    pub(super) fn is_at_root(&self) -> bool {
+        self.ancestors.is_empty()
     }
 
-    /// The next name here.
+    /// The next entry of the current directory; `None` if there are no more.
     pub(super) fn next(&mut self) -> ErrnoResult<Option<Entry>> {
         self.current.next(&mut self.buffer)
     }
 
-    /// The last entry taken comes again.
+    /// Puts back the entry that [`Walk::next`] has just returned: it is returned again.
     pub(super) fn put_back(&mut self, entry: Entry) {
-        let cookie = std::mem::replace(&mut self.current.cookie, self.current.before);
+        let cookie = std::mem::replace(&mut self.current.cookie, self.current.previous_cookie);
         self.current.batch.push_front((entry, cookie));
     }
 
-    /// Goes down into a directory opened from here.
+    /// Descends into a directory that was opened from the current one.
     pub(super) fn enter(&mut self, fd: OwnedFd) -> ErrnoResult<()> {
-        let identity = Identity::of(&fstat(fd.as_fd())?);
-        let above = std::mem::replace(&mut self.current, Reader::new(fd, 0));
+        let identity = DirIdentity::of(fd.as_fd())?;
+        let parent = std::mem::replace(&mut self.current, DirReader::new(fd, 0));
         let identity = std::mem::replace(&mut self.identity, identity);
-        self.levels.push(Level { identity, cookie: above.cookie });
-        self.window.push_back(above);
-        if self.window.len() >= WINDOW {
-            self.window.pop_front();
+        self.ancestors.push(Ancestor { identity, cookie: parent.cookie });
+        self.open.push_back(parent);
+        if self.open.len() >= OPEN_LEVELS {
+            self.open.pop_front();
         }
         Ok(())
     }
 
-    /// Goes back up; false at the root.
+    /// Returns to the parent directory; false at the root.
+    ///
+    /// # Errors
+    /// `Busy` when the current directory was moved to another parent; otherwise the error of the failed system call.
     pub(super) fn leave(&mut self) -> Result<bool> {
-        let Some(level) = self.levels.pop() else { return Ok(false) };
-        self.current = match self.window.pop_back() {
+        let Some(parent) = self.ancestors.pop() else { return Ok(false) };
+        self.current = match self.open.pop_back() {
             Some(reader) => reader,
-            None => Reader::new(self.climb(&level)?, level.cookie),
+            None => DirReader::new(self.open_parent(&parent)?, parent.cookie),
         };
-        self.identity = level.identity;
+        self.identity = parent.identity;
         Ok(true)
     }
 
-    fn climb(&self, level: &Level) -> Result<OwnedFd> {
-        let moved = || Error::new(Kind::Busy, "the directory was moved meanwhile");
+    /// Opens the parent directory through `..` and continues to read it where the walk left it.
+    fn open_parent(&self, parent: &Ancestor) -> Result<OwnedFd> {
+        let moved = || Error::new(Kind::Busy, "the directory was moved during the walk: retry");
         let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
-        let up = |more| retry_transient(|| openat2(self.here(), c"..", flags | more, Mode::empty(), RESOLVE));
-        let fd = match with_noatime(up) {
+        let open =
+            |more| retry_transient(|| openat2(self.dir(), c"..", flags | more, Mode::empty(), RESOLVE));
+        let fd = match with_noatime(open) {
             Err(Errno::NOENT | Errno::XDEV) => return Err(moved()),
-            fd => fd.context(|| "go back up")?,
+            fd => fd.context(|| "open the parent directory")?,
         };
-        if Identity::of(&fstat(fd.as_fd()).context(|| "look at the parent")?) != level.identity {
+        if DirIdentity::of(fd.as_fd()).context(|| "stat the parent directory")? != parent.identity {
             return Err(moved());
         }
-        seek(&fd, SeekFrom::Start(level.cookie)).context(|| "go on reading the directory")?;
+        seek(&fd, SeekFrom::Start(parent.cookie)).context(|| "seek in the parent directory")?;
         Ok(fd)
-    }
-}
-
-/// The names from the root of a tree to the place where a walk is, for messages: what is too long is left out.
-#[derive(Debug, Default)]
-pub(super) struct TreePath {
-    path: Vec<u8>,
-    beyond: usize,
-}
-
-impl TreePath {
-    const KEPT: usize = 1024;
-    const SHOWN: usize = 100;
-
-    pub(super) fn push(&mut self, name: &CStr) {
-        if self.beyond > 0 || self.path.len() + name.count_bytes() >= Self::KEPT {
-            self.beyond += 1;
-            return;
-        }
-        self.path.push(b'/');
-        self.path.extend_from_slice(name.to_bytes());
-    }
-
-    pub(super) fn pop(&mut self) {
-        if self.beyond > 0 {
-            self.beyond -= 1;
-        } else {
-            let end = self.path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-            self.path.truncate(end);
-        }
-    }
-
-    /// The path of a name here, at most some 300 characters, without control characters.
-    pub(super) fn at(&self, name: &CStr) -> String {
-        let mut path = self.path.clone();
-        if self.beyond > 0 {
-            path.extend_from_slice(format!("/({} deeper)", self.beyond).as_bytes());
-        }
-        path.push(b'/');
-        path.extend_from_slice(name.to_bytes());
-        Self::show(path.get(1..).unwrap_or_default())
-    }
-
-    /// The path of the directory where the walk is.
-    pub(super) fn here(&self) -> String {
-        if self.path.is_empty() { "the top folder".to_owned() } else { Self::show(&self.path[1..]) }
-    }
-
-    fn show(path: &[u8]) -> String {
-        let text: Vec<char> = String::from_utf8_lossy(path)
-            .chars()
-            .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
-            .collect();
-        if text.len() <= 2 * Self::SHOWN {
-            return text.into_iter().collect();
-        }
-        let (head, tail) = (&text[..Self::SHOWN], &text[text.len() - Self::SHOWN..]);
-        head.iter().chain(&['…']).chain(tail).collect()
     }
 }
 
@@ -243,31 +177,11 @@ impl TreePath {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_trail_is_short_and_printable() {
-        let mut path = TreePath::default();
-        assert_eq!(path.here(), "the top folder");
-        assert_eq!(path.at(c"a"), "a");
-        path.push(c"dir");
-        path.push(c"new\nline");
-        assert_eq!(path.at(c"f"), "dir/new\u{fffd}line/f");
-        for _ in 0..5000 {
-            path.push(c"deep-deep-deep");
-        }
-        assert!(path.at(c"f").chars().count() <= 201);
-        assert!(path.at(c"f").ends_with("deeper)/f"));
-        for _ in 0..5001 {
-            path.pop();
-        }
-        assert_eq!(path.here(), "dir");
-        path.pop();
-        assert_eq!(path.here(), "the top folder");
-    }
-
-    fn tree() -> (tempfile::TempDir, OwnedFd) {
+    /// A chain of directories, deeper than the levels that are kept open.
+    fn deep_tree() -> (tempfile::TempDir, OwnedFd) {
         let dir = tempfile::tempdir().unwrap();
         let mut path = dir.path().to_owned();
-        for _ in 0..3 * WINDOW {
+        for _ in 0..3 * OPEN_LEVELS {
             path.push("d");
             std::fs::create_dir(&path).unwrap();
         }
@@ -276,37 +190,37 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_finds_its_way_back() {
-        let (_dir, root) = tree();
+    fn a_walk_returns_to_its_root_and_returns_each_entry_once() {
+        let (_dir, root) = deep_tree();
         let mut walk = Walk::new(root.as_fd()).unwrap();
         let mut depth = 0;
         while let Some(entry) = walk.next().unwrap() {
-            walk.enter(open_directory(walk.here(), &entry.name).unwrap()).unwrap();
-            assert!(walk.window.len() < WINDOW);
+            walk.enter(open_directory(walk.dir(), &entry.name).unwrap()).unwrap();
+            assert!(walk.open.len() < OPEN_LEVELS);
             depth += 1;
         }
-        assert_eq!(depth, 3 * WINDOW);
+        assert_eq!(depth, 3 * OPEN_LEVELS);
         while walk.leave().unwrap() {
-            assert!(walk.next().unwrap().is_none(), "each name comes once");
+            assert!(walk.next().unwrap().is_none(), "each entry is returned once");
             depth -= 1;
         }
         assert_eq!(depth, 0);
     }
 
     #[test]
-    fn a_walk_notices_that_it_was_moved() {
-        let (dir, root) = tree();
+    fn a_walk_fails_when_its_directory_was_moved() {
+        let (dir, root) = deep_tree();
         let elsewhere = tempfile::tempdir_in(dir.path().parent().unwrap()).unwrap();
         let mut walk = Walk::new(root.as_fd()).unwrap();
-        for _ in 0..2 * WINDOW {
+        for _ in 0..2 * OPEN_LEVELS {
             let entry = walk.next().unwrap().unwrap();
-            walk.enter(open_directory(walk.here(), &entry.name).unwrap()).unwrap();
+            walk.enter(open_directory(walk.dir(), &entry.name).unwrap()).unwrap();
         }
         std::fs::rename(dir.path().join("d/d"), elsewhere.path().join("moved")).unwrap();
         let error = loop {
             match walk.leave() {
                 Ok(true) => {}
-                Ok(false) => panic!("came back to the root of another tree"),
+                Ok(false) => panic!("the walk reached a root through another tree"),
                 Err(error) => break error,
             }
         };
@@ -314,8 +228,8 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_put_back_comes_again() {
-        let (_dir, root) = tree();
+    fn an_entry_that_is_put_back_is_returned_again() {
+        let (_dir, root) = deep_tree();
         let mut walk = Walk::new(root.as_fd()).unwrap();
         let first = walk.next().unwrap().unwrap();
         walk.put_back(first);

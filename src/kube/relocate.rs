@@ -1,7 +1,8 @@
-//! Sends a claim to the node of its source.
+//! Moves a claim to the node of its source.
 //!
-//! The scheduler knows nothing of sources. It picks a node for the pod, this node refuses the claim, and the scheduler
-//! picks again by the same rules: perhaps the same node, for ever. The claim's own annotation is what it obeys.
+//! The scheduler does not know about sources. It selects a node, the provisioner there cannot satisfy the claim, and
+//! the scheduler selects again by the same rules, possibly the same node forever. It obeys an annotation of the claim,
+//! which this module sets.
 
 use std::fmt;
 
@@ -15,12 +16,12 @@ use super::{failed, node_of};
 use crate::error::Result;
 use crate::volume::{Source, VolumeId};
 
-/// Where the scheduler says which node it picked; every provisioner acts on its own node's claims.
-const SELECTED: &str = "volume.kubernetes.io/selected-node";
-/// Where the snapshot-controller says which node a snapshot is on.
+/// Annotation of a claim with the node that the scheduler selected. A provisioner handles the claims of its own node.
+const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+/// Label of a VolumeSnapshotContent with the node of the snapshot, set by the snapshot-controller.
 const MANAGED_BY: &str = "snapshot.storage.kubernetes.io/managed-by";
 
-/// Looks for sources of other nodes. Talks to nobody before the first one.
+/// Moves claims to the node of their source. Connects to the API server at the first claim.
 pub struct Relocator {
     driver: String,
     node: String,
@@ -29,85 +30,92 @@ pub struct Relocator {
 
 impl fmt::Debug for Relocator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Relocator of {} on {}", self.driver, self.node)
+        f.debug_struct("Relocator")
+            .field("driver", &self.driver)
+            .field("node", &self.node)
+            .finish_non_exhaustive()
     }
 }
 
 impl Relocator {
-    /// For a driver on a node.
+    /// Creates a relocator for the claims of a driver that were assigned to `node`.
     #[must_use]
     pub fn new(driver: String, node: String) -> Self {
         Self { driver, node, client: OnceCell::new() }
     }
 
-    /// Gives a claim that waits for a volume to the node of its source. The answer is that node; none: it is this one, or
-    /// nobody knows, or the claim needs nothing any more.
+    /// Assigns a claim without a volume to the node of its source, and returns that node. `None` if nothing was changed,
+    /// because the source is on this node or on no known one, or because the claim is bound or does not exist.
     ///
     /// # Errors
-    /// `Unavailable` when the API server does not answer or refuses.
-    pub async fn send(&self, space: &str, claim: &str, source: &Source) -> Result<Option<String>> {
+    /// `Unavailable` when a request to the API server fails.
+    pub async fn relocate(&self, namespace: &str, claim: &str, source: &Source) -> Result<Option<String>> {
         let client = self.client.get_or_try_init(Client::try_default).await;
         let client = client.map_err(|error| failed("find the cluster", error))?;
-        let there = match source {
-            Source::Volume(id) => self.of_volume(client, id).await?,
-            Source::Snapshot(id) => self.of_snapshot(client, id).await?,
+        let node = match source {
+            Source::Volume(id) => self.node_of_volume(client, id).await?,
+            Source::Snapshot(id) => self.node_of_snapshot(client, id).await?,
         };
-        let Some(there) = there.filter(|node| *node != self.node) else { return Ok(None) };
-        let claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), space);
-        let found = claims.get_opt(claim).await.map_err(|error| failed("look at the claim", error))?;
-        let waits = |claim: &PersistentVolumeClaim| {
+        let Some(node) = node.filter(|node| *node != self.node) else { return Ok(None) };
+        let claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), namespace);
+        let found = claims.get_opt(claim).await.map_err(|error| failed("get the claim", error))?;
+        let is_unbound = |claim: &PersistentVolumeClaim| {
             claim.spec.as_ref().is_some_and(|spec| spec.volume_name.as_deref().unwrap_or_default().is_empty())
         };
-        let Some(found) = found.filter(waits) else { return Ok(None) };
-        // With the version: if the scheduler or a provisioner was faster, the next call sees what came of it.
+        let Some(found) = found.filter(is_unbound) else { return Ok(None) };
+        // The version makes the patch fail if the scheduler or a provisioner has changed the claim meanwhile. A retry
+        // then sees the result.
         let change = json!({"metadata": {
             "resourceVersion": found.resource_version(),
-            "annotations": {SELECTED: there},
+            "annotations": {SELECTED_NODE: node},
         }});
-        let sent = claims.patch(claim, &PatchParams::default(), &Patch::Merge(change)).await;
-        sent.map_err(|error| failed("give the claim to the node of its source", error))?;
-        Ok(Some(there))
+        let patched = claims.patch(claim, &PatchParams::default(), &Patch::Merge(change)).await;
+        patched.map_err(|error| failed("assign the claim to the node of its source", error))?;
+        Ok(Some(node))
     }
 
-    async fn of_volume(&self, client: &Client, id: &VolumeId) -> Result<Option<String>> {
+    async fn node_of_volume(&self, client: &Client, id: &VolumeId) -> Result<Option<String>> {
         let volumes = Api::<PersistentVolume>::all(client.clone());
-        let ours = |volume: &PersistentVolume| {
+        let matches = |volume: &PersistentVolume| {
             let csi = volume.spec.as_ref().and_then(|spec| spec.csi.as_ref());
             csi.is_some_and(|csi| csi.driver == self.driver && csi.volume_handle == id.to_string())
         };
-        // The provisioner's volumes have the name of their handle; one made by hand has any.
-        let named =
-            volumes.get_opt(&api_name(id)).await.map_err(|error| failed("look at the source", error))?;
-        if let Some(volume) = named.filter(ours) {
+        // A provisioned PersistentVolume is named after its handle; one that an administrator created has any name.
+        let named = volumes.get_opt(&api_name(id)).await;
+        let named = named.map_err(|error| failed("get the PersistentVolume of the source", error))?;
+        if let Some(volume) = named.filter(matches) {
             return Ok(node_of(&volume, &self.driver));
         }
         let all = volumes.list(&ListParams::default()).await;
-        let all = all.map_err(|error| failed("look for the source", error))?;
-        Ok(all.iter().find(|volume| ours(volume)).and_then(|volume| node_of(volume, &self.driver)))
+        let all = all.map_err(|error| failed("list the PersistentVolumes", error))?;
+        Ok(all.iter().find(|volume| matches(volume)).and_then(|volume| node_of(volume, &self.driver)))
     }
 
-    async fn of_snapshot(&self, client: &Client, id: &VolumeId) -> Result<Option<String>> {
+    async fn node_of_snapshot(&self, client: &Client, id: &VolumeId) -> Result<Option<String>> {
         let kind = GroupVersionKind::gvk("snapshot.storage.k8s.io", "v1", "VolumeSnapshotContent");
         let contents = Api::<DynamicObject>::all_with(client.clone(), &ApiResource::from_gvk(&kind));
-        let ours = |content: &DynamicObject| {
+        let matches = |content: &DynamicObject| {
             content.data["spec"]["driver"] == *self.driver
                 && content.data["status"]["snapshotHandle"] == *id.to_string()
         };
         let node = |content: &DynamicObject| content.labels().get(MANAGED_BY).cloned();
-        let named = api_name(id).replacen("snapshot-", "snapcontent-", 1);
-        let named = contents.get_opt(&named).await.map_err(|error| failed("look at the source", error))?;
-        if let Some(content) = named.filter(ours) {
+        let name = api_name(id).replacen("snapshot-", "snapcontent-", 1);
+        let named = contents.get_opt(&name).await;
+        let named = named.map_err(|error| failed("get the VolumeSnapshotContent of the source", error))?;
+        if let Some(content) = named.filter(matches) {
             return Ok(node(&content));
         }
         let all = contents.list(&ListParams::default()).await;
-        let all = all.map_err(|error| failed("look for the source", error))?;
-        Ok(all.iter().find(|content| ours(content)).and_then(node))
+        let all = all.map_err(|error| failed("list the VolumeSnapshotContents", error))?;
+        Ok(all.iter().find(|content| matches(content)).and_then(node))
     }
 }
 
-/// What an object of this id is called, if the API server could have such a name.
+/// The name of a provisioned object of this id. `none` if that is not a valid object name; callers check the handle of
+/// the object that they find.
 fn api_name(id: &VolumeId) -> String {
     let name = id.name.as_str();
-    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-    if name.bytes().all(fits) { name.to_owned() } else { "none".to_owned() }
+    let is_valid =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    if name.bytes().all(is_valid) { name.to_owned() } else { "none".to_owned() }
 }

@@ -1,4 +1,4 @@
-//! Who keeps a mount busy: one process or mount to name in an error, found quickly or not at all.
+//! Finds one process or mount that keeps a mount busy, for an error message. The search is bounded.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -7,20 +7,21 @@ use super::location::below;
 use super::mountinfo;
 use crate::error::Result;
 
-/// How many links of `/proc` are read at most: the caller waits.
-const MOST_LINKS: usize = 20_000;
+/// Links of `/proc` that are read at most, because the caller waits.
+const MAX_LINKS: usize = 20_000;
 
-/// What keeps the mount at `target` (a path with no symbolic link in it) busy, in words that end a sentence.
-pub(super) fn holder(target: &[u8]) -> Option<String> {
-    mount_below(target).ok().flatten().or_else(|| process(target))
+/// Returns what keeps the mount at `target` busy and what to do, as the end of an error message. `target` contains no
+/// symbolic links.
+pub(super) fn find_cause(target: &[u8]) -> Option<String> {
+    find_mount_below(target).ok().flatten().or_else(|| find_process(target))
 }
 
-fn mount_below(target: &[u8]) -> Result<Option<String>> {
+fn find_mount_below(target: &[u8]) -> Result<Option<String>> {
     let mut found = None;
     mountinfo::each_own(|line| {
         let point = line.target();
         if below(&point, target).is_some_and(|rest| !rest.is_empty()) {
-            found = Some(format!("a mount at {} is inside it: unmount that first", point.escape_ascii()));
+            found = Some(format!("it contains a mount at {}: unmount that first", point.escape_ascii()));
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
@@ -28,9 +29,9 @@ fn mount_below(target: &[u8]) -> Result<Option<String>> {
     Ok(found)
 }
 
-/// A process with a directory, program or file open there.
-fn process(target: &[u8]) -> Option<String> {
-    let mut left = MOST_LINKS;
+/// Finds a process that has an open file, its root, its working directory or its executable in `target`.
+fn find_process(target: &[u8]) -> Option<String> {
+    let mut links_left = MAX_LINKS;
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
         let name = process.file_name();
         let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else {
@@ -40,12 +41,12 @@ fn process(target: &[u8]) -> Option<String> {
         let links = ["cwd", "root", "exe"].map(|link| dir.join(link)).into_iter();
         let files = std::fs::read_dir(dir.join("fd")).into_iter().flatten().flatten().map(|file| file.path());
         for link in links.chain(files) {
-            left = left.checked_sub(1)?;
-            if leads_into(&link, target) {
+            links_left = links_left.checked_sub(1)?;
+            if points_into(&link, target) {
                 let command = std::fs::read_to_string(dir.join("comm")).unwrap_or_default();
                 let link = link.strip_prefix(&dir).unwrap_or(&link).display();
                 return Some(format!(
-                    "process {pid} ({}) holds it by its {link}: stop it first",
+                    "process {pid} ({}) uses it ({link}): stop the process first",
                     command.trim()
                 ));
             }
@@ -54,7 +55,7 @@ fn process(target: &[u8]) -> Option<String> {
     None
 }
 
-fn leads_into(link: &Path, target: &[u8]) -> bool {
+fn points_into(link: &Path, target: &[u8]) -> bool {
     use std::os::unix::ffi::OsStrExt as _;
     std::fs::read_link(link).is_ok_and(|path| below(path.as_os_str().as_bytes(), target).is_some())
 }

@@ -1,8 +1,9 @@
-//! Where an open directory lies in its filesystem, whatever it is mounted as: what mounts are compared by.
+//! The location of an open directory in its filesystem, independent of where that is mounted. Mounts are compared by
+//! it.
 //!
-//! The path that `/proc/self/fd` shows leads through the mount that the descriptor was opened by. Take the point of
-//! that mount off, put its root in front, and what is left is the path in the filesystem, as field 4 of a mount table
-//! has it. The number of the filesystem comes from the same line: on btrfs `st_dev` differs in every subvolume.
+//! The path in `/proc/self/fd` leads through the mount that the descriptor was opened through. Replacing the mount
+//! point in it by the root of that mount gives the path in the filesystem, which is field 4 of a mount table. The
+//! device number comes from the same line: on btrfs, `st_dev` differs between subvolumes.
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
@@ -11,102 +12,103 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 use super::mountinfo::{Device, Line, MountInfo};
 use crate::error::{Context as _, Error, Kind, Result};
 
-/// How `statx` asks about a mount: without waking an automount or asking a server that may be dead.
-pub(super) const LOCAL: AtFlags =
+/// `statx` flags for calls that neither trigger an automount nor contact a server that may be dead.
+pub(super) const STATX_LOCAL: AtFlags =
     AtFlags::SYMLINK_NOFOLLOW.union(AtFlags::NO_AUTOMOUNT).union(AtFlags::STATX_DONT_SYNC);
 
-/// An open directory, as it is found without a mount table.
+/// What is known about an open directory without reading a mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Handle {
-    /// The number of the mount that it was opened by.
+pub struct MountedDir {
+    /// Id of the mount that it was opened through.
     pub mount: u64,
-    /// The filesystem by `st_dev`; right but for btrfs.
+    /// Its filesystem by `st_dev`, which is wrong on btrfs only.
     pub device: Device,
-    /// Its path from the root of this process, or of its mount if that is detached.
+    /// Its path from the root of this process, or from the root of its mount if that is detached.
     path: Vec<u8>,
 }
 
-/// A mount that handles lie on.
+/// The mount that a directory was opened through.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Anchor {
-    /// The number of the mount.
+pub struct ContainingMount {
+    /// Its id.
     pub mount: u64,
-    /// The filesystem.
+    /// Its filesystem.
     pub device: Device,
     root: Vec<u8>,
     target: Vec<u8>,
 }
 
-/// A directory of a filesystem.
+/// The location of a directory in a filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FsLocation {
     /// The filesystem.
     pub device: Device,
-    /// Its path from the root of the filesystem; of one that is `loose` only the end of it.
+    /// Path from the root of the filesystem; if `detached`, only the last part of it.
     pub path: Vec<u8>,
-    /// The mount is detached, so it stands in no table, and where its root lies is not known.
-    pub loose: bool,
+    /// The directory is on a detached mount. That is in no mount table, so the location of its root is unknown.
+    pub detached: bool,
 }
 
-impl Handle {
-    /// Looks at an open directory.
+impl MountedDir {
+    /// Reads the attributes of an open directory.
     ///
     /// # Errors
-    /// `Internal` if the kernel does not say, or the directory has been removed.
+    /// `Internal` if a call fails or the directory has been removed.
     pub fn of(dir: BorrowedFd<'_>) -> Result<Self> {
-        let what = StatxFlags::MNT_ID | StatxFlags::NLINK;
-        let stat = rustix::fs::statx(dir, "", LOCAL | AtFlags::EMPTY_PATH, what)
-            .context(|| "look at an open directory")?;
+        let mask = StatxFlags::MNT_ID | StatxFlags::NLINK;
+        let stat = rustix::fs::statx(dir, "", STATX_LOCAL | AtFlags::EMPTY_PATH, mask)
+            .context(|| "stat an open directory")?;
         let path = path_of(dir)?;
         if stat.stx_nlink == 0 {
-            let text = format!("directory {} has been removed while it was open", path.escape_ascii());
+            let text = format!("directory {} was removed while it was open", path.escape_ascii());
             return Err(Error::new(Kind::Internal, text));
         }
         let mount = if StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID) {
             stat.stx_mnt_id
         } else {
-            mount_id_before_5_8(dir)?
+            mount_id_from_proc(dir)?
         };
         Ok(Self { mount, device: Device { major: stat.stx_dev_major, minor: stat.stx_dev_minor }, path })
     }
 
-    /// Where the directory lies; `anchor` is the mount it was opened by, `None` if that is in no table.
+    /// Returns the location in the filesystem. `containing` is the mount that the directory was opened through; `None`:
+    /// that mount is in no table.
     ///
     /// # Errors
-    /// `Internal` if the anchor is not above the directory.
-    pub fn place(&self, anchor: Option<&Anchor>) -> Result<FsLocation> {
-        let Some(anchor) = anchor else {
-            return Ok(FsLocation { device: self.device, path: self.path.clone(), loose: true });
+    /// `Internal` if the directory is not below the mount.
+    pub fn location(&self, containing: Option<&ContainingMount>) -> Result<FsLocation> {
+        let Some(containing) = containing else {
+            return Ok(FsLocation { device: self.device, path: self.path.clone(), detached: true });
         };
-        let below = below(&self.path, &anchor.target).ok_or_else(|| {
-            let (path, target) = (self.path.escape_ascii(), anchor.target.escape_ascii());
+        let below = below(&self.path, &containing.target).ok_or_else(|| {
+            let (path, target) = (self.path.escape_ascii(), containing.target.escape_ascii());
             Error::new(Kind::Internal, format!("directory {path} is not below its mount at {target}"))
         })?;
-        let mut path = if anchor.root == b"/" { Vec::new() } else { anchor.root.clone() };
+        let mut path = if containing.root == b"/" { Vec::new() } else { containing.root.clone() };
         path.extend_from_slice(below);
         if path.is_empty() {
             path.push(b'/');
         }
-        Ok(FsLocation { device: anchor.device, path, loose: false })
+        Ok(FsLocation { device: containing.device, path, detached: false })
     }
 }
 
-impl Anchor {
-    /// The anchor that a line of the table describes.
+impl ContainingMount {
+    /// Copies what is needed from a line of the mount table.
     #[must_use]
-    pub fn of(line: &Line<'_>) -> Self {
+    pub fn from_line(line: &Line<'_>) -> Self {
         let (root, target) = (line.root().0.into_owned(), line.target().into_owned());
         Self { mount: line.id, device: line.device, root, target }
     }
 
-    pub(super) fn of_info(info: &MountInfo) -> Self {
+    pub(super) fn from_info(info: &MountInfo) -> Self {
         use std::os::unix::ffi::OsStrExt as _;
         let (root, target) = (info.root.as_os_str().as_bytes(), info.target.as_os_str().as_bytes());
         Self { mount: info.id, device: info.device, root: root.to_vec(), target: target.to_vec() }
     }
 }
 
-/// What follows `above` in `path`: nothing, or a slash and more; `None` if `path` does not lie there.
+/// Returns the rest of `path` below `above`: empty, or a slash and more. `None` if `path` is not below `above`.
 #[must_use]
 pub fn below<'a>(path: &'a [u8], above: &[u8]) -> Option<&'a [u8]> {
     let rest = path.strip_prefix(above.strip_suffix(b"/").unwrap_or(above))?;
@@ -117,24 +119,24 @@ pub fn below<'a>(path: &'a [u8], above: &[u8]) -> Option<&'a [u8]> {
     }
 }
 
-/// The path of an open file, as the kernel names it.
+/// Returns the path of an open file, as the kernel reports it.
 pub(super) fn path_of(file: BorrowedFd<'_>) -> Result<Vec<u8>> {
-    let link = link_to(file);
+    let link = fd_link(file);
     let path = rustix::fs::readlinkat(CWD, &link, Vec::new()).context(|| format!("read {link}"))?;
     Ok(path.into_bytes())
 }
 
-/// A path that leads to an open file, for the calls that take no descriptor.
-pub(super) fn link_to(file: BorrowedFd<'_>) -> String {
+/// Returns a path that leads to an open file, for calls that take no descriptor.
+pub(super) fn fd_link(file: BorrowedFd<'_>) -> String {
     format!("/proc/thread-self/fd/{}", file.as_raw_fd())
 }
 
-/// `STATX_MNT_ID` is of Linux 5.8; before, only `/proc` knows.
-fn mount_id_before_5_8(file: BorrowedFd<'_>) -> Result<u64> {
+/// Reads the mount id from `/proc`, for kernels before 5.8, which lack `STATX_MNT_ID`.
+fn mount_id_from_proc(file: BorrowedFd<'_>) -> Result<u64> {
     let name = format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd());
     let text = std::fs::read_to_string(&name).context(|| format!("read {name}"))?;
     let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-    id.ok_or_else(|| Error::new(Kind::Internal, format!("{name} names no mount")))
+    id.ok_or_else(|| Error::new(Kind::Internal, format!("{name} contains no mount id")))
 }
 
 #[cfg(test)]
@@ -143,17 +145,17 @@ mod tests {
 
     use super::*;
 
-    fn place(path: &str, root: &str, target: &str) -> Option<String> {
+    fn location(path: &str, root: &str, target: &str) -> Option<String> {
         let device = Device { major: 1, minor: 2 };
-        let anchor = Anchor { mount: 7, device, root: root.into(), target: target.into() };
-        let handle = Handle { mount: 7, device: Device { major: 0, minor: 9 }, path: path.into() };
-        let place = handle.place(Some(&anchor)).ok()?;
-        assert_eq!((place.device, place.loose), (device, false));
-        Some(String::from_utf8(place.path).unwrap())
+        let containing = ContainingMount { mount: 7, device, root: root.into(), target: target.into() };
+        let dir = MountedDir { mount: 7, device: Device { major: 0, minor: 9 }, path: path.into() };
+        let location = dir.location(Some(&containing)).ok()?;
+        assert_eq!((location.device, location.detached), (device, false));
+        Some(String::from_utf8(location.path).unwrap())
     }
 
     #[test]
-    fn a_path_through_mounts_becomes_one_in_the_filesystem() {
+    fn a_path_through_a_mount_is_converted_to_a_path_in_the_filesystem() {
         let cases = [
             ("/pool/volumes/a", "/", "/pool", Some("/volumes/a")),
             ("/pool/volumes/a", "/@sub", "/pool", Some("/@sub/volumes/a")),
@@ -164,14 +166,18 @@ mod tests {
             ("/", "/x", "/", Some("/x")),
             ("/pools/a", "/", "/pool", None),
         ];
-        for (path, root, target, found) in cases {
-            assert_eq!(place(path, root, target).as_deref(), found, "{path} by {root} at {target}");
+        for (path, root, target, expected) in cases {
+            assert_eq!(
+                location(path, root, target).as_deref(),
+                expected,
+                "{path}: {root} mounted at {target}"
+            );
         }
     }
 
     #[test]
-    fn both_ways_to_the_number_of_a_mount_agree() {
+    fn statx_and_proc_report_the_same_mount_id() {
         let dir = std::fs::File::open("/proc").unwrap();
-        assert_eq!(Handle::of(dir.as_fd()).unwrap().mount, mount_id_before_5_8(dir.as_fd()).unwrap());
+        assert_eq!(MountedDir::of(dir.as_fd()).unwrap().mount, mount_id_from_proc(dir.as_fd()).unwrap());
     }
 }

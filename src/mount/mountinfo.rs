@@ -1,4 +1,5 @@
-//! The mount table: the lines of `/proc/<pid>/mountinfo`, one at a time and as bytes, for a path need not be text.
+//! Reads mount tables (`/proc/<pid>/mountinfo`, see proc_pid_mountinfo(5)) line by line, as bytes: a path need not be
+//! UTF-8.
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -13,53 +14,53 @@ use rustix::io::Errno;
 use super::options::MountFlags;
 use crate::error::{Context as _, Result};
 
-/// The table of the calling thread: its process may have another namespace.
-const OWN: &str = "/proc/thread-self/mountinfo";
+/// The table of the calling thread, which may be in another mount namespace than its process.
+const OWN_TABLE: &str = "/proc/thread-self/mountinfo";
 
-/// The kernel adds this to the root of a mount whose directory was removed.
+/// The suffix that the kernel adds to the root of a mount whose directory was removed.
 pub const DELETED: &[u8] = b"//deleted";
 
-/// The number of a filesystem, as the mount table has it. On btrfs `st_dev` is another one in every subvolume.
+/// The device number of a filesystem, as in the mount table. On btrfs, `st_dev` differs between subvolumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Device {
-    /// Its major number.
+    /// Major number.
     pub major: u32,
-    /// Its minor number.
+    /// Minor number.
     pub minor: u32,
 }
 
-/// One line, cut but not yet copied or unescaped.
+/// One line of a mount table, split into fields that are still escaped and borrowed.
 #[derive(Debug, Clone, Copy)]
 pub struct Line<'a> {
-    /// The number of the mount.
+    /// Id of the mount.
     pub id: u64,
-    /// The number of the mount it is mounted on.
+    /// Id of the mount that it is mounted on.
     pub parent: u64,
     /// The filesystem.
     pub device: Device,
     root: &'a [u8],
     target: &'a [u8],
     options: &'a [u8],
-    /// The optional fields, the hyphen and what follows it.
+    /// The optional fields, the hyphen, and the fields after it.
     rest: &'a [u8],
 }
 
 impl<'a> Line<'a> {
-    /// Cuts a line; `None` if it is not one of a mount table.
+    /// Parses a line; `None` if it is not a line of a mount table.
     #[must_use]
     pub fn parse(line: &'a [u8]) -> Option<Self> {
         let mut fields = line.splitn(7, |byte| *byte == b' ');
-        let id = number(fields.next()?)?;
-        let parent = number(fields.next()?)?;
+        let id = parse_u64(fields.next()?)?;
+        let parent = parse_u64(fields.next()?)?;
         let mut device = fields.next()?.splitn(2, |byte| *byte == b':');
-        let major = u32::try_from(number(device.next()?)?).ok()?;
-        let minor = u32::try_from(number(device.next()?)?).ok()?;
+        let major = u32::try_from(parse_u64(device.next()?)?).ok()?;
+        let minor = u32::try_from(parse_u64(device.next()?)?).ok()?;
         let (root, target, options) = (fields.next()?, fields.next()?, fields.next()?);
         let rest = fields.next()?;
         Some(Self { id, parent, device: Device { major, minor }, root, target, options, rest })
     }
 
-    /// The directory (or file) of the filesystem that is the root of the mount, and whether it has been removed.
+    /// Returns the directory or file of the filesystem that is the root of the mount, and whether it has been removed.
     #[must_use]
     pub fn root(&self) -> (Cow<'a, [u8]>, bool) {
         match self.root.strip_suffix(DELETED) {
@@ -68,25 +69,25 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// Where it is mounted, as the owner of the table sees it.
+    /// Returns the mount point, relative to the root of the process that the table belongs to.
     #[must_use]
     pub fn target(&self) -> Cow<'a, [u8]> {
         unescape(self.target)
     }
 
-    /// The flags of the mount.
+    /// Returns the flags of the mount.
     #[must_use]
     pub fn flags(&self) -> MountFlags {
-        MountFlags::observed(self.options)
+        MountFlags::from_table(self.options)
     }
 
-    /// The peer group that the mount shares its events with.
+    /// Returns the peer group that the mount is a member of.
     #[must_use]
     pub fn shared(&self) -> Option<u64> {
         self.optional(b"shared:")
     }
 
-    /// The peer group that the mount takes events from.
+    /// Returns the peer group that the mount receives events from, as a slave.
     #[must_use]
     pub fn master(&self) -> Option<u64> {
         self.optional(b"master:")
@@ -94,15 +95,15 @@ impl<'a> Line<'a> {
 
     fn optional(&self, name: &[u8]) -> Option<u64> {
         let fields = self.rest.split(|byte| *byte == b' ');
-        fields.take_while(|field| *field != b"-").find_map(|field| number(field.strip_prefix(name)?))
+        fields.take_while(|field| *field != b"-").find_map(|field| parse_u64(field.strip_prefix(name)?))
     }
 
-    /// A copy of the line that outlives the table.
+    /// Copies and unescapes the fields.
     #[must_use]
     pub fn to_info(&self) -> MountInfo {
         let (root, root_deleted) = self.root();
         let mut tail = self.rest.split(|byte| *byte == b' ').skip_while(|field| *field != b"-").skip(1);
-        let mut text = || OsString::from_vec(unescape(tail.next().unwrap_or_default()).into_owned());
+        let mut next_field = || OsString::from_vec(unescape(tail.next().unwrap_or_default()).into_owned());
         MountInfo {
             id: self.id,
             parent: self.parent,
@@ -112,99 +113,99 @@ impl<'a> Line<'a> {
             target: path(self.target()),
             flags: self.flags(),
             shared: self.shared(),
-            fs_type: text(),
-            source: text(),
-            super_options: text(),
+            fs_type: next_field(),
+            source: next_field(),
+            super_options: next_field(),
         }
     }
 }
 
-/// A mount, as the mount table describes it.
+/// A mount, as a line of the mount table describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountInfo {
-    /// Its number. The kernel uses it again when the mount is gone.
+    /// Its id. The kernel reuses it after the mount is unmounted.
     pub id: u64,
-    /// The number of the mount it is mounted on.
+    /// Id of the mount that it is mounted on.
     pub parent: u64,
     /// The filesystem.
     pub device: Device,
-    /// The directory (or file) of the filesystem that is mounted.
+    /// The directory or file of the filesystem that is mounted.
     pub root: PathBuf,
-    /// That directory has been removed.
+    /// Whether that directory has been removed.
     pub root_deleted: bool,
-    /// Where it is mounted.
+    /// The mount point.
     pub target: PathBuf,
     /// The flags of the mount itself, not of its filesystem.
     pub flags: MountFlags,
-    /// The peer group that it shares its events with.
+    /// The peer group that it is a member of.
     pub shared: Option<u64>,
-    /// The type of the filesystem.
+    /// Type of the filesystem.
     pub fs_type: OsString,
-    /// What the filesystem was made from, such as a block device.
+    /// Source of the filesystem, such as a block device.
     pub source: OsString,
-    /// The options of the filesystem.
+    /// Options of the filesystem.
     pub super_options: OsString,
 }
 
-/// Reads tables line by line through one buffer, which holds no more than a few lines.
+/// Reads mount tables line by line through one buffer, which is reused.
 #[derive(Debug, Default)]
 pub struct Reader {
     buffer: Vec<u8>,
 }
 
 impl Reader {
-    /// Calls `look` with each line of an open table until it breaks or the table ends.
+    /// Calls `visit` for each line of an open table until it breaks or the table ends. Skips malformed lines.
     ///
     /// # Errors
-    /// The error of a read, `EINVAL` among them when the process of the table has gone.
-    pub fn each<F>(&mut self, table: impl AsFd, mut look: F) -> Result<(), Errno>
+    /// The error of a read; `EINVAL` if the process that the table belongs to has ended.
+    pub fn each<F>(&mut self, table: impl AsFd, mut visit: F) -> Result<(), Errno>
     where
         F: FnMut(Line<'_>) -> ControlFlow<()>,
     {
         if self.buffer.is_empty() {
             self.buffer.resize(32 * 1024, 0);
         }
-        let mut held = 0;
+        let mut partial = 0;
         loop {
-            if held == self.buffer.len() {
-                self.buffer.resize(held * 2, 0);
+            if partial == self.buffer.len() {
+                self.buffer.resize(partial * 2, 0);
             }
-            let read = match rustix::io::read(&table, &mut self.buffer[held..]) {
+            let read = match rustix::io::read(&table, &mut self.buffer[partial..]) {
                 Err(Errno::INTR) => continue,
                 read => read?,
             };
             if read == 0 {
                 return Ok(());
             }
-            let filled = held + read;
+            let filled = partial + read;
             let mut start = 0;
             while let Some(length) = self.buffer[start..filled].iter().position(|byte| *byte == b'\n') {
                 let line = Line::parse(&self.buffer[start..start + length]);
-                if line.is_some_and(|line| look(line).is_break()) {
+                if line.is_some_and(|line| visit(line).is_break()) {
                     return Ok(());
                 }
                 start += length + 1;
             }
             self.buffer.copy_within(start..filled, 0);
-            held = filled - start;
+            partial = filled - start;
         }
     }
 }
 
-/// Calls `look` with each line of the calling thread's own table until it breaks.
+/// Calls `visit` for each line of the calling thread's mount table until it breaks.
 ///
 /// # Errors
-/// `Internal` if the table cannot be read: `/proc` is not there.
-pub fn each_own(look: impl FnMut(Line<'_>) -> ControlFlow<()>) -> Result<()> {
-    let table = open_own().context(|| format!("open {OWN}"))?;
-    Reader::default().each(table, look).context(|| format!("read {OWN}"))
+/// `Internal` if the table cannot be read, for example because `/proc` is not mounted.
+pub fn each_own(visit: impl FnMut(Line<'_>) -> ControlFlow<()>) -> Result<()> {
+    let table = open_own().context(|| format!("open {OWN_TABLE}"))?;
+    Reader::default().each(table, visit).context(|| format!("read {OWN_TABLE}"))
 }
 
 fn open_own() -> Result<OwnedFd, Errno> {
-    rustix::fs::openat(CWD, OWN, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    rustix::fs::openat(CWD, OWN_TABLE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// The mount of this number in the calling thread's own table.
+/// Returns the mount with this id in the calling thread's mount table.
 ///
 /// # Errors
 /// `Internal` if the table cannot be read.
@@ -220,7 +221,8 @@ pub fn by_id(id: u64) -> Result<Option<MountInfo>> {
     Ok(found)
 }
 
-/// The topmost mount at exactly this path (with no symbolic link in it) in the calling thread's own table.
+/// Returns the topmost mount at exactly this path in the calling thread's mount table. The path contains no symbolic
+/// links.
 ///
 /// # Errors
 /// `Internal` if the table cannot be read.
@@ -232,39 +234,39 @@ pub fn by_target(target: &[u8]) -> Result<Option<MountInfo>> {
         }
         ControlFlow::Continue(())
     })?;
-    // The order of the table is no help: the top of a stack is the one that bears no other of it.
+    // The order of the lines says nothing: the topmost mount is the one that is not the parent of another.
     let top = stack.iter().position(|mount| !stack.iter().any(|other| other.parent == mount.id));
     Ok(top.map(|top| stack.swap_remove(top)))
 }
 
-/// Undoes the kernel's `\ooo`; a backslash that begins no such thing stays.
+/// Decodes the kernel's `\ooo` escapes; keeps any other backslash.
 fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
     if !field.contains(&b'\\') {
         return Cow::Borrowed(field);
     }
-    let mut plain = Vec::with_capacity(field.len());
+    let mut decoded = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {
         match (first, tail) {
             (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
-                plain.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0'));
+                decoded.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0'));
                 rest = after;
             }
             (byte, after) => {
-                plain.push(*byte);
+                decoded.push(*byte);
                 rest = after;
             }
         }
     }
-    Cow::Owned(plain)
+    Cow::Owned(decoded)
 }
 
 fn path(bytes: Cow<'_, [u8]>) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes.into_owned()))
 }
 
-/// A decimal number of nothing but digits.
-fn number(digits: &[u8]) -> Option<u64> {
+/// Parses a decimal number; unlike `str::parse`, accepts no sign.
+fn parse_u64(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
     }
@@ -284,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_cut_into_its_fields() {
+    fn a_line_is_parsed_into_its_fields() {
         let line = b"36 35 98:0 /mnt1 /mnt\\0402 ro,noatime shared:1 master:2 - ext3 /dev/a\\040b rw,errors=continue";
         let info = Line::parse(line).unwrap().to_info();
         assert_eq!((info.id, info.parent, info.device), (36, 35, Device { major: 98, minor: 0 }));
@@ -310,21 +312,21 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_root_is_told_from_its_name() {
+    fn a_removed_root_is_recognized_by_its_suffix() {
         let line = Line::parse(b"1 2 0:3 /v/a//deleted /t rw - ext4 /dev/a rw").unwrap();
         assert_eq!(line.root(), (Cow::Borrowed(&b"/v/a"[..]), true));
         assert!(line.to_info().root_deleted);
     }
 
     #[test]
-    fn what_is_not_utf8_is_kept() {
+    fn paths_that_are_not_utf8_are_preserved() {
         let info = Line::parse(b"1 2 0:3 /\xff /\xfe\\011 rw - ext4 /dev/a rw").unwrap().to_info();
         assert_eq!(info.root.as_os_str().as_bytes(), b"/\xff");
         assert_eq!(info.target.as_os_str().as_bytes(), b"/\xfe\t");
     }
 
     #[test]
-    fn what_is_no_line_is_none() {
+    fn malformed_lines_are_rejected() {
         let lines: [&[u8]; 7] = [
             b"",
             b"1 2",
@@ -349,18 +351,18 @@ mod tests {
         file.rewind().unwrap();
         let mut ids = Vec::new();
         let mut reader = Reader::default();
-        let look = |line: Line<'_>| {
+        let visit = |line: Line<'_>| {
             assert_eq!(line.to_info().super_options.len() as u64, line.id * 3000);
             ids.push(line.id);
             if line.id == 48 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        reader.each(&file, look).unwrap();
+        reader.each(&file, visit).unwrap();
         assert_eq!(ids, (0..49).collect::<Vec<_>>());
     }
 
     proptest! {
         #[test]
-        fn unescape_undoes_what_the_kernel_does(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn unescape_reverses_the_escapes_of_the_kernel(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let escaped: Vec<u8> = bytes
                 .iter()
                 .flat_map(|byte| match byte {
@@ -372,7 +374,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Line::parse(&bytes).map(|line| line.to_info());
             let _ = unescape(&bytes);
         }

@@ -1,54 +1,54 @@
-//! The flags of a mount: as words of a request, as bits for the kernel, and as words of the mount table.
+//! Mount options: parsed from a request or from the mount table, and converted to the kernel's flags.
 
-use rustix::mount::MountFlags as Classic;
+use rustix::mount::MountFlags as MsFlags;
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::mount_setattr::{self as attr, Change};
 
-/// What `mount_flags` may hold, for the text of an error.
+/// The mount options that a request may contain, for error messages.
 const ALLOWED: &str = "ro rw suid nosuid dev nodev exec noexec atime noatime diratime nodiratime relatime \
                        strictatime symfollow nosymfollow";
 
-/// The rule for access times.
+/// When access times are updated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Atime {
-    /// Now and then (the kernel's own rule).
+    /// `relatime`, the kernel's default: if they are older than the last change or than a day.
     Relative,
-    /// Never.
+    /// `noatime`.
     Never,
-    /// At every read.
+    /// `strictatime`: at every read.
     Strict,
 }
 
-/// The flags of one mount. A flag that is set here is set on the mount; one that is not set here is as the source's
-/// own mount has it, for what the administrator of a host forbids on a disk is not a request's to allow.
+/// The flags of one mount. A flag that is not set is inherited from the mount of the source: a request cannot allow
+/// what the administrator forbids on a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MountFlags {
-    /// No write through this mount.
+    /// Writes through this mount fail.
     pub read_only: bool,
-    /// No set-user-id, set-group-id or file capabilities.
+    /// Set-user-id bits, set-group-id bits and file capabilities are ignored.
     pub nosuid: bool,
-    /// No device nodes.
+    /// Device nodes cannot be opened.
     pub nodev: bool,
-    /// No programs.
+    /// Programs cannot be executed.
     pub noexec: bool,
-    /// No symbolic link is followed.
+    /// Symbolic links are not followed.
     pub nosymfollow: bool,
-    /// No access times of directories.
+    /// Access times of directories are not updated.
     pub nodiratime: bool,
-    /// Access times; `None` is as the source has it.
+    /// When access times are updated; `None`: as on the mount of the source.
     pub atime: Option<Atime>,
 }
 
 impl Default for MountFlags {
-    /// Writable, without set-user-id and without devices: what data needs.
+    /// Writable, with `nosuid` and `nodev`: data needs neither set-user-id programs nor device nodes.
     fn default() -> Self {
         Self { nosuid: true, nodev: true, ..Self::NONE }
     }
 }
 
 impl MountFlags {
-    /// No flag at all.
+    /// No flags.
     const NONE: Self = Self {
         read_only: false,
         nosuid: false,
@@ -59,36 +59,37 @@ impl MountFlags {
         atime: None,
     };
 
-    /// Reads the `mount_flags` of a request. A word may hold several, joined by commas; of two that conflict the
-    /// last holds, as in mount(8); words that only mean something in fstab are passed over.
+    /// Parses the mount options of a request. An element may contain several options, separated by commas. Of
+    /// conflicting options the last one wins, as in mount(8). Options for mount(8) or systemd only are ignored.
     ///
     /// # Errors
-    /// `Invalid` for a word that is not a flag of a bind mount.
-    pub fn parse<S: AsRef<str>>(words: &[S]) -> Result<Self> {
+    /// `Invalid` for an option that a bind mount does not have.
+    pub fn parse<S: AsRef<str>>(options: &[S]) -> Result<Self> {
         let mut flags = Self::default();
-        for word in words.iter().flat_map(|words| words.as_ref().split(',')).map(str::trim) {
-            if !word.is_empty() && !flags.take(word) && !is_for_fstab(word) {
-                let text =
-                    format!("mount flag `{word}` is not one of a directory volume; allowed: {ALLOWED}");
+        for option in options.iter().flat_map(|list| list.as_ref().split(',')).map(str::trim) {
+            if !option.is_empty() && !flags.apply(option) && !is_userspace_option(option) {
+                let text = format!(
+                    "mount option `{option}` is not supported for a directory volume; allowed: {ALLOWED}"
+                );
                 return Err(Error::new(Kind::Invalid, text));
             }
         }
         Ok(flags)
     }
 
-    /// Reads the options of a mount as the mount table has them.
+    /// Parses the options of a mount in the mount table. Ignores unknown options.
     #[must_use]
-    pub fn observed(options: &[u8]) -> Self {
+    pub fn from_table(options: &[u8]) -> Self {
         let mut flags = Self { atime: Some(Atime::Strict), ..Self::NONE };
-        for word in options.split(|byte| *byte == b',') {
-            let _known = std::str::from_utf8(word).is_ok_and(|word| flags.take(word));
+        for option in options.split(|byte| *byte == b',') {
+            let _is_known = std::str::from_utf8(option).is_ok_and(|option| flags.apply(option));
         }
         flags
     }
 
-    /// These flags on a mount whose source's own mount has `source`.
+    /// Returns the flags of a mount with these flags whose source is on a mount with the flags `source`.
     #[must_use]
-    pub fn over(self, source: Self) -> Self {
+    pub fn inherit(self, source: Self) -> Self {
         Self {
             read_only: self.read_only || source.read_only,
             nosuid: self.nosuid || source.nosuid,
@@ -100,9 +101,9 @@ impl MountFlags {
         }
     }
 
-    /// Applies one word; false if it is not a flag.
-    fn take(&mut self, word: &str) -> bool {
-        match word {
+    /// Applies one option; reports whether it is known.
+    fn apply(&mut self, option: &str) -> bool {
+        match option {
             "ro" => self.read_only = true,
             "rw" => self.read_only = false,
             "nosuid" => self.nosuid = true,
@@ -123,8 +124,8 @@ impl MountFlags {
         true
     }
 
-    /// The change that gives a fresh clone these flags, and makes it private.
-    pub(super) fn change(self) -> Change {
+    /// Returns the change that gives a new clone these flags and makes it private.
+    pub(super) fn attr_change(self) -> Change {
         let bits = [
             (self.read_only, attr::RDONLY),
             (self.nosuid, attr::NOSUID),
@@ -143,30 +144,30 @@ impl MountFlags {
         Change { set: set | atime, clear, propagation: attr::PRIVATE }
     }
 
-    /// The flags as mount(2) wants them.
-    pub(super) fn classic(self) -> Classic {
+    /// Returns the flags as the `MS_*` flags of mount(2).
+    pub(super) fn ms_flags(self) -> MsFlags {
         let bits = [
-            (self.read_only, Classic::RDONLY),
-            (self.nosuid, Classic::NOSUID),
-            (self.nodev, Classic::NODEV),
-            (self.noexec, Classic::NOEXEC),
-            (self.nosymfollow, Classic::NOSYMFOLLOW),
-            (self.nodiratime, Classic::NODIRATIME),
+            (self.read_only, MsFlags::RDONLY),
+            (self.nosuid, MsFlags::NOSUID),
+            (self.nodev, MsFlags::NODEV),
+            (self.noexec, MsFlags::NOEXEC),
+            (self.nosymfollow, MsFlags::NOSYMFOLLOW),
+            (self.nodiratime, MsFlags::NODIRATIME),
         ];
-        let set = bits.iter().filter(|(on, _)| *on).fold(Classic::empty(), |set, (_, bit)| set | *bit);
+        let set = bits.iter().filter(|(on, _)| *on).fold(MsFlags::empty(), |set, (_, bit)| set | *bit);
         set | match self.atime {
-            None => Classic::empty(),
-            Some(Atime::Relative) => Classic::RELATIME,
-            Some(Atime::Never) => Classic::NOATIME,
-            Some(Atime::Strict) => Classic::STRICTATIME,
+            None => MsFlags::empty(),
+            Some(Atime::Relative) => MsFlags::RELATIME,
+            Some(Atime::Never) => MsFlags::NOATIME,
+            Some(Atime::Strict) => MsFlags::STRICTATIME,
         }
     }
 }
 
-/// Whether a word says something to mount(8) or systemd, and nothing to the kernel.
-fn is_for_fstab(word: &str) -> bool {
-    ["defaults", "_netdev", "nofail", "auto", "noauto", "user", "nouser"].contains(&word)
-        || ["x-", "X-", "comment="].iter().any(|prefix| word.starts_with(prefix))
+/// Reports whether an option is for mount(8) or systemd and not for the kernel.
+fn is_userspace_option(option: &str) -> bool {
+    ["defaults", "_netdev", "nofail", "auto", "noauto", "user", "nouser"].contains(&option)
+        || ["x-", "X-", "comment="].iter().any(|prefix| option.starts_with(prefix))
 }
 
 #[cfg(test)]
@@ -174,43 +175,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_become_flags_and_the_last_holds() {
-        let plain = MountFlags::default();
+    fn options_are_parsed_and_the_last_one_wins() {
+        let default = MountFlags::default();
         let cases: [(&[&str], MountFlags); 12] = [
-            (&[], plain),
-            (&["", "defaults,_netdev", "x-systemd.automount", "comment=a"], plain),
-            (&["ro"], MountFlags { read_only: true, ..plain }),
-            (&["ro,rw"], plain),
-            (&["rw", "ro"], MountFlags { read_only: true, ..plain }),
-            (&["suid", "dev"], MountFlags { nosuid: false, nodev: false, ..plain }),
-            (&["suid,nosuid,dev, nodev"], plain),
-            (&["noexec,nosymfollow"], MountFlags { noexec: true, nosymfollow: true, ..plain }),
-            (&["noexec", "exec", "nosymfollow", "symfollow"], plain),
-            (&["noatime"], MountFlags { atime: Some(Atime::Never), ..plain }),
-            (&["noatime,atime"], MountFlags { atime: Some(Atime::Relative), ..plain }),
+            (&[], default),
+            (&["", "defaults,_netdev", "x-systemd.automount", "comment=a"], default),
+            (&["ro"], MountFlags { read_only: true, ..default }),
+            (&["ro,rw"], default),
+            (&["rw", "ro"], MountFlags { read_only: true, ..default }),
+            (&["suid", "dev"], MountFlags { nosuid: false, nodev: false, ..default }),
+            (&["suid,nosuid,dev, nodev"], default),
+            (&["noexec,nosymfollow"], MountFlags { noexec: true, nosymfollow: true, ..default }),
+            (&["noexec", "exec", "nosymfollow", "symfollow"], default),
+            (&["noatime"], MountFlags { atime: Some(Atime::Never), ..default }),
+            (&["noatime,atime"], MountFlags { atime: Some(Atime::Relative), ..default }),
             (
                 &["strictatime,nodiratime"],
-                MountFlags { nodiratime: true, atime: Some(Atime::Strict), ..plain },
+                MountFlags { nodiratime: true, atime: Some(Atime::Strict), ..default },
             ),
         ];
-        for (words, flags) in cases {
-            assert_eq!(MountFlags::parse(words).unwrap(), flags, "{words:?}");
+        for (options, flags) in cases {
+            assert_eq!(MountFlags::parse(options).unwrap(), flags, "{options:?}");
         }
     }
 
     #[test]
-    fn an_unknown_word_is_named() {
-        for word in ["sync", "RO", "nfsvers=4", "uid=0", "ro rw", "bind", "remount", "é"] {
-            let error = MountFlags::parse(&["noexec", word]).unwrap_err();
+    fn an_unknown_option_is_refused_and_named() {
+        for option in ["sync", "RO", "nfsvers=4", "uid=0", "ro rw", "bind", "remount", "é"] {
+            let error = MountFlags::parse(&["noexec", option]).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid);
-            assert!(error.chain().contains(&format!("`{word}`")), "{}", error.chain());
+            assert!(error.chain().contains(&format!("`{option}`")), "{}", error.chain());
             assert!(error.chain().contains("nosymfollow"), "{}", error.chain());
         }
     }
 
     #[test]
-    fn the_table_gives_back_what_was_set() {
-        let flags = MountFlags::observed(b"ro,nosuid,nodev,noexec,noatime,nodiratime,nosymfollow,idmapped");
+    fn options_of_the_mount_table_are_parsed() {
+        let flags = MountFlags::from_table(b"ro,nosuid,nodev,noexec,noatime,nodiratime,nosymfollow,idmapped");
         assert_eq!(
             flags,
             MountFlags {
@@ -223,7 +224,7 @@ mod tests {
                 atime: Some(Atime::Never),
             }
         );
-        assert_eq!(MountFlags::observed(b"rw").atime, Some(Atime::Strict));
-        assert_eq!(MountFlags::observed(b"rw,relatime").atime, Some(Atime::Relative));
+        assert_eq!(MountFlags::from_table(b"rw").atime, Some(Atime::Strict));
+        assert_eq!(MountFlags::from_table(b"rw,relatime").atime, Some(Atime::Relative));
     }
 }

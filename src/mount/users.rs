@@ -1,12 +1,12 @@
-//! Who uses a directory on this host: every mount, in any mount namespace, whose root lies in it.
+//! Finds the users of a directory on this host: every mount, in any mount namespace, whose root is in the directory.
 //!
-//! So a pod, a Docker container and a `systemd-nspawn` are seen alike, and seen again after a restart. The mount of
-//! the pool itself is none of them, for its root lies above the directory. A deletion asks each time, and many may
-//! ask at once, so callers share scans as commits share a sync: each takes the result of any scan that began after
-//! it had asked.
+//! This covers pods, Docker containers and `systemd-nspawn` alike, and needs no state that a restart could lose. The
+//! mount of the pool itself is not a user, because its root is above the directory. Every deletion needs the users, and
+//! many may run at once, so concurrent callers share scans as in group commit: each takes the result of any scan that
+//! started after its call.
 //!
-//! What is not seen: namespaces of processes that `/proc` does not show (the node's pod needs `hostPID`), a namespace
-//! that only a thread is in or only a descriptor keeps alive, and a mount that is not attached anywhere.
+//! Not detected: namespaces of processes that `/proc` does not show (the node's pod needs `hostPID`), a namespace that
+//! only a thread is in or only a descriptor keeps alive, and a mount that is not attached anywhere.
 
 mod namespaces;
 mod record;
@@ -20,113 +20,114 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 pub use self::user::User;
 
-use self::namespaces::Known;
+use self::namespaces::DeviceCache;
 use self::scan::Scan;
 use crate::error::Result;
-use crate::mount::location::{FsLocation, Handle};
+use crate::mount::location::{FsLocation, MountedDir};
 use crate::mount::mountinfo::Device;
 
-/// Finds who uses a directory, and shares the scans of those who ask at once.
+/// Finds the users of directories. Concurrent callers share scans.
 #[derive(Debug)]
 pub struct Users {
     proc: PathBuf,
     state: Mutex<State>,
-    /// Of the scan that runs: there is one at a time.
-    known: Mutex<Known>,
-    done: Condvar,
+    /// Locked by the running scan, of which there is at most one.
+    cache: Mutex<DeviceCache>,
+    scan_ended: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// The mounts that directories were asked by, each with the `st_dev` seen there: one for each pool. What is asked
-    /// stays, so a later scan serves an earlier caller.
-    asked: BTreeMap<u64, Device>,
-    /// How many scans have begun.
-    begun: u64,
-    /// One is running.
+    /// Ids of the mounts that the callers' directories are on, one for each pool, with the `st_dev` seen there. Entries
+    /// are never removed, so a later scan also serves earlier callers.
+    wanted: BTreeMap<u64, Device>,
+    /// Number of scans started.
+    started: u64,
     running: bool,
-    /// The last that has ended well, and which it was.
+    /// The last scan that succeeded, and its number.
     last: Option<(u64, Arc<Scan>)>,
 }
 
 impl Users {
-    /// Reads the processes of `proc`, which is `/proc` or the host's at another place.
+    /// Creates a finder that reads processes from `proc`: `/proc`, or the path at which the host's is mounted.
     #[must_use]
     pub fn new(proc: PathBuf) -> Self {
-        Self { proc, state: Mutex::default(), known: Mutex::default(), done: Condvar::new() }
+        Self { proc, state: Mutex::default(), cache: Mutex::default(), scan_ended: Condvar::new() }
     }
 
-    /// Who uses this directory, as of some moment after the call. A mount that has propagated to several namespaces
-    /// is named once.
+    /// Returns the users of a directory at some moment after the call. A mount that has propagated to several
+    /// namespaces is listed once.
     ///
     /// # Errors
-    /// `Internal` if the processes cannot be listed, or the directory has been removed.
+    /// `Internal` if the processes cannot be listed or the directory has been removed.
     pub fn of(&self, dir: BorrowedFd<'_>) -> Result<Vec<User>> {
         Ok(self.of_each(&[dir])?.pop().unwrap_or_default())
     }
 
-    /// Who uses each of these directories, in their order, by one scan.
+    /// Returns the users of each of these directories, in their order, from one scan.
     ///
     /// # Errors
-    /// As [`Users::of`].
+    /// Same as [`Users::of`].
     pub fn of_each(&self, dirs: &[BorrowedFd<'_>]) -> Result<Vec<Vec<User>>> {
-        let handles: Vec<Handle> = dirs.iter().map(|dir| Handle::of(*dir)).collect::<Result<_>>()?;
-        let scan = self.scan(&handles)?;
-        let places = places(&scan, &handles)?;
-        if !scan.nameless {
-            return Ok(self.named(&scan, &places));
+        let dirs: Vec<MountedDir> = dirs.iter().map(|dir| MountedDir::of(*dir)).collect::<Result<_>>()?;
+        let scan = self.scan(&dirs)?;
+        let locations = locations(&scan, &dirs)?;
+        if !scan.users_unknown {
+            return Ok(self.identify(&scan, &locations));
         }
-        if places.iter().all(|place| scan.in_place(place).is_empty()) {
-            return Ok(places.iter().map(|_| Vec::new()).collect());
+        if locations.iter().all(|location| scan.mounts_in(location).is_empty()) {
+            return Ok(locations.iter().map(|_| Vec::new()).collect());
         }
-        // Somebody does. Who, only the processes tell, and what none of them shows is nobody's.
-        let asked = handles.iter().map(|handle| (handle.mount, handle.device)).collect();
-        let scan = scan::processes(&self.proc, &asked)?;
-        Ok(self.named(&scan, &self::places(&scan, &handles)?))
+        // In use. Scan /proc to identify the users. A mount that no process shows does not count as a use.
+        let wanted = dirs.iter().map(|dir| (dir.mount, dir.device)).collect();
+        let scan = scan::run_over_proc(&self.proc, &wanted)?;
+        Ok(self.identify(&scan, &self::locations(&scan, &dirs)?))
     }
 
-    fn named(&self, scan: &Scan, places: &[FsLocation]) -> Vec<Vec<User>> {
-        places.iter().map(|place| user::users(&self.proc, scan.in_place(place))).collect()
+    fn identify(&self, scan: &Scan, locations: &[FsLocation]) -> Vec<Vec<User>> {
+        locations.iter().map(|location| user::identify(&self.proc, scan.mounts_in(location))).collect()
     }
 
-    /// How many processes did not let themselves be looked at: not 0 means that uses may go unseen, for want of the
-    /// right to (`CAP_SYS_PTRACE`).
+    /// Returns the number of processes that could not be inspected, for lack of `CAP_SYS_PTRACE`. If it is not 0, users
+    /// may go undetected.
     ///
     /// # Errors
     /// `Internal` if the processes cannot be listed.
-    pub fn unseen(&self) -> Result<usize> {
-        Ok(scan::processes(&self.proc, &BTreeMap::new())?.refused)
+    pub fn uninspectable(&self) -> Result<usize> {
+        Ok(scan::run_over_proc(&self.proc, &BTreeMap::new())?.uninspectable)
     }
 
-    /// How many scans have begun since the start.
+    /// Returns the number of scans started.
     #[must_use]
     pub fn scans(&self) -> u64 {
-        self.lock().begun
+        self.lock().started
     }
 
-    /// A scan that has begun after this call and looked for what lies on the mounts of `handles`.
-    fn scan(&self, handles: &[Handle]) -> Result<Arc<Scan>> {
+    /// Returns a scan that started after this call and that covers the mounts of `dirs`.
+    fn scan(&self, dirs: &[MountedDir]) -> Result<Arc<Scan>> {
         let mut state = self.lock();
-        for handle in handles {
-            state.asked.entry(handle.mount).or_insert(handle.device);
+        for dir in dirs {
+            state.wanted.entry(dir.mount).or_insert(dir.device);
         }
-        let wanted = state.begun + 1;
+        let earliest = state.started + 1;
         loop {
             match &state.last {
-                Some((number, scan)) if *number >= wanted => return Ok(Arc::clone(scan)),
-                _ if state.running => state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some((number, scan)) if *number >= earliest => return Ok(Arc::clone(scan)),
+                _ if state.running => {
+                    state = self.scan_ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
                 _ => break,
             }
         }
-        state.begun += 1;
+        state.started += 1;
         state.running = true;
-        let (number, asked) = (state.begun, state.asked.clone());
+        let (number, wanted) = (state.started, state.wanted.clone());
         drop(state);
 
-        let running = Running(self);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let scan = Arc::new(scan::run(&self.proc, &asked, &mut known)?);
-        drop(known);
+        let running = RunningScan(self);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let scan = Arc::new(scan::run(&self.proc, &wanted, &mut cache)?);
+        drop(cache);
         self.lock().last = Some((number, Arc::clone(&scan)));
         drop(running);
         Ok(scan)
@@ -137,17 +138,17 @@ impl Users {
     }
 }
 
-/// Where the directories lie.
-fn places(scan: &Scan, handles: &[Handle]) -> Result<Vec<FsLocation>> {
-    handles.iter().map(|handle| handle.place(scan.anchor(handle.mount))).collect()
+fn locations(scan: &Scan, dirs: &[MountedDir]) -> Result<Vec<FsLocation>> {
+    dirs.iter().map(|dir| dir.location(scan.containing_mount(dir.mount))).collect()
 }
 
-/// A scan under way; when it ends, well or not, those who wait are woken, and one of them scans if it must.
-struct Running<'a>(&'a Users);
+/// A running scan. Dropping it, after success or failure, wakes the waiting callers; if they need a newer scan, one of
+/// them runs it.
+struct RunningScan<'a>(&'a Users);
 
-impl Drop for Running<'_> {
+impl Drop for RunningScan<'_> {
     fn drop(&mut self) {
         self.0.lock().running = false;
-        self.0.done.notify_all();
+        self.0.scan_ended.notify_all();
     }
 }

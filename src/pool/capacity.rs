@@ -56,7 +56,7 @@ impl OpenPool {
     /// Statistics of the pool's filesystem.
     ///
     /// # Errors
-    /// The failed call.
+    /// The error of the failed system call.
     pub fn fs_stats(&self) -> Result<FsStats> {
         let stat = fs::fstatvfs(self.store.root()).context(|| "read the filesystem's statistics")?;
         Ok(FsStats {
@@ -70,7 +70,7 @@ impl OpenPool {
     /// Bytes that can still be provisioned.
     ///
     /// # Errors
-    /// The failed call.
+    /// The error of the failed system call.
     pub fn allocatable(&self) -> Result<u64> {
         let stats = self.fs_stats()?;
         let provisioned = self.index().provisioned();

@@ -45,8 +45,8 @@ impl From<&Snapshot> for SnapshotEntry {
 pub struct Index {
     volumes: BTreeMap<Name, VolumeEntry>,
     snapshots: BTreeMap<Name, SnapshotEntry>,
-    /// Sum of the volumes' sizes and of all reservations, in bytes. Wide, so that records with the largest size each can
-    /// be added and subtracted without overflow.
+    /// Sum of the volumes' sizes and of all reservations, in bytes. `u128`, so that sums of
+    /// the largest sizes do not overflow.
     pub(super) provisioned: u128,
 }
 
@@ -114,7 +114,7 @@ impl Index {
 
     /// Number of volumes and snapshots whose record cannot be read.
     #[must_use]
-    pub fn unreadable(&self) -> usize {
+    pub fn unreadable_count(&self) -> usize {
         let snapshots = self.snapshots.values().filter(|entry| matches!(entry, SnapshotEntry::Damaged(_)));
         self.volumes.values().filter(|entry| entry.damage.is_some()).count() + snapshots.count()
     }

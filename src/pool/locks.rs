@@ -1,6 +1,6 @@
-//! Object locks: one call at a time for each volume, snapshot and target.
+//! Locks of volumes, snapshots and targets within this process.
 //!
-//! The work itself holds the guard, so a caller that disconnects releases nothing early.
+//! The task that does the work holds the guard, so a caller that disconnects does not release it early.
 
 use std::collections::HashSet;
 use std::fmt;

@@ -29,7 +29,7 @@ pub struct Marker {
     pub created: Timestamp,
 }
 
-/// The marker of a directory; `None`: there is none.
+/// The marker of a directory; `None` if it has none.
 ///
 /// # Errors
 /// `Unsupported` when a newer version wrote it; `Internal` when it is damaged, too large or cannot be read.
@@ -41,14 +41,18 @@ pub fn read_marker(root: BorrowedFd<'_>) -> Result<Option<Marker>> {
 /// The marker of a pool's directory. An empty directory becomes a pool.
 ///
 /// # Errors
-/// `Unavailable` when the directory is not the pool that the settings describe; otherwise as [`read_marker`].
-pub(super) fn open(root: BorrowedFd<'_>, settings: &PoolSettings, backend: BackendKind) -> Result<Marker> {
+/// `Unavailable` when the directory is not the pool that the settings describe; otherwise same as [`read_marker`].
+pub(super) fn open_or_initialize(
+    root: BorrowedFd<'_>,
+    settings: &PoolSettings,
+    backend: BackendKind,
+) -> Result<Marker> {
     match read_marker(root)? {
         Some(marker) => {
             check(&marker, settings, backend)?;
             Ok(marker)
         }
-        None => create(root, settings, backend),
+        None => initialize(root, settings, backend),
     }
 }
 
@@ -78,7 +82,7 @@ fn check(marker: &Marker, settings: &PoolSettings, backend: BackendKind) -> Resu
 }
 
 /// Makes an empty directory a pool.
-fn create(root: BorrowedFd<'_>, settings: &PoolSettings, backend: BackendKind) -> Result<Marker> {
+fn initialize(root: BorrowedFd<'_>, settings: &PoolSettings, backend: BackendKind) -> Result<Marker> {
     let unavailable = |text: String| Err(Error::new(Kind::Unavailable, text));
     if let Some(uuid) = &settings.uuid {
         return unavailable(format!(

@@ -36,7 +36,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The earliest first.
+    /// Ordered by due time.
     queue: BinaryHeap<Reverse<Due>>,
     /// The last failure of each pool.
     failures: HashMap<PoolName, String>,
@@ -75,7 +75,7 @@ impl Reaper {
     /// Starts the thread.
     ///
     /// # Errors
-    /// `Internal` when the kernel allows no more threads.
+    /// `Internal` if a thread cannot be spawned.
     pub fn start() -> Result<Self> {
         let shared = Arc::<Shared>::default();
         let own = Arc::clone(&shared);
@@ -110,8 +110,9 @@ impl Reaper {
         self.shared.lock().failures.get(pool).cloned()
     }
 
-    /// Waits until nothing that is due is left; reports whether that happened in time.
-    pub fn wait_idle(&self, timeout: Duration) -> bool {
+    /// Waits until no entry is due; reports whether that happened in time. An entry whose removal failed is due again
+    /// after [`RETRY_AFTER`].
+    pub fn wait_until_idle(&self, timeout: Duration) -> bool {
         let state = self.shared.lock();
         let busy = |state: &mut State| !state.idle || state.next_is_due();
         let waited = self.shared.changed.wait_timeout_while(state, timeout, busy);
@@ -161,7 +162,7 @@ impl Shared {
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
         while let Some(due) = self.next() {
             let Some(pool) = due.pool.upgrade() else { continue };
-            let result = pool.backend.remove(pool.store.trash(), &due.directory, &self.stop);
+            let result = pool.backend.remove(pool.store.trash().dir(), &due.directory, &self.stop);
             let name = &pool.settings.name;
             let mut state = self.lock();
             match result {
@@ -178,7 +179,7 @@ impl Shared {
         }
     }
 
-    /// Waits for the next directory that is due; `None`: stop.
+    /// Waits for the next directory that is due; `None` when the thread is to stop.
     fn next(&self) -> Option<Due> {
         let mut state = self.lock();
         loop {

@@ -6,34 +6,20 @@
 mod draft;
 mod record;
 
-use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Mutex;
 
-use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::fs::{self, AtFlags, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
-use rustix::path::Arg;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::trash::TrashEntry;
+use super::dirs::{DIRECTORY, PRIVATE, for_each_entry, for_each_name, nonce, open_inside, open_or_create};
+use super::trash::{Retention, Trash, TrashEntry};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{DATA, Name, Snapshot, Volume};
 pub use draft::Draft;
 pub use record::{parse, read_file, replace_file};
 use record::{with_unknown_fields, write_file};
-
-/// Resolution stays inside the directory and crosses neither a link nor a mount.
-const INSIDE: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
-
-const DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
-
-/// Everything but a volume's data is accessible to root only.
-const PRIVATE: Mode = Mode::RWXU;
 
 /// The kinds of object in a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +31,7 @@ pub enum ObjectKind {
 }
 
 impl ObjectKind {
-    pub(super) fn record(self) -> &'static str {
+    fn record(self) -> &'static str {
         match self {
             Self::Volumes => "volume.json",
             Self::Snapshots => "snapshot.json",
@@ -65,28 +51,25 @@ impl ObjectKind {
 /// The open directories of one pool.
 #[derive(Debug)]
 pub struct Store {
-    pub(super) root: OwnedFd,
+    root: OwnedFd,
     volumes: OwnedFd,
     snapshots: OwnedFd,
-    pub(super) trash: OwnedFd,
-    pub(super) work: OwnedFd,
-    /// Abandoned drafts awaiting removal.
-    pub(super) abandoned: Mutex<Vec<TrashEntry>>,
+    work: OwnedFd,
+    trash: Trash,
 }
 
 impl Store {
     /// Opens the directories of a pool, creates the missing ones, and locks the pool for this process.
     ///
     /// # Errors
-    /// `Unavailable` when another process holds the pool; otherwise the failed call.
-    pub fn open(root: OwnedFd) -> Result<Self> {
+    /// `Unavailable` when another process holds the pool; otherwise the error of the failed system call.
+    pub fn open_and_lock(root: OwnedFd) -> Result<Self> {
         let directory = |name: &str| open_or_create(root.as_fd(), name);
         let store = Self {
             volumes: directory("volumes")?,
             snapshots: directory("snapshots")?,
-            trash: directory("trash")?,
             work: directory("work")?,
-            abandoned: Mutex::default(),
+            trash: Trash::new(directory("trash")?),
             root,
         };
         fs::fsync(&store.root).context(|| "sync the pool's directory")?;
@@ -105,14 +88,20 @@ impl Store {
         self.root.as_fd()
     }
 
-    pub(super) fn directory(&self, kind: ObjectKind) -> BorrowedFd<'_> {
+    /// The pool's trash.
+    #[must_use]
+    pub fn trash(&self) -> &Trash {
+        &self.trash
+    }
+
+    fn directory(&self, kind: ObjectKind) -> BorrowedFd<'_> {
         match kind {
             ObjectKind::Volumes => self.volumes.as_fd(),
             ObjectKind::Snapshots => self.snapshots.as_fd(),
         }
     }
 
-    /// The record of a volume; `None`: there is none.
+    /// The record of a volume; `None` if there is no such record.
     ///
     /// # Errors
     /// `Unsupported` when a newer version wrote it; `Internal` when it is damaged or cannot be read.
@@ -120,10 +109,10 @@ impl Store {
         self.record(ObjectKind::Volumes, name)
     }
 
-    /// The record of a snapshot; `None`: there is none.
+    /// The record of a snapshot; `None` if there is none.
     ///
     /// # Errors
-    /// As [`Store::volume`].
+    /// Same as [`Store::volume`].
     pub fn snapshot(&self, name: &Name) -> Result<Option<Snapshot>> {
         self.record(ObjectKind::Snapshots, name)
     }
@@ -144,7 +133,7 @@ impl Store {
             .context(|| format!("open {}/{name}", kind.directory()))
     }
 
-    /// The data of a volume or snapshot, as a path-only descriptor; `None`: there is no such directory.
+    /// The data of a volume or snapshot, as a path-only descriptor; `None` if there is no such directory.
     ///
     /// # Errors
     /// `Internal` when it is not a plain directory.
@@ -160,7 +149,7 @@ impl Store {
     /// The names of all objects of a kind, unordered. Entries that orlop could not have named are skipped.
     ///
     /// # Errors
-    /// The failed call.
+    /// The error of the failed system call.
     pub fn names(&self, kind: ObjectKind) -> Result<Vec<Name>> {
         let mut names = Vec::new();
         for_each_name(self.directory(kind), |entry| names.extend(entry.parse().ok()))
@@ -171,7 +160,7 @@ impl Store {
     /// Creates an empty directory in `work/` for a new object.
     ///
     /// # Errors
-    /// The failed call.
+    /// The error of the failed system call.
     pub fn draft(&self) -> Result<Draft<'_>> {
         let nonce = nonce()?;
         fs::mkdirat(&self.work, &nonce, PRIVATE).context(|| "create a directory in work/")?;
@@ -188,7 +177,7 @@ impl Store {
     /// Replaces the record of a volume. Fields of the stored record that this version does not know are kept.
     ///
     /// # Errors
-    /// The failed call; the old record is in place then.
+    /// The error of the failed system call; the old record is in place then.
     pub fn rewrite(&self, volume: &Volume) -> Result<()> {
         let (name, record) = (&volume.id.name, ObjectKind::Volumes.record());
         let shown = || format!("write volumes/{name}/{record}");
@@ -197,7 +186,7 @@ impl Store {
         let merged = with_unknown_fields(volume, &stored).context(shown)?;
         self.swap_record(dir.as_fd(), &merged).context(shown)?;
         fs::fsync(&dir).context(shown).inspect_err(|_| {
-            // The new record may be lost with a power failure, and the caller is told that it failed: restore the old one.
+            // The new record may be lost with a power failure, and the caller gets an error: restore the old one.
             if let Ok(old) = serde_json::from_slice::<serde_json::Value>(&stored) {
                 let _ = self.swap_record(dir.as_fd(), &old);
             }
@@ -215,56 +204,35 @@ impl Store {
             let _ = fs::unlinkat(&self.work, &new, AtFlags::empty());
         })
     }
-}
 
-/// Opens a path inside a directory, never outside of it, through a link or across a mount.
-///
-/// The kernel answers EXDEV or EAGAIN when a component is renamed during the walk (openat2(2)). The call is repeated;
-/// a real mount gives the same answer each time.
-fn open_inside<P: Arg + Copy>(dir: impl AsFd, path: P, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let open = || fs::openat2(&dir, path, flags, Mode::empty(), INSIDE);
-    let mut opened = open();
-    for _ in 0..64 {
-        match opened {
-            Err(Errno::XDEV | Errno::AGAIN | Errno::INTR) => opened = open(),
-            _ => break,
+    /// Moves an object into the trash. When this returns, the object does not exist, also after a power failure.
+    ///
+    /// # Errors
+    /// The error of the failed system call; the object still exists then.
+    pub fn discard(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<TrashEntry> {
+        let from = self.directory(kind);
+        let entry = self.trash.add(from, name.as_str(), name.as_str(), retention)?;
+        // Sync the new parent first: a power failure between the two syncs must not lose data that is to be kept.
+        let synced =
+            self.trash.sync().and_then(|()| fs::fsync(from).context(|| format!("sync {}", kind.directory())));
+        // The rename may be lost with a power failure, and the caller gets an error: undo it.
+        synced.inspect_err(|_| {
+            let (trash, flags) = (self.trash.dir(), RenameFlags::NOREPLACE);
+            let _ = fs::renameat_with(trash, &entry.directory, from, name.as_str(), flags);
+        })?;
+        Ok(entry)
+    }
+
+    /// Moves everything that an earlier process left in `work/` into the trash, to be removed at once.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn sweep(&self) -> Result<()> {
+        let mut left = Vec::new();
+        for_each_entry(self.work.as_fd(), |entry| left.push(entry.to_owned())).context(|| "list work/")?;
+        for entry in &left {
+            self.trash.add(self.work.as_fd(), entry.as_c_str(), "work", Retention::Until(0))?;
         }
+        Ok(())
     }
-    opened
-}
-
-/// Opens a private directory in `parent`; creates it if it is missing.
-fn open_or_create(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
-    match fs::mkdirat(parent, name, PRIVATE) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(error) => return Err(error).context(|| format!("create {name}/")),
-    }
-    open_inside(parent, name, DIRECTORY).context(|| format!("open {name}/"))
-}
-
-/// Calls `with` for each UTF-8 entry of a directory except `.` and `..`. All names that orlop gives are UTF-8.
-pub(super) fn for_each_name(dir: BorrowedFd<'_>, mut with: impl FnMut(&str)) -> Result<()> {
-    for_each_entry(dir, |entry| {
-        let _ = entry.to_str().map(&mut with);
-    })
-}
-
-/// Calls `with` for each entry of a directory except `.` and `..`.
-pub(super) fn for_each_entry(dir: BorrowedFd<'_>, mut with: impl FnMut(&CStr)) -> Result<()> {
-    for entry in fs::Dir::read_from(dir).context(|| "open the directory")? {
-        let entry = entry.context(|| "read the directory")?;
-        match entry.file_name().to_bytes() {
-            b"." | b".." => {}
-            _ => with(entry.file_name()),
-        }
-    }
-    Ok(())
-}
-
-/// A random name of 16 hexadecimal digits.
-pub(super) fn nonce() -> Result<String> {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
-        .context(|| "get random bytes")?;
-    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }

@@ -1,14 +1,13 @@
-//! The trash: deleted objects, kept for as long as their policy says.
+//! The trash: deleted objects, kept for the retention in their policy.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::PoisonError;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{self, RenameFlags};
 use rustix::path::Arg;
 
-use super::store::{ObjectKind, Store, for_each_entry, for_each_name, nonce};
+use super::dirs::{for_each_name, nonce};
 use crate::error::{Context as _, Result};
-use crate::volume::Name;
 
 /// How long the trash keeps an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,46 +27,27 @@ pub struct TrashEntry {
     pub retention: Retention,
 }
 
-impl Store {
-    /// The directory `trash/`.
+/// The directory `trash/` of a pool.
+#[derive(Debug)]
+pub struct Trash {
+    dir: OwnedFd,
+    /// Abandoned drafts awaiting removal.
+    abandoned: Mutex<Vec<TrashEntry>>,
+}
+
+impl Trash {
+    pub(super) fn new(dir: OwnedFd) -> Self {
+        Self { dir, abandoned: Mutex::default() }
+    }
+
+    /// The open directory.
     #[must_use]
-    pub fn trash(&self) -> BorrowedFd<'_> {
-        self.trash.as_fd()
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
     }
 
-    /// Moves an object into the trash. When this returns, the object does not exist, also after a power failure.
-    ///
-    /// # Errors
-    /// The failed call; the object still exists then.
-    pub fn discard(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<TrashEntry> {
-        let from = self.directory(kind);
-        let entry = self.move_to_trash(from, name.as_str(), name.as_str(), retention)?;
-        // The new parent first: a power failure between the two syncs must not lose data that is to be kept.
-        let synced = fs::fsync(&self.trash)
-            .context(|| "sync trash/")
-            .and_then(|()| fs::fsync(from).context(|| format!("sync {}", kind.directory())));
-        // The rename may be lost with a power failure, and the caller is told that it failed: undo it.
-        synced.inspect_err(|_| {
-            let flags = RenameFlags::NOREPLACE;
-            let _ = fs::renameat_with(&self.trash, &entry.directory, from, name.as_str(), flags);
-        })?;
-        Ok(entry)
-    }
-
-    /// Moves an unfinished object into the trash; [`Store::take_abandoned`] returns it.
-    pub(super) fn trash_abandoned(&self, from: BorrowedFd<'_>, entry: &str, name: &str) {
-        if let Ok(entry) = self.move_to_trash(from, entry, name, Retention::Until(0)) {
-            self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
-        }
-    }
-
-    /// Entries of unfinished objects since the last call, to be removed from the trash at once.
-    #[must_use]
-    pub fn take_abandoned(&self) -> Vec<TrashEntry> {
-        std::mem::take(&mut *self.abandoned.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn move_to_trash(
+    /// Moves the directory `entry` of `from` into the trash. `name` becomes a part of its name there.
+    pub(super) fn add(
         &self,
         from: BorrowedFd<'_>,
         entry: impl Arg,
@@ -79,35 +59,39 @@ impl Store {
             Retention::Forever => "keep".to_owned(),
         };
         let directory = format!("{name}.{until}.{}", nonce()?);
-        fs::renameat_with(from, entry, &self.trash, &directory, RenameFlags::NOREPLACE)
+        fs::renameat_with(from, entry, &self.dir, &directory, RenameFlags::NOREPLACE)
             .context(|| format!("move {name} into trash/"))?;
         Ok(TrashEntry { directory, retention })
     }
 
-    /// All entries of the trash. An entry that orlop did not name is kept forever.
+    /// Moves an unfinished object into the trash; [`Trash::take_abandoned`] returns it.
+    pub(super) fn add_abandoned(&self, from: BorrowedFd<'_>, entry: &str, name: &str) {
+        if let Ok(entry) = self.add(from, entry, name, Retention::Until(0)) {
+            self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+        }
+    }
+
+    /// Entries of unfinished objects since the last call, to be removed from the trash at once.
+    #[must_use]
+    pub fn take_abandoned(&self) -> Vec<TrashEntry> {
+        std::mem::take(&mut *self.abandoned.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn sync(&self) -> Result<()> {
+        fs::fsync(&self.dir).context(|| "sync trash/")
+    }
+
+    /// All entries. An entry that orlop did not name is kept forever.
     ///
     /// # Errors
-    /// The failed call.
-    pub fn trash_entries(&self) -> Result<Vec<TrashEntry>> {
+    /// The error of the failed system call.
+    pub fn entries(&self) -> Result<Vec<TrashEntry>> {
         let mut all = Vec::new();
-        for_each_name(self.trash.as_fd(), |name| {
+        for_each_name(self.dir.as_fd(), |name| {
             all.push(TrashEntry { directory: name.to_owned(), retention: retention_of(name) });
         })
         .context(|| "list trash/")?;
         Ok(all)
-    }
-
-    /// Moves everything that an earlier process left in `work/` into the trash, to be removed at once.
-    ///
-    /// # Errors
-    /// The failed call.
-    pub fn sweep(&self) -> Result<()> {
-        let mut left = Vec::new();
-        for_each_entry(self.work.as_fd(), |entry| left.push(entry.to_owned())).context(|| "list work/")?;
-        for entry in &left {
-            self.move_to_trash(self.work.as_fd(), entry.as_c_str(), "work", Retention::Until(0))?;
-        }
-        Ok(())
     }
 }
 
@@ -134,7 +118,7 @@ mod tests {
     #[test]
     fn an_entry_that_orlop_did_not_name_is_kept_forever() {
         let nonce = "0123456789abcdef";
-        for foreign in ["a folder", "backup.2024.tar", &format!(".1.{nonce}"), &format!("1.{nonce}")] {
+        for foreign in ["a directory", "backup.2024.tar", &format!(".1.{nonce}"), &format!("1.{nonce}")] {
             assert_eq!(retention_of(foreign), Retention::Forever, "{foreign}");
         }
     }

@@ -1,5 +1,5 @@
-//! What volumes take, measured by a walk in the background: one volume at a time, and never within a call for longer
-//! than the caller wants to wait.
+//! The disk usage of volumes, measured by a background thread, one volume at a time. A caller waits for the first
+//! measurement only, and limits that wait.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,7 +11,7 @@ use crate::error::{Context as _, Result};
 use crate::fs::{DiskUsage, disk_usage};
 use crate::volume::VolumeId;
 
-/// The last measurements, and the thread that makes them while there is something to measure.
+/// The last measurement of each volume, and a thread that runs while the queue is not empty.
 #[derive(Debug)]
 pub struct UsageCache {
     age: Duration,
@@ -27,43 +27,49 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     last: HashMap<VolumeId, (Instant, DiskUsage)>,
+    /// Volumes to be measured, with their data directories.
     queue: VecDeque<(VolumeId, OwnedFd)>,
+    /// The volume that is being measured.
     current: Option<VolumeId>,
-    working: bool,
+    /// Whether the thread runs.
+    running: bool,
 }
 
 impl UsageCache {
-    /// Measurements younger than `age` are not made again.
+    /// Creates an empty cache. A measurement is repeated only when it is older than `age`.
     pub fn new(age: Duration) -> Self {
         Self { age, shared: Arc::default() }
     }
 
-    /// The last measurement, if there is one; begins a new one when that is old, and waits for the first.
+    /// Returns the last measurement of a volume and starts a new one if that is too old. Waits for the first
+    /// measurement only; `None` if it was not complete in time.
     ///
     /// # Errors
-    /// What the kernel says when there can be no more threads.
+    /// `Internal` if a thread cannot be spawned.
     pub fn measure(&self, id: &VolumeId, data: OwnedFd, wait: Duration) -> Result<Option<DiskUsage>> {
         let mut state = self.shared.lock();
         let last = state.last.get(id).copied();
-        if last.is_none_or(|(when, _)| when.elapsed() >= self.age) && !state.is_waiting(id) {
+        if last.is_none_or(|(time, _)| time.elapsed() >= self.age) && !state.is_pending(id) {
+            // Start the thread first: a volume that stays in the queue without one is never measured.
+            self.start_thread(&mut state)?;
             state.queue.push_back((id.clone(), data));
-            self.work(&mut state)?;
         }
         if let Some((_, usage)) = last {
             return Ok(Some(usage));
         }
-        let missing = |state: &mut State| !state.last.contains_key(id) && state.is_waiting(id);
-        let waited = self.shared.measured.wait_timeout_while(state, wait, missing);
+        let unfinished = |state: &mut State| !state.last.contains_key(id) && state.is_pending(id);
+        let waited = self.shared.measured.wait_timeout_while(state, wait, unfinished);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         Ok(state.last.get(id).map(|(_, usage)| *usage))
     }
 
-    /// The last measurement of a volume.
+    /// The last measurement of a volume, if there is one.
     pub fn last(&self, id: &VolumeId) -> Option<DiskUsage> {
         self.shared.lock().last.get(id).map(|(_, usage)| *usage)
     }
 
-    /// The volume is gone: what is measured of it just now is nobody's, or another one's of this name.
+    /// Removes a deleted volume. A measurement that is running is discarded, since a new volume may get the same
+    /// name.
     pub fn forget(&self, id: &VolumeId) {
         let mut state = self.shared.lock();
         state.last.remove(id);
@@ -73,22 +79,22 @@ impl UsageCache {
         self.shared.measured.notify_all();
     }
 
-    fn work(&self, state: &mut State) -> Result<()> {
-        if state.working {
+    fn start_thread(&self, state: &mut State) -> Result<()> {
+        if state.running {
             return Ok(());
         }
         let shared = Arc::clone(&self.shared);
         thread::Builder::new()
             .name("usage".to_owned())
             .spawn(move || shared.run())
-            .context(|| "start a measurement")?;
-        state.working = true;
+            .context(|| "start the thread that measures usage")?;
+        state.running = true;
         Ok(())
     }
 }
 
 impl State {
-    fn is_waiting(&self, id: &VolumeId) -> bool {
+    fn is_pending(&self, id: &VolumeId) -> bool {
         self.current.as_ref() == Some(id) || self.queue.iter().any(|(queued, _)| queued == id)
     }
 }
@@ -99,17 +105,18 @@ impl Shared {
     }
 
     fn run(&self) {
+        // Linux keeps a nice value for each thread. Without the right to change it, the priority stays as it is.
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
         while let Some((id, data)) = self.next() {
-            // A tree that is being torn down is measured again when somebody asks again.
+            // The walk fails when directories are moved meanwhile. The next request then starts a new measurement.
             self.store(id, disk_usage(data.as_fd()).ok());
         }
     }
 
     fn store(&self, id: VolumeId, usage: Option<DiskUsage>) {
         let mut state = self.lock();
-        let is_there = state.current.take().is_some_and(|current| current == id);
-        if let Some(usage) = usage.filter(|_| is_there) {
+        let forgotten = state.current.take().is_none_or(|current| current != id);
+        if let Some(usage) = usage.filter(|_| !forgotten) {
             state.last.insert(id, (Instant::now(), usage));
         }
         drop(state);
@@ -120,7 +127,7 @@ impl Shared {
         let mut state = self.lock();
         let next = state.queue.pop_front();
         state.current = next.as_ref().map(|(id, _)| id.clone());
-        state.working = next.is_some();
+        state.running = next.is_some();
         next
     }
 }
@@ -134,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_measured_of_a_volume_that_has_gone_is_not_kept() {
+    fn the_measurement_of_a_deleted_volume_is_discarded() {
         let dir = tempfile::tempdir().unwrap();
         let open = || OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
         let usage = UsageCache::new(Duration::from_secs(60));
@@ -143,11 +150,11 @@ mod tests {
         usage.forget(&id());
         usage.shared.store(measured, Some(DiskUsage { bytes: 1, inodes: 1 }));
         assert_eq!(usage.last(&id()), None);
-        assert!(usage.shared.next().is_none(), "and it is not measured again");
+        assert!(usage.shared.next().is_none(), "the volume is no longer in the queue");
     }
 
     #[test]
-    fn the_first_is_waited_for_and_a_young_one_is_not_made_again() {
+    fn the_first_measurement_is_waited_for_and_a_recent_one_is_reused() {
         let dir = tempfile::tempdir().unwrap();
         let open = || OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
         let usage = UsageCache::new(Duration::from_secs(60));

@@ -1,50 +1,50 @@
-//! `mount_setattr(2)` (Linux 5.12): the flags and the propagation of a mount that is held by a file descriptor.
-#![expect(unsafe_code, reason = "rustix has no mount_setattr; the call is made by its number")]
+//! `mount_setattr(2)` (Linux 5.12): changes the flags and the propagation of a mount, given a file descriptor of it.
+#![expect(unsafe_code, reason = "rustix has no mount_setattr, so it is called by its number")]
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use linux_raw_sys::general;
 use rustix::io::Errno;
 
-/// No write through this mount.
+/// Writes through the mount fail.
 pub const RDONLY: u64 = general::MOUNT_ATTR_RDONLY as u64;
-/// No set-user-id, set-group-id or file capabilities.
+/// Set-user-id bits, set-group-id bits and file capabilities are ignored.
 pub const NOSUID: u64 = general::MOUNT_ATTR_NOSUID as u64;
-/// No device nodes.
+/// Device nodes cannot be opened.
 pub const NODEV: u64 = general::MOUNT_ATTR_NODEV as u64;
-/// No programs.
+/// Programs cannot be executed.
 pub const NOEXEC: u64 = general::MOUNT_ATTR_NOEXEC as u64;
-/// The bits that hold the rule for access times: clear all of them when setting one.
+/// Mask of the access-time bits: clear all of them when setting one.
 pub const ATIME: u64 = general::MOUNT_ATTR__ATIME as u64;
-/// Access times now and then; the rule that has no bit of its own.
+/// Access times are updated if they are older than the last change or than a day. The value is 0.
 pub const RELATIME: u64 = general::MOUNT_ATTR_RELATIME as u64;
-/// Never access times.
+/// Access times are never updated.
 pub const NOATIME: u64 = general::MOUNT_ATTR_NOATIME as u64;
-/// Always access times.
+/// Access times are updated at every read.
 pub const STRICTATIME: u64 = general::MOUNT_ATTR_STRICTATIME as u64;
-/// Never access times of directories.
+/// Access times of directories are never updated.
 pub const NODIRATIME: u64 = general::MOUNT_ATTR_NODIRATIME as u64;
-/// No symbolic link is followed (Linux 5.14).
+/// Symbolic links are not followed (Linux 5.14).
 pub const NOSYMFOLLOW: u64 = general::MOUNT_ATTR_NOSYMFOLLOW as u64;
-/// The propagation of a mount that tells nobody and hears nobody.
+/// Private propagation: the mount neither sends nor receives mount events.
 pub const PRIVATE: u64 = general::MS_PRIVATE as u64;
 
-/// What to change about a mount.
+/// A change of a mount's attributes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Change {
     /// Flags to set.
     pub set: u64,
     /// Flags to clear, before `set` is applied.
     pub clear: u64,
-    /// The new propagation; 0 leaves it.
+    /// The new propagation; 0: unchanged.
     pub propagation: u64,
 }
 
-/// Changes the one mount whose root `mount` is: not the mounts below it.
+/// Changes the mount whose root is `mount`, but not the mounts below it.
 ///
 /// # Errors
-/// `ENOSYS` before Linux 5.12, `EINVAL` for a flag that the kernel does not know or a descriptor that is not the
-/// root of a mount, `EPERM` without the right.
+/// `ENOSYS` before Linux 5.12; `EINVAL` for a flag that the kernel does not know or a descriptor that is not the root
+/// of a mount; `EPERM` without the privilege.
 pub fn mount_setattr(mount: BorrowedFd<'_>, change: Change) -> Result<(), Errno> {
     let attr = general::mount_attr {
         attr_set: change.set,
@@ -52,9 +52,9 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, change: Change) -> Result<(), Errno>
         propagation: change.propagation,
         userns_fd: 0,
     };
-    // SAFETY: the path is a NUL-terminated constant, `attr` is a live `struct mount_attr` whose size is the one
-    // given, the descriptor is open for the length of the call, and the kernel writes to none of them.
-    let answer = unsafe {
+    // SAFETY: the path is a NUL-terminated constant, `attr` is a live `struct mount_attr` of the size that is passed,
+    // the descriptor is open during the call, and the kernel writes to none of them.
+    let result = unsafe {
         libc::syscall(
             libc::c_long::from(general::__NR_mount_setattr),
             mount.as_raw_fd(),
@@ -64,10 +64,10 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, change: Change) -> Result<(), Errno>
             size_of::<general::mount_attr>(),
         )
     };
-    if answer == 0 { Ok(()) } else { Err(last_errno()) }
+    if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
-/// The reason why the call before has failed.
+/// Returns the errno of the last failed call in this thread.
 pub(super) fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -1,6 +1,6 @@
-//! Mount namespaces and the mounts in them, without `/proc`: each namespace of the host in its turn (`ioctl_nsfs(2)`,
-//! Linux 6.12), the numbers of its mounts (`listmount(2)`), and what a mount is (`statmount(2)`).
-#![expect(unsafe_code, reason = "rustix has none of these calls; they are made by their numbers")]
+//! Mount namespaces and their mounts, without `/proc`: iterates over the namespaces of the host (`ioctl_nsfs(2)`, Linux
+//! 6.12), lists the ids of their mounts (`listmount(2)`), and describes a mount (`statmount(2)`).
+#![expect(unsafe_code, reason = "rustix has none of these calls, so they are called by their numbers")]
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -11,187 +11,201 @@ use rustix::io::Errno;
 
 use super::mount_setattr::last_errno;
 
-/// What a namespace is called, and how much is in it.
+/// Id and size of a mount namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Info {
-    /// Its number, which no other ever has.
+pub struct NamespaceInfo {
+    /// Its unique id, which is never reused.
     pub id: u64,
-    /// How many mounts are in it.
+    /// Number of mounts in it.
     pub mounts: usize,
 }
 
-/// Which neighbour of a namespace.
+/// Direction of an iteration over the namespaces, which the kernel orders by creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// The one made after it.
+pub enum Direction {
+    /// Towards newer namespaces.
     Next,
-    /// The one made before it.
+    /// Towards older namespaces.
     Previous,
 }
 
-/// Where a mount is and what it shows.
+/// Root, mount point and peer groups of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Described {
-    /// The directory of its filesystem that it shows, as the mount table has it.
+pub struct MountDescription {
+    /// The directory of its filesystem that is mounted, as in the mount table.
     pub root: Vec<u8>,
-    /// Where it is mounted, seen from the root of its namespace.
+    /// The mount point, relative to the root of the namespace.
     pub target: Vec<u8>,
-    /// The peer group that it is in; 0: none.
+    /// The peer group that it is a member of; 0: none.
     pub group: u64,
-    /// The peer group that it takes from; 0: none.
+    /// The peer group that it receives events from, as a slave; 0: none.
     pub master: u64,
 }
 
 /// `struct mnt_ns_info`.
 #[repr(C)]
-struct RawInfo {
+struct MntNsInfo {
     size: u32,
     nr_mounts: u32,
     mnt_ns_id: u64,
 }
 
-/// `_IOR(0xb7, number, struct mnt_ns_info)`, by the layout of most architectures.
-const fn request(number: u32) -> u32 {
+/// `_IOR(0xb7, number, struct mnt_ns_info)`, in the encoding of most architectures.
+const fn ioctl_request(number: u32) -> u32 {
     2 << 30 | 16 << 16 | 0xb7 << 8 | number
 }
 
-const GET_INFO: u32 = request(10);
-const GET_NEXT: u32 = request(11);
-const GET_PREVIOUS: u32 = request(12);
+const GET_INFO: u32 = ioctl_request(10);
+const GET_NEXT: u32 = ioctl_request(11);
+const GET_PREVIOUS: u32 = ioctl_request(12);
 
-/// What the kernel writes of a mount, and room for two paths.
+/// A reusable buffer for the result of `statmount(2)`, with space for two paths.
 #[derive(Debug)]
-pub struct Buffer(Vec<u64>);
+pub struct MountBuffer(Vec<u64>);
 
-impl Default for Buffer {
+impl Default for MountBuffer {
     fn default() -> Self {
         Self(vec![0; (size_of::<kernel::statmount>() + 3 * 4096) / 8])
     }
 }
 
-/// The namespace that `namespace`, a file such as `/proc/1/ns/mnt`, stands for.
+/// Describes the namespace of an open file such as `/proc/1/ns/mnt`.
 ///
 /// # Errors
 /// `ENOTTY` before Linux 6.12.
-pub fn info(namespace: BorrowedFd<'_>) -> Result<Info, Errno> {
-    ask(namespace, GET_INFO).map(|(_, info)| info)
+pub fn info(namespace: BorrowedFd<'_>) -> Result<NamespaceInfo, Errno> {
+    namespace_ioctl(namespace, GET_INFO).map(|(_, info)| info)
 }
 
-/// The neighbour of a namespace, of all that the caller has `CAP_SYS_ADMIN` in; `None`: it was the last.
+/// Returns the next namespace in a direction. The kernel skips namespaces in which the caller lacks `CAP_SYS_ADMIN`.
+/// `None` if there are no more.
 ///
 /// # Errors
-/// `ENOTTY` before Linux 6.12, `EPERM` without the right.
-pub fn step(from: BorrowedFd<'_>, step: Step) -> Result<Option<(OwnedFd, Info)>, Errno> {
-    let request = match step {
-        Step::Next => GET_NEXT,
-        Step::Previous => GET_PREVIOUS,
+/// `ENOTTY` before Linux 6.12; `EPERM` without the privilege.
+pub fn neighbor(
+    namespace: BorrowedFd<'_>,
+    direction: Direction,
+) -> Result<Option<(OwnedFd, NamespaceInfo)>, Errno> {
+    let request = match direction {
+        Direction::Next => GET_NEXT,
+        Direction::Previous => GET_PREVIOUS,
     };
-    match ask(from, request) {
+    match namespace_ioctl(namespace, request) {
         Err(Errno::NOENT) => Ok(None),
         Err(other) => Err(other),
         Ok((descriptor, info)) => {
-            // SAFETY: the kernel answered this request with a new descriptor, which nobody else has.
+            // SAFETY: the kernel returned a new descriptor for this request, so it has no other owner.
             Ok(Some((unsafe { OwnedFd::from_raw_fd(descriptor) }, info)))
         }
     }
 }
 
-fn ask(namespace: BorrowedFd<'_>, request: u32) -> Result<(i32, Info), Errno> {
-    let mut raw = RawInfo { size: 16, nr_mounts: 0, mnt_ns_id: 0 };
+fn namespace_ioctl(namespace: BorrowedFd<'_>, request: u32) -> Result<(i32, NamespaceInfo), Errno> {
+    let mut raw = MntNsInfo { size: 16, nr_mounts: 0, mnt_ns_id: 0 };
     // SAFETY: the request reads and writes one `struct mnt_ns_info`, which `raw` is, and the descriptor is open.
-    let answer = unsafe {
+    let result = unsafe {
         libc::syscall(libc::SYS_ioctl, namespace.as_raw_fd(), libc::c_long::from(request), &raw mut raw)
     };
-    let descriptor = i32::try_from(answer).ok().filter(|answer| *answer >= 0).ok_or_else(last_errno)?;
-    Ok((descriptor, Info { id: raw.mnt_ns_id, mounts: raw.nr_mounts as usize }))
+    let descriptor = i32::try_from(result).ok().filter(|result| *result >= 0).ok_or_else(last_errno)?;
+    Ok((descriptor, NamespaceInfo { id: raw.mnt_ns_id, mounts: raw.nr_mounts as usize }))
 }
 
-fn about(namespace: u64, mount: u64, param: u64) -> kernel::mnt_id_req {
+fn mnt_id_request(namespace: u64, mount: u64, param: u64) -> kernel::mnt_id_req {
     let size = u32::try_from(size_of::<kernel::mnt_id_req>()).unwrap_or(32);
     kernel::mnt_id_req { size, spare: 0, mnt_id: mount, param, mnt_ns_id: namespace }
 }
 
-/// The numbers of all mounts of a namespace, which no other mount ever has, into `numbers`.
+/// Lists the unique ids of all mounts of a namespace into `ids`. The ids are never reused.
 ///
 /// # Errors
-/// `ENOENT` when the namespace has gone or is empty, `EPERM` without the right.
-pub fn list(namespace: u64, numbers: &mut Vec<u64>) -> Result<(), Errno> {
+/// `ENOENT` if the namespace no longer exists or is empty; `EPERM` without the privilege.
+pub fn list_mounts(namespace: u64, ids: &mut Vec<u64>) -> Result<(), Errno> {
     const BATCH: usize = 512;
     const ROOT: u64 = (kernel::LSMT_ROOT as i64).cast_unsigned();
-    numbers.clear();
+    ids.clear();
     loop {
-        let request = about(namespace, ROOT, numbers.last().copied().unwrap_or(0));
-        numbers.reserve(BATCH);
-        let room: &mut [MaybeUninit<u64>] = &mut numbers.spare_capacity_mut()[..BATCH];
-        // SAFETY: `request` is a live `struct mnt_id_req` of the size it names, and `room` has place for as many
-        // numbers as the call is told.
-        let answer = unsafe {
+        let request = mnt_id_request(namespace, ROOT, ids.last().copied().unwrap_or(0));
+        ids.reserve(BATCH);
+        let spare: &mut [MaybeUninit<u64>] = &mut ids.spare_capacity_mut()[..BATCH];
+        // SAFETY: `request` is a live `struct mnt_id_req` of the size that it contains, and `spare` has space for the
+        // number of ids that is passed.
+        let result = unsafe {
             libc::syscall(
                 libc::c_long::from(kernel::__NR_listmount),
                 &raw const request,
-                room.as_mut_ptr(),
+                spare.as_mut_ptr(),
                 BATCH,
                 0,
             )
         };
-        let more = usize::try_from(answer).map_err(|_| last_errno())?.min(BATCH);
-        // SAFETY: the kernel has written so many numbers behind those that were there.
-        unsafe { numbers.set_len(numbers.len() + more) };
-        if more < BATCH {
+        let count = usize::try_from(result).map_err(|_| last_errno())?.min(BATCH);
+        // SAFETY: the kernel has initialized `count` ids after the existing ones.
+        unsafe { ids.set_len(ids.len() + count) };
+        if count < BATCH {
             return Ok(());
         }
     }
 }
 
-/// The number of the filesystem that a mount is of, which never changes.
+/// Returns the device number (major, minor) of a mount's filesystem, which never changes.
 ///
 /// # Errors
-/// `ENOENT` when the mount has gone.
-pub fn device(namespace: u64, mount: u64, buffer: &mut Buffer) -> Result<(u32, u32), Errno> {
-    let stat = stat(namespace, mount, kernel::STATMOUNT_SB_BASIC.into(), buffer)?;
+/// `ENOENT` if the mount no longer exists.
+pub fn mount_device(namespace: u64, mount: u64, buffer: &mut MountBuffer) -> Result<(u32, u32), Errno> {
+    let stat = statmount(namespace, mount, kernel::STATMOUNT_SB_BASIC.into(), buffer)?;
     Ok((stat.sb_dev_major, stat.sb_dev_minor))
 }
 
-/// Where a mount is and what it shows.
+/// Returns the root, the mount point and the peer groups of a mount.
 ///
 /// # Errors
-/// `ENOENT` when the mount has gone, `EOVERFLOW` when its paths are too long.
-pub fn describe(namespace: u64, mount: u64, buffer: &mut Buffer) -> Result<Described, Errno> {
+/// `ENOENT` if the mount no longer exists; `EOVERFLOW` if its paths do not fit into the buffer.
+pub fn describe_mount(
+    namespace: u64,
+    mount: u64,
+    buffer: &mut MountBuffer,
+) -> Result<MountDescription, Errno> {
     let mask = kernel::STATMOUNT_MNT_BASIC | kernel::STATMOUNT_MNT_ROOT | kernel::STATMOUNT_MNT_POINT;
-    let stat = stat(namespace, mount, mask.into(), buffer)?;
+    let stat = statmount(namespace, mount, mask.into(), buffer)?;
     let (root, target, group, master) = (stat.mnt_root, stat.mnt_point, stat.mnt_peer_group, stat.mnt_master);
-    let text = |at: u32| {
-        let start = size_of::<kernel::statmount>() + at as usize;
+    let string_at = |offset: u32| {
+        let start = size_of::<kernel::statmount>() + offset as usize;
         let bytes = bytes_of(&buffer.0).get(start..).ok_or(Errno::IO)?;
         Ok(CStr::from_bytes_until_nul(bytes).map_err(|_| Errno::IO)?.to_bytes().to_vec())
     };
-    Ok(Described { root: text(root)?, target: text(target)?, group, master })
+    Ok(MountDescription { root: string_at(root)?, target: string_at(target)?, group, master })
 }
 
-fn stat(namespace: u64, mount: u64, mask: u64, buffer: &mut Buffer) -> Result<&kernel::statmount, Errno> {
-    let request = about(namespace, mount, mask);
-    let room = &mut buffer.0;
-    // SAFETY: `request` is a live `struct mnt_id_req` of the size it names, and the kernel writes at most as many
-    // bytes into `room` as it has.
-    let answer = unsafe {
+fn statmount(
+    namespace: u64,
+    mount: u64,
+    mask: u64,
+    buffer: &mut MountBuffer,
+) -> Result<&kernel::statmount, Errno> {
+    let request = mnt_id_request(namespace, mount, mask);
+    let words = &mut buffer.0;
+    // SAFETY: `request` is a live `struct mnt_id_req` of the size that it contains, and the kernel writes at most as
+    // many bytes as `words` has.
+    let result = unsafe {
         libc::syscall(
             libc::c_long::from(kernel::__NR_statmount),
             &raw const request,
-            room.as_mut_ptr(),
-            room.len() * 8,
+            words.as_mut_ptr(),
+            words.len() * 8,
             0,
         )
     };
-    if answer != 0 {
+    if result != 0 {
         return Err(last_errno());
     }
-    // SAFETY: `room` is longer than a `struct statmount` and aligned as its widest field is; any bytes are one.
-    let stat = unsafe { &*room.as_ptr().cast::<kernel::statmount>() };
+    // SAFETY: `words` is larger than a `struct statmount` and as aligned as its widest field, and every bit pattern is
+    // valid.
+    let stat = unsafe { &*words.as_ptr().cast::<kernel::statmount>() };
     if stat.mask & mask == mask { Ok(stat) } else { Err(Errno::NOSYS) }
 }
 
 fn bytes_of(words: &[u64]) -> &[u8] {
-    // SAFETY: the same memory, of which every byte is written, seen as bytes.
+    // SAFETY: the same initialized memory, viewed as bytes.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
 }
 
@@ -202,22 +216,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_namespace_lists_what_its_table_has() {
+    fn the_mounts_of_the_own_namespace_agree_with_its_mount_table() {
         let own = std::fs::File::open("/proc/self/ns/mnt").unwrap();
         let Ok(info) = info(own.as_fd()) else { return };
-        let mut numbers = Vec::new();
-        // Without the right to, or while others mount, there is nothing to compare.
-        let Ok(()) = list(info.id, &mut numbers) else { return };
-        assert!(info.mounts > 0 && numbers.windows(2).all(|pair| pair[0] < pair[1]));
+        let mut ids = Vec::new();
+        // Skip the test without the privilege.
+        let Ok(()) = list_mounts(info.id, &mut ids) else { return };
+        assert!(info.mounts > 0 && ids.windows(2).all(|pair| pair[0] < pair[1]));
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mut buffer = Buffer::default();
+        let mut buffer = MountBuffer::default();
         let mut found = 0;
-        for number in &numbers {
-            let Ok((major, minor)) = device(info.id, *number, &mut buffer) else { continue };
-            let Ok(mount) = describe(info.id, *number, &mut buffer) else { continue };
+        for id in &ids {
+            let Ok((major, minor)) = mount_device(info.id, *id, &mut buffer) else { continue };
+            let Ok(mount) = describe_mount(info.id, *id, &mut buffer) else { continue };
             let target = String::from_utf8_lossy(&mount.target).into_owned();
             found += usize::from(table.contains(&format!(" {major}:{minor} ")) && table.contains(&target));
         }
-        assert!(found * 10 >= numbers.len() * 9, "{found} of {}", numbers.len());
+        // Mounts that other processes make or remove meanwhile may be missing on one side.
+        assert!(found * 10 >= ids.len() * 9, "{found} of {}", ids.len());
     }
 }

@@ -1,4 +1,4 @@
-//! Names and ids: parsed once at the door; nothing else becomes a path component.
+//! Names and ids. A frontend parses them once, and no other text becomes a path component.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,14 +25,17 @@ impl FromStr for PoolName {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if text.len() <= 32 && text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(plain) {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if text.len() <= 32 && text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(allowed)
+        {
             return Ok(Self(text.into()));
         }
         let shown = shorten(text);
         Err(Error::new(
             Kind::Invalid,
-            format!("pool name {shown:?} is not a lower-case word of at most 32 letters, digits and '-'"),
+            format!(
+                "pool name {shown:?} is not 1 to 32 lower-case letters, digits and '-', starting with a letter"
+            ),
         ))
     }
 }
@@ -57,14 +60,14 @@ impl fmt::Display for PoolName {
     }
 }
 
-/// The name of a volume's or snapshot's directory: the requested name where that is a plain word
-/// (`[A-Za-z0-9][A-Za-z0-9_.-]{0,63}`), else `_` and a digest of it. So a retry finds the same directory.
+/// The name of a volume's or snapshot's directory: the requested name if that matches
+/// `[A-Za-z0-9][A-Za-z0-9_.-]{0,63}`, otherwise `_` and a digest of it. A retry thus finds the same directory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(Box<str>);
 
 impl Name {
-    /// The directory for a requested name, whatever characters that has.
+    /// Returns the directory name for a requested name, which may be any text.
     #[must_use]
     pub fn of(requested: &str) -> Self {
         if is_plain(requested) {
@@ -89,13 +92,13 @@ impl FromStr for Name {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let digest = text
+        let is_digest = text
             .strip_prefix('_')
             .is_some_and(|rest| rest.len() == 40 && rest.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')));
-        if digest || is_plain(text) {
+        if is_digest || is_plain(text) {
             return Ok(Self(text.into()));
         }
-        Err(Error::new(Kind::NotFound, format!("{:?} is not a name that orlop gives", shorten(text))))
+        Err(Error::new(Kind::NotFound, format!("{:?} is not a name that orlop creates", shorten(text))))
     }
 }
 
@@ -125,7 +128,7 @@ fn is_plain(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
-/// At most 64 characters of a text that somebody sent, for an error.
+/// Shortens a text from a request to 64 characters, for an error message.
 #[must_use]
 pub fn shorten(text: &str) -> String {
     let mut short: String = text.chars().take(64).collect();
@@ -135,15 +138,15 @@ pub fn shorten(text: &str) -> String {
     short
 }
 
-/// Which volume or snapshot: `<pool>/<name>`, at most 97 bytes.
+/// The id of a volume or snapshot: `<pool>/<name>`, at most 97 bytes.
 ///
-/// A text that does not parse is the id of nothing: `Kind::NotFound`, never a path.
+/// No object can have an id that does not parse: the error is `NotFound`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VolumeId {
-    /// The pool it lies in.
+    /// The name of its pool.
     pub pool: PoolName,
-    /// Its directory's name there.
+    /// The name of its directory in the pool.
     pub name: Name,
 }
 
@@ -185,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plain_name_is_kept_and_any_other_becomes_a_digest() {
+    fn a_plain_name_is_unchanged_and_any_other_becomes_a_digest() {
         assert_eq!(Name::of("pvc-1.a_B").as_str(), "pvc-1.a_B");
         let long = "x".repeat(128);
         for odd in ["", ".", "..", "a/b", "../../etc", "-a", "_a", "ü", "a b", "a\0", "a\n", long.as_str()] {
@@ -197,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_does_not_parse_is_the_id_of_nothing() {
+    fn an_id_that_does_not_parse_is_not_found() {
         for bad in ["", "a", "/", "a/", "/b", "a/b/c", "A/b", "a/..", "a/.", "a/_b", "../a", "a/b\0", "a/b\n"]
         {
             assert_eq!(bad.parse::<VolumeId>().unwrap_err().kind(), Kind::NotFound, "{bad:?}");

@@ -26,7 +26,7 @@ impl BackendState {
 pub struct Volume {
     /// The record's schema: [`SCHEMA`].
     pub schema: u32,
-    /// Identifies this object among all that ever had its name.
+    /// Distinguishes this object from earlier objects of the same name.
     pub uid: Uuid,
     /// `<pool>/<name>`.
     pub id: VolumeId,
@@ -68,7 +68,7 @@ pub struct Volume {
 pub struct Snapshot {
     /// The record's schema: [`SCHEMA`].
     pub schema: u32,
-    /// Identifies this object among all that ever had its name.
+    /// Distinguishes this object from earlier objects of the same name.
     pub uid: Uuid,
     /// `<pool>/<name>`.
     pub id: VolumeId,
@@ -78,7 +78,7 @@ pub struct Snapshot {
     pub source_volume: VolumeId,
     /// Provisioned size of that volume in bytes: the smallest size of a restored volume.
     pub size: u64,
-    /// Names below the data directory, of every type.
+    /// Number of directory entries below the data directory.
     pub entries: u64,
     /// Apparent sizes of the regular files in bytes.
     pub bytes: u64,

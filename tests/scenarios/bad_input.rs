@@ -1,31 +1,31 @@
-//! What cannot be had: the event says why and what to do, and nothing is made.
+//! Invalid requests: an event contains the reason and the remedy, and nothing is created.
 
 use std::collections::BTreeSet;
 use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::objects::*;
-use crate::world::*;
+use super::cluster::*;
+use super::objects::*;
 
-/// All folders of a kind in all pools, of the claims of a namespace.
-fn folders(space: &str) -> BTreeSet<String> {
+/// The directories in all pools of the volumes for claims of a namespace.
+fn volume_directories(namespace: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (node, pool) in [(FIRST, "default"), (SECOND, "default"), (FIRST, "small"), (SECOND, "small")] {
-        for folder in fs::read_dir(pool_on(node, pool).join("volumes")).unwrap().flatten() {
-            let Ok(record) = fs::read_to_string(folder.path().join("volume.json")) else { continue };
-            if record.contains(&format!("\"{space}\"")) {
-                found.insert(folder.path().display().to_string());
+        for entry in fs::read_dir(pool_on(node, pool).join("volumes")).unwrap().flatten() {
+            let Ok(record) = fs::read_to_string(entry.path().join("volume.json")) else { continue };
+            if record.contains(&format!("\"{namespace}\"")) {
+                found.insert(entry.path().display().to_string());
             }
         }
     }
     found
 }
 
-/// Claims that orlop refuses: the class's parameters, what differs from a plain claim, what the event says.
+/// For each claim: parameters of its class, changes of its spec, and a part of the event.
 #[test]
-fn a_claim_that_cannot_be_filled_is_told_why() {
-    let world = World::new("bad-claims");
+fn an_invalid_claim_gets_an_event_with_the_reason() {
+    let test = TestNamespace::new("bad-claims");
     let table: [(&str, Value, Value, &str); 7] = [
         ("unknown-parameter", json!({"colour": "red"}), json!({}), "unknown field `colour`, expected one of"),
         ("bad-value", json!({"mode": "rwx"}), json!({}), "\"rwx\" is not an octal mode such as 0750"),
@@ -33,7 +33,7 @@ fn a_claim_that_cannot_be_filled_is_told_why() {
             "missing-pool",
             json!({"pool": "nvme"}),
             json!({}),
-            "there is no pool nvme here; there is default, small",
+            "parameter pool: pool nvme does not exist; the configured pools are: default, small",
         ),
         (
             "hard-limit",
@@ -51,111 +51,111 @@ fn a_claim_that_cannot_be_filled_is_told_why() {
         ("trash", json!({"trashFor": "7d"}), json!({}), "trashFor needs onDelete: trash"),
     ];
     for (name, parameters, change, _) in &table {
-        let own = format!("bad-{name}");
-        world.delete(CLASSES, &own);
-        world.make(CLASSES, &class(&own, parameters));
-        let mut request = claim(name, &own, "16Mi");
+        let class_name = format!("bad-{name}");
+        test.delete(CLASSES, &class_name);
+        test.create(CLASSES, &class(&class_name, parameters));
+        let mut request = claim(name, &class_name, "16Mi");
         for (key, value) in change.as_object().unwrap() {
             request["spec"][key] = value.clone();
         }
-        world.make(CLAIMS, &request);
+        test.create(CLAIMS, &request);
     }
-    for (name, _, _, said) in &table {
-        world.event(name, "ProvisioningFailed", said);
+    for (name, _, _, message) in &table {
+        test.event(name, "ProvisioningFailed", message);
     }
-    assert_eq!(folders("bad-claims"), BTreeSet::new());
+    assert_eq!(volume_directories("bad-claims"), BTreeSet::new());
     for (name, ..) in &table {
-        assert_eq!(at(&world.get(CLAIMS, name), "/status/phase"), "Pending");
-        world.delete_and_wait(CLAIMS, name);
-        world.delete(CLASSES, &format!("bad-{name}"));
+        assert_eq!(at(&test.get(CLAIMS, name), "/status/phase"), "Pending");
+        test.delete_and_wait(CLAIMS, name);
+        test.delete(CLASSES, &format!("bad-{name}"));
     }
 }
 
-/// The scheduler has the numbers, so it says so; a claim without a pod waits for room without a word of its own.
+/// The scheduler knows the capacities and reports the reason at the pod. A claim with immediate binding waits for space.
 #[test]
-fn a_claim_larger_than_any_node_is_told_so_at_its_pod() {
-    let world = World::new("too-large");
+fn a_claim_larger_than_any_node_keeps_its_pod_unscheduled() {
+    let test = TestNamespace::new("too-large");
     for (name, class) in [("large", "orlop"), ("large-now", "orlop-now")] {
-        world.make(CLAIMS, &claim(name, class, "1Ei"));
-        world.make(PODS, &pod(name, name, "true"));
+        test.create(CLAIMS, &claim(name, class, "1Ei"));
+        test.create(PODS, &pod(name, name, "true"));
     }
-    world.wait_unschedulable("large", "2 node(s) did not have enough free storage");
-    world.event("large-now", "ExternalProvisioning", "");
-    assert_eq!(folders("too-large"), BTreeSet::new());
-    let refused = world.try_make(CLAIMS, &claim("nothing", "orlop", "0"));
-    assert!(refused.unwrap_err().contains("must be greater than zero"), "the API server knows of 0 bytes");
-    world.empty();
+    test.wait_unschedulable("large", "2 node(s) did not have enough free storage");
+    test.event("large-now", "ExternalProvisioning", "");
+    assert_eq!(volume_directories("too-large"), BTreeSet::new());
+    let refused = test.try_create(CLAIMS, &claim("nothing", "orlop", "0"));
+    assert!(refused.unwrap_err().contains("must be greater than zero"), "the API server refuses 0 bytes");
+    test.delete_all();
 }
 
 #[test]
-fn a_copy_smaller_than_its_source_or_of_nothing_is_told_why() {
-    let world = World::new("bad-copies");
-    world.make(CLAIMS, &claim("source", "orlop-now", "32Mi"));
-    world.wait_bound("source");
-    world.make(SNAPSHOTS, &snapshot("snap", "source"));
-    world.make(SNAPSHOTS, &snapshot("of-nothing", "missing"));
-    world.wait("the snapshot is ready", || {
-        (world.get(SNAPSHOTS, "snap")["status"]["readyToUse"] == true).then_some(())
+fn an_invalid_copy_gets_an_event_with_the_reason() {
+    let test = TestNamespace::new("bad-copies");
+    test.create(CLAIMS, &claim("source", "orlop-now", "32Mi"));
+    test.wait_bound("source");
+    test.create(SNAPSHOTS, &snapshot("snap", "source"));
+    test.create(SNAPSHOTS, &snapshot("of-nothing", "missing"));
+    test.wait("the snapshot is ready", || {
+        (test.get(SNAPSHOTS, "snap")["status"]["readyToUse"] == true).then_some(())
     });
-    world.make(CLAIMS, &copy("less", "orlop-now", "16Mi", &from_snapshot("snap")));
-    world.make(CLAIMS, &copy("less-clone", "orlop-now", "16Mi", &from_claim("source")));
-    world.make(CLAIMS, &copy("nothing", "orlop-now", "16Mi", &from_snapshot("no-such")));
-    world.event("less", "ProvisioningFailed", "is less than");
-    world.event("less-clone", "ProvisioningFailed", "must be greater than or equal");
-    world.event("nothing", "ProvisioningFailed", "no-such");
-    world.event("of-nothing", "SnapshotContentCreationFailed", "cannot get claim");
-    assert_eq!(folders("bad-copies").len(), 1);
-    world.empty();
+    test.create(CLAIMS, &copy("less", "orlop-now", "16Mi", &from_snapshot("snap")));
+    test.create(CLAIMS, &copy("less-clone", "orlop-now", "16Mi", &from_claim("source")));
+    test.create(CLAIMS, &copy("nothing", "orlop-now", "16Mi", &from_snapshot("no-such")));
+    test.event("less", "ProvisioningFailed", "is less than");
+    test.event("less-clone", "ProvisioningFailed", "must be greater than or equal");
+    test.event("nothing", "ProvisioningFailed", "no-such");
+    test.event("of-nothing", "SnapshotContentCreationFailed", "cannot get claim");
+    assert_eq!(volume_directories("bad-copies").len(), 1);
+    test.delete_all();
 }
 
 #[test]
-fn an_inline_volume_that_cannot_be_had_is_told_why() {
-    let world = World::new("bad-inline");
+fn an_invalid_inline_volume_gets_an_event_with_the_reason() {
+    let test = TestNamespace::new("bad-inline");
     let table = [
         ("negative", json!({"size": "-1Mi"}), "size"),
         ("words", json!({"size": "$(rm -rf /)"}), "size"),
         ("huge", json!({"size": "16Ei"}), "size"),
-        ("too-much", json!({"size": "1Ei"}), "left to promise"),
+        ("too-much", json!({"size": "1Ei"}), "allocatable"),
         ("path", json!({"pool": "../../etc"}), "../../etc"),
-        ("no-pool", json!({"pool": "nvme"}), "there is no pool nvme here"),
+        ("no-pool", json!({"pool": "nvme"}), "pool nvme does not exist"),
         ("unknown", json!({"colour": "red"}), "unknown field `colour`"),
     ];
     for (name, attributes, _) in &table {
-        world.make(PODS, &pod_with(name, &inline(attributes), "true"));
+        test.create(PODS, &pod_with(name, &inline(attributes), "true"));
     }
-    for (name, _, said) in &table {
-        let text = world.event(name, "FailedMount", said);
+    for (name, _, message) in &table {
+        let text = test.event(name, "FailedMount", message);
         assert!(text.contains("InvalidArgument") || text.contains("ResourceExhausted"), "{text}");
     }
-    assert_eq!(folders("bad-inline"), BTreeSet::new());
-    world.empty();
+    assert_eq!(volume_directories("bad-inline"), BTreeSet::new());
+    test.delete_all();
 }
 
 #[test]
-fn a_handle_that_is_a_path_leads_nowhere() {
-    let world = World::new("bad-handles");
+fn a_volume_handle_that_is_a_path_is_not_found() {
+    let test = TestNamespace::new("bad-handles");
     let table = [
         ("up", "default/../../../../../etc"),
         ("absolute", "/etc"),
         ("dots", "default/.."),
-        ("missing", "default/never-made"),
+        ("missing", "default/never-created"),
         ("no-pool", "nvme/x"),
     ];
     for (name, handle) in table {
-        world.delete_and_wait(VOLUMES, &format!("bad-{name}"));
-        world.make(VOLUMES, &volume(&format!("bad-{name}"), handle, FIRST, "bad-handles", name));
-        let named = with(claim(name, "by-hand", "16Mi"), "/spec", "volumeName", format!("bad-{name}").into());
-        world.make(CLAIMS, &named);
-        world.make(PODS, &pod(name, name, "ls /data"));
+        test.delete_and_wait(VOLUMES, &format!("bad-{name}"));
+        test.create(VOLUMES, &volume(&format!("bad-{name}"), handle, FIRST, "bad-handles", name));
+        let named = with(claim(name, "static", "16Mi"), "/spec", "volumeName", format!("bad-{name}").into());
+        test.create(CLAIMS, &named);
+        test.create(PODS, &pod(name, name, "ls /data"));
     }
     for (name, _) in table {
-        let text = world.event(name, "FailedMount", "rpc error");
+        let text = test.event(name, "FailedMount", "rpc error");
         assert!(
             text.contains("code = NotFound") || text.contains("code = InvalidArgument"),
             "{name}: {text}"
         );
-        world.delete_and_wait(PODS, name);
-        world.delete_and_wait(CLAIMS, name);
-        world.delete_and_wait(VOLUMES, &format!("bad-{name}"));
+        test.delete_and_wait(PODS, name);
+        test.delete_and_wait(CLAIMS, name);
+        test.delete_and_wait(VOLUMES, &format!("bad-{name}"));
     }
 }

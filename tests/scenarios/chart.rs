@@ -1,18 +1,18 @@
-//! What the chart brings beside the driver.
+//! The tests that the chart contains.
 
 use std::process::Command;
 
-use crate::world::*;
+use super::cluster::*;
 
 #[test]
-fn helm_test_writes_reads_restores_and_cleans_up() {
-    let world = World::in_space("orlop");
-    let said = run(Command::new("helm").args(["test", "orlop", "-n", "orlop", "--timeout", "3m"]));
-    assert_eq!(said.matches("Phase:          Succeeded").count(), 4, "{said}");
-    // What the test's pods declared goes with them.
-    world.wait("nothing of the test is left", || {
-        let left: usize = [CLAIMS, SNAPSHOTS].iter().map(|kind| world.list(kind).len()).sum();
-        let pods = world.list(PODS).iter().filter(|pod| name_of(pod).contains("-test-")).count();
+fn helm_test_passes_and_cleans_up() {
+    let test = TestNamespace::existing("orlop");
+    let output = run(Command::new("helm").args(["test", "orlop", "-n", "orlop", "--timeout", "3m"]));
+    assert_eq!(output.matches("Phase:          Succeeded").count(), 4, "{output}");
+    // The ephemeral volumes of the pods are deleted with them.
+    test.wait("everything of the test is deleted", || {
+        let left: usize = [CLAIMS, SNAPSHOTS].iter().map(|kind| test.list(kind).len()).sum();
+        let pods = test.list(PODS).iter().filter(|pod| name_of(pod).contains("-test-")).count();
         (left + pods == 0).then_some(())
     });
 }

@@ -1,94 +1,94 @@
-//! Snapshots, restores and clones: they are where their source is.
+//! Snapshots, restores and clones: they are on the node of their source.
 
 use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::objects::*;
-use crate::world::*;
+use super::cluster::*;
+use super::objects::*;
 
-/// A claim of the first node with a file in it.
-fn source(world: &World) -> Bound {
-    world.make(CLAIMS, &claim("source", "orlop", "16Mi"));
-    world.make(PODS, &on_node(pod("writer", "source", "echo first > /data/file; sync"), FIRST));
-    world.output("writer");
-    world.wait_bound("source")
+/// Creates a claim on the first node, with a file in it.
+fn create_source(test: &TestNamespace) -> Bound {
+    test.create(CLAIMS, &claim("source", "orlop", "16Mi"));
+    test.create(PODS, &on_node(pod("writer", "source", "echo first > /data/file; sync"), FIRST));
+    test.output("writer");
+    test.wait_bound("source")
 }
 
-fn take_snapshot(world: &World) {
-    world.make(SNAPSHOTS, &snapshot("snap", "source"));
-    world.wait("the snapshot is ready", || {
-        (world.get(SNAPSHOTS, "snap")["status"]["readyToUse"] == true).then_some(())
+fn take_snapshot(test: &TestNamespace) {
+    test.create(SNAPSHOTS, &snapshot("snap", "source"));
+    test.wait("the snapshot is ready", || {
+        (test.get(SNAPSHOTS, "snap")["status"]["readyToUse"] == true).then_some(())
     });
 }
 
 #[test]
-fn a_snapshot_keeps_what_was_and_outlives_its_source() {
-    let world = World::new("snapshot");
-    let source = source(&world);
-    take_snapshot(&world);
+fn a_snapshot_is_independent_of_its_source_and_outlives_it() {
+    let test = TestNamespace::new("snapshot");
+    let source = create_source(&test);
+    take_snapshot(&test);
     fs::write(source.data().join("file"), "second\n").unwrap();
-    world.delete(PODS, "writer");
-    world.delete(CLAIMS, "source");
-    source.wait_gone(&world);
+    test.delete(PODS, "writer");
+    test.delete(CLAIMS, "source");
+    source.wait_deleted(&test);
 
-    world.make(CLAIMS, &copy("restored", "orlop", "16Mi", &from_snapshot("snap")));
-    world.make(PODS, &on_node(pod("reader", "restored", "cat /data/file; echo third > /data/file"), FIRST));
-    assert_eq!(world.output("reader"), "first\n");
-    let restored = world.wait_bound("restored");
+    test.create(CLAIMS, &copy("restored", "orlop", "16Mi", &from_snapshot("snap")));
+    test.create(PODS, &on_node(pod("reader", "restored", "cat /data/file; echo third > /data/file"), FIRST));
+    assert_eq!(test.output("reader"), "first\n");
+    let restored = test.wait_bound("restored");
     assert_eq!(restored.node, FIRST);
-    world.empty();
-    restored.wait_gone(&world);
+    test.delete_all();
+    restored.wait_deleted(&test);
 }
 
 #[test]
-fn a_clone_is_a_volume_of_its_own() {
-    let world = World::new("clone");
-    let source = source(&world);
-    world.make(CLAIMS, &copy("clone", "orlop", "32Mi", &from_claim("source")));
-    world.make(PODS, &on_node(pod("reader", "clone", "cat /data/file; echo other > /data/file"), FIRST));
-    assert_eq!(world.output("reader"), "first\n");
+fn a_clone_is_independent_of_its_source() {
+    let test = TestNamespace::new("clone");
+    let source = create_source(&test);
+    test.create(CLAIMS, &copy("clone", "orlop", "32Mi", &from_claim("source")));
+    test.create(PODS, &on_node(pod("reader", "clone", "cat /data/file; echo other > /data/file"), FIRST));
+    assert_eq!(test.output("reader"), "first\n");
     assert_eq!(fs::read_to_string(source.data().join("file")).unwrap(), "first\n");
-    assert_eq!(world.wait_bound("clone").record()["size"], 32 << 20);
-    world.empty();
+    assert_eq!(test.wait_bound("clone").record()["size"], 32 << 20);
+    test.delete_all();
 }
 
 #[test]
-fn an_immediate_copy_is_made_where_its_source_is() {
-    let world = World::new("copy-now");
-    source(&world);
-    take_snapshot(&world);
-    world.make(CLAIMS, &copy("restored", "orlop-now", "16Mi", &from_snapshot("snap")));
-    world.make(CLAIMS, &copy("clone", "orlop-now", "16Mi", &from_claim("source")));
+fn an_immediate_copy_is_on_the_node_of_its_source() {
+    let test = TestNamespace::new("copy-now");
+    create_source(&test);
+    take_snapshot(&test);
+    test.create(CLAIMS, &copy("restored", "orlop-now", "16Mi", &from_snapshot("snap")));
+    test.create(CLAIMS, &copy("clone", "orlop-now", "16Mi", &from_claim("source")));
     for name in ["restored", "clone"] {
-        let bound = world.wait_bound(name);
+        let bound = test.wait_bound(name);
         assert_eq!(bound.node, FIRST);
         assert_eq!(fs::read_to_string(bound.data().join("file")).unwrap(), "first\n");
     }
-    world.empty();
+    test.delete_all();
 }
 
-/// The scheduler does not know where a source is: it may send the pod to another node, and prefers it here.
+/// The scheduler does not know where a source is. These pods prefer the other node, so it is chosen first.
 #[test]
-fn a_pod_that_was_sent_away_from_its_source_is_rescheduled() {
-    let world = World::new("sent-away");
-    source(&world);
-    take_snapshot(&world);
+fn a_pod_scheduled_away_from_its_source_is_rescheduled() {
+    let test = TestNamespace::new("sent-away");
+    create_source(&test);
+    take_snapshot(&test);
     let elsewhere = json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
         "weight": 1,
         "preference": {"matchExpressions": [
             {"key": "kubernetes.io/hostname", "operator": "In", "values": [SECOND]},
         ]},
     }]}});
-    let sent = |name: &str, of: &Value| {
-        world.make(CLAIMS, &copy(name, "orlop", "16Mi", of));
-        world.make(PODS, &with(pod(name, name, "cat /data/file"), "/spec", "affinity", elsewhere.clone()));
+    let create_pod = |name: &str, of: &Value| {
+        test.create(CLAIMS, &copy(name, "orlop", "16Mi", of));
+        test.create(PODS, &with(pod(name, name, "cat /data/file"), "/spec", "affinity", elsewhere.clone()));
     };
-    sent("restored", &from_snapshot("snap"));
-    sent("clone", &from_claim("source"));
+    create_pod("restored", &from_snapshot("snap"));
+    create_pod("clone", &from_claim("source"));
     for name in ["restored", "clone"] {
-        assert_eq!(world.output(name), "first\n");
-        assert_eq!(world.wait_bound(name).node, FIRST);
+        assert_eq!(test.output(name), "first\n");
+        assert_eq!(test.wait_bound(name).node, FIRST);
     }
-    world.empty();
+    test.delete_all();
 }

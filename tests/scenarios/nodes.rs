@@ -1,15 +1,15 @@
-//! FsStats on two nodes. Both pools `small` have 64 MiB, so these tests follow each other in one.
+//! Capacity on two nodes. The pool `small` has 64 MiB on each node, so the steps share one test.
 
 use serde_json::json;
 
-use crate::objects::*;
-use crate::world::*;
+use super::cluster::*;
+use super::objects::*;
 
 const MIB: i64 = 1 << 20;
 
-/// What the scheduler believes to be free for a class on a node, in MiB.
-fn free(world: &World, class: &str, node: &str) -> Option<i64> {
-    let all = world.beside("orlop").list(CAPACITIES);
+/// The capacity that is published to the scheduler for a class on a node, in MiB.
+fn published_capacity(test: &TestNamespace, class: &str, node: &str) -> Option<i64> {
+    let all = test.other("orlop").list(CAPACITIES);
     let ours = all.iter().find(|one| {
         one["storageClassName"] == class && one["nodeTopology"]["matchLabels"]["dir.orlop.dev/node"] == node
     })?;
@@ -23,63 +23,67 @@ fn free(world: &World, class: &str, node: &str) -> Option<i64> {
 }
 
 #[test]
-fn a_full_node_is_avoided_and_what_was_promised_twice_goes_elsewhere() {
-    let world = World::new("full");
-    world.wait("both nodes have room", || {
-        let empty = |node| free(&world, "orlop-small", node).is_some_and(|free| free > 56);
+fn full_nodes_are_avoided_and_a_refused_claim_goes_to_another_node() {
+    let test = TestNamespace::new("full");
+    test.wait("both nodes have space", || {
+        let empty = |node| published_capacity(&test, "orlop-small", node).is_some_and(|free| free > 56);
         (empty(FIRST) && empty(SECOND)).then_some(())
     });
-    at_once(&world);
-    one_full(&world);
-    all_full(&world);
+    claims_at_the_same_time(&test);
+    one_node_full(&test);
+    both_nodes_full(&test);
 }
 
-/// The scheduler may send both to one node, as it knows of neither's volume yet; one of them has to go on.
-fn at_once(world: &World) {
+/// The scheduler may choose one node for both pods, since it does not know about the volumes yet. One claim is then refused
+/// and goes to the other node.
+fn claims_at_the_same_time(test: &TestNamespace) {
     for name in ["one", "two"] {
-        world.make(CLAIMS, &claim(name, "orlop-small", "40Mi"));
-        let elsewhere = json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
+        test.create(CLAIMS, &claim(name, "orlop-small", "40Mi"));
+        let prefer_first = json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
             "weight": 100,
             "preference": {"matchExpressions": [
                 {"key": "kubernetes.io/hostname", "operator": "In", "values": [FIRST]},
             ]},
         }]}});
-        world.make(PODS, &with(pod(name, name, "echo hello > /data/file"), "/spec", "affinity", elsewhere));
+        test.create(
+            PODS,
+            &with(pod(name, name, "echo hello > /data/file"), "/spec", "affinity", prefer_first),
+        );
     }
-    world.output("one");
-    world.output("two");
-    let mut nodes = [world.wait_bound("one").node, world.wait_bound("two").node];
+    test.output("one");
+    test.output("two");
+    let mut nodes = [test.wait_bound("one").node, test.wait_bound("two").node];
     nodes.sort();
     assert_eq!(nodes, [FIRST, SECOND]);
-    world.empty();
+    test.delete_all();
 }
 
-fn one_full(world: &World) {
-    world.make(CLAIMS, &claim("big", "orlop-small", "48Mi"));
-    world.make(PODS, &on_node(pod("big", "big", "true"), FIRST));
-    world.output("big");
-    world.wait("the scheduler knows", || {
-        free(world, "orlop-small", FIRST).is_some_and(|free| free < 32).then_some(())
+fn one_node_full(test: &TestNamespace) {
+    test.create(CLAIMS, &claim("big", "orlop-small", "48Mi"));
+    test.create(PODS, &on_node(pod("big", "big", "true"), FIRST));
+    test.output("big");
+    test.wait("the new capacity is published", || {
+        published_capacity(test, "orlop-small", FIRST).is_some_and(|free| free < 32).then_some(())
     });
     for name in ["a", "b", "c"] {
-        world.make(CLAIMS, &claim(name, "orlop-small", "17Mi"));
-        world.make(PODS, &pod(name, name, "true"));
-        world.output(name);
-        assert_eq!(world.wait_bound(name).node, SECOND, "claim {name}");
+        test.create(CLAIMS, &claim(name, "orlop-small", "17Mi"));
+        test.create(PODS, &pod(name, name, "true"));
+        test.output(name);
+        assert_eq!(test.wait_bound(name).node, SECOND, "claim {name}");
     }
 }
 
-fn all_full(world: &World) {
-    world.wait("the scheduler knows", || {
-        free(world, "orlop-small", SECOND).is_some_and(|free| free < 32).then_some(())
+fn both_nodes_full(test: &TestNamespace) {
+    test.wait("the new capacity is published", || {
+        published_capacity(test, "orlop-small", SECOND).is_some_and(|free| free < 32).then_some(())
     });
-    world.make(CLAIMS, &claim("none", "orlop-small", "32Mi"));
-    world.make(PODS, &pod("none", "none", "true"));
-    world.wait_unschedulable("none", "did not have enough free storage");
-    // FsStats is made, and the pod goes on.
-    world.delete(PODS, "big");
-    world.delete(CLAIMS, "big");
-    world.output("none");
-    assert_eq!(world.wait_bound("none").node, FIRST);
-    world.empty();
+    test.create(CLAIMS, &claim("none", "orlop-small", "32Mi"));
+    test.create(PODS, &pod("none", "none", "true"));
+    test.wait_unschedulable("none", "did not have enough free storage");
+    // The pod is scheduled when there is space again.
+    test.delete(PODS, "big");
+    test.delete(CLAIMS, "big");
+    test.output("none");
+    assert_eq!(test.wait_bound("none").node, FIRST);
+    test.delete_all();
 }

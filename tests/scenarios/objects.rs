@@ -1,10 +1,10 @@
-//! Claims, pods and the like, as JSON that a test changes where it differs.
+//! Kubernetes objects as JSON. A test changes them with [`with`].
 
 use serde_json::{Value, json};
 
-use crate::world::DRIVER;
+use super::cluster::DRIVER;
 
-/// A claim of a class, read and written by one node.
+/// A ReadWriteOnce claim of a class.
 pub(crate) fn claim(name: &str, class: &str, size: &str) -> Value {
     json!({
         "metadata": {"name": name},
@@ -16,7 +16,7 @@ pub(crate) fn claim(name: &str, class: &str, size: &str) -> Value {
     })
 }
 
-/// A claim filled from a snapshot or another claim.
+/// A claim with a snapshot or another claim as its source.
 pub(crate) fn copy(name: &str, class: &str, size: &str, of: &Value) -> Value {
     with(claim(name, class, size), "/spec", "dataSource", of.clone())
 }
@@ -30,7 +30,7 @@ pub(crate) fn from_claim(name: &str) -> Value {
 }
 
 pub(crate) fn snapshot(name: &str, of: &str) -> Value {
-    // Only of built-in kinds does the API server know by the address what they are.
+    // The API server derives the kind from the URL for built-in kinds only.
     json!({
         "apiVersion": "snapshot.storage.k8s.io/v1",
         "kind": "VolumeSnapshot",
@@ -64,12 +64,12 @@ pub(crate) fn pod_with(name: &str, volume: &Value, script: &str) -> Value {
     })
 }
 
-/// The pod on a node.
+/// Binds a pod to a node.
 pub(crate) fn on_node(pod: Value, node: &str) -> Value {
     with(pod, "/spec", "nodeSelector", json!({"kubernetes.io/hostname": node}))
 }
 
-/// What a pod does that stays.
+/// A script that runs until the pod is deleted.
 pub(crate) const STAY: &str = "trap 'exit 0' TERM; sleep 3600 & wait";
 
 /// A StatefulSet of one pod that runs a script.
@@ -91,16 +91,16 @@ pub(crate) fn set(name: &str, class: &str, size: &str, script: &str) -> Value {
     })
 }
 
-/// A hand-made PersistentVolume, for one claim.
-pub(crate) fn volume(name: &str, handle: &str, node: &str, space: &str, claim: &str) -> Value {
+/// A static PersistentVolume for one claim.
+pub(crate) fn volume(name: &str, handle: &str, node: &str, namespace: &str, claim: &str) -> Value {
     json!({
         "metadata": {"name": name},
         "spec": {
             "capacity": {"storage": "16Mi"},
             "accessModes": ["ReadWriteOnce"],
             "persistentVolumeReclaimPolicy": "Retain",
-            "storageClassName": "by-hand",
-            "claimRef": {"namespace": space, "name": claim},
+            "storageClassName": "static",
+            "claimRef": {"namespace": namespace, "name": claim},
             "csi": {"driver": DRIVER, "volumeHandle": handle},
             "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
                 {"key": "dir.orlop.dev/node", "operator": "In", "values": [node]},
@@ -109,18 +109,18 @@ pub(crate) fn volume(name: &str, handle: &str, node: &str, space: &str, claim: &
     })
 }
 
-/// A volume that lives with its pod, by a claim.
+/// A generic ephemeral volume of a pod.
 pub(crate) fn generic(class: &str, size: &str) -> Value {
     let spec = claim("", class, size)["spec"].clone();
     json!({"ephemeral": {"volumeClaimTemplate": {"spec": spec}}})
 }
 
-/// A volume that lives with its pod, without a claim.
+/// A CSI inline volume of a pod.
 pub(crate) fn inline(attributes: &Value) -> Value {
     json!({"csi": {"driver": DRIVER, "volumeAttributes": attributes}})
 }
 
-/// A class of ours.
+/// A StorageClass of orlop.
 pub(crate) fn class(name: &str, parameters: &Value) -> Value {
     json!({
         "metadata": {"name": name},
@@ -131,7 +131,7 @@ pub(crate) fn class(name: &str, parameters: &Value) -> Value {
     })
 }
 
-/// The object with a key more, or another value of it, in the part at `path`.
+/// Sets a key in the part of an object at `path`.
 pub(crate) fn with(mut object: Value, path: &str, key: &str, value: Value) -> Value {
     object.pointer_mut(path).unwrap()[key] = value;
     object

@@ -1,10 +1,10 @@
-//! Owner, mode, extended attributes and times, in the order in which none undoes another: a new owner clears the
-//! set-id bits and the capabilities, an ACL is laid over the mode, and everything else touches the times.
+//! Owner, mode, extended attributes and times. The order matters: a change of owner clears the set-id bits and the
+//! capabilities, an ACL changes the mode, and each of these changes the times.
 //!
-//! What the destination cannot keep: an ACL is an error, since without it the mode's group bits, which then were
-//! the ACL's mask, would open the file to more people than before. Any other attribute is dropped and counted, as
-//! `cp -a` drops it without a word. `system.` attributes other than ACLs, and a few more, are views that a
-//! filesystem makes of what it stores elsewhere; they are not copied.
+//! An ACL that the destination cannot store is an error. Without the ACL, its mask would remain as the mode's group
+//! bits and could give access to more users. Any other attribute that the destination cannot store is skipped and
+//! counted; `cp -a` skips it, too. `system.` attributes other than ACLs, and two of XFS, are not copied: the
+//! filesystem derives them from other data.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -18,16 +18,16 @@ use rustix::io::{Errno, Result as ErrnoResult};
 use crate::error::{Context, Error, Kind, Result};
 use crate::fs::{fstat, kind_of, open_path};
 
-/// The kernel's limit of a list of names, and of a value.
-const LIMIT: usize = 64 << 10;
+/// The kernel's limit for a list of attribute names and for a value, in bytes (xattr(7)).
+const XATTR_MAX: usize = 64 << 10;
 const ACLS: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
 
-/// The destination's top folder shall give nothing to those made in it.
-pub(super) fn inherit_nothing(top: BorrowedFd<'_>) -> Result<()> {
+/// Removes the ACLs of the destination's top directory, so that new entries inherit none.
+pub(super) fn remove_acls(top: BorrowedFd<'_>) -> Result<()> {
     for acl in ACLS {
         match fremovexattr(top, acl) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-            Err(error) => return Err(error).context(|| "clear the ACL of the destination"),
+            Err(error) => return Err(error).context(|| "remove the ACL of the destination"),
         }
     }
     Ok(())
@@ -35,53 +35,59 @@ pub(super) fn inherit_nothing(top: BorrowedFd<'_>) -> Result<()> {
 
 /// A file whose extended attributes are read or set.
 enum Handle<'a> {
+    /// An open file.
     Open(BorrowedFd<'a>),
-    /// One that was pinned, not opened, by its path in `/proc`.
-    Pinned(String),
+    /// A path-only descriptor, by its path in `/proc`: the kernel does not accept the descriptor itself.
+    ProcPath(String),
 }
 
 impl<'a> Handle<'a> {
-    fn pinned(fd: BorrowedFd<'a>) -> Self {
-        Self::Pinned(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+    fn path_only(fd: BorrowedFd<'a>) -> Self {
+        Self::ProcPath(format!("/proc/self/fd/{}", fd.as_raw_fd()))
     }
 
     fn list(&self, names: &mut [u8]) -> ErrnoResult<usize> {
         match self {
             Self::Open(fd) => flistxattr(fd, names),
-            Self::Pinned(path) => listxattr(path, names),
+            Self::ProcPath(path) => listxattr(path, names),
         }
     }
 
     fn get(&self, name: &CStr, value: &mut [u8]) -> ErrnoResult<usize> {
         match self {
             Self::Open(fd) => fgetxattr(fd, name, value),
-            Self::Pinned(path) => getxattr(path, name, value),
+            Self::ProcPath(path) => getxattr(path, name, value),
         }
     }
 
     fn set(&self, name: &CStr, value: &[u8]) -> ErrnoResult<()> {
         match self {
             Self::Open(fd) => fsetxattr(fd, name, value, XattrFlags::empty()),
-            Self::Pinned(path) => setxattr(path, name, value, XattrFlags::empty()),
+            Self::ProcPath(path) => setxattr(path, name, value, XattrFlags::empty()),
         }
     }
 }
 
-/// Copies attributes, and counts those that were dropped.
+/// Copies attributes, and counts those that the destination cannot store.
 pub(super) struct Attributes {
-    pub(super) dropped: u64,
+    pub(super) skipped_xattrs: u64,
     names: Vec<u8>,
     value: Vec<u8>,
 }
 
 impl Attributes {
     pub(super) fn new() -> Self {
-        Self { dropped: 0, names: vec![0; LIMIT], value: vec![0; LIMIT] }
+        Self { skipped_xattrs: 0, names: vec![0; XATTR_MAX], value: vec![0; XATTR_MAX] }
     }
 
-    /// From one open file or directory to another.
-    pub(super) fn of_open(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Statx) -> Result<()> {
-        let now = fstat(to).context(|| "look at the new file")?;
+    /// Copies the attributes of an open file or directory to another one.
+    pub(super) fn copy_to_open(
+        &mut self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        stat: &Statx,
+    ) -> Result<()> {
+        let now = fstat(to).context(|| "stat the new file")?;
         if (now.stx_uid, now.stx_gid) != (stat.stx_uid, stat.stx_gid) {
             let (uid, gid) = owner(stat);
             fchown(to, uid, gid).context(|| "set the owner")?;
@@ -89,13 +95,13 @@ impl Attributes {
         if (now.stx_mode ^ stat.stx_mode) & 0o7777 != 0 {
             fchmod(to, mode(stat)).context(|| "set the mode")?;
         }
-        let length = self.list(&Handle::Open(from))?;
-        self.copy_listed(length, &Handle::Open(from), &Handle::Open(to))?;
+        let length = self.list_xattrs(&Handle::Open(from))?;
+        self.copy_xattrs(length, &Handle::Open(from), &Handle::Open(to))?;
         futimens(to, &times(stat)).context(|| "set the times")
     }
 
-    /// From what was pinned to what has just been made under a name.
-    pub(super) fn of_pinned(
+    /// Copies the attributes of a path-only descriptor to a new file that cannot be opened, by its name.
+    pub(super) fn copy_to_name(
         &mut self,
         from: BorrowedFd<'_>,
         at: BorrowedFd<'_>,
@@ -107,57 +113,61 @@ impl Attributes {
         if !kind_of(stat).is_symlink() {
             chmodat(at, name, mode(stat), AtFlags::empty()).context(|| "set the mode")?;
         }
-        let source = Handle::pinned(from);
-        let length = self.list(&source)?;
+        let source = Handle::path_only(from);
+        let length = self.list_xattrs(&source)?;
         if length > 0 {
-            let made = open_path(at, name).context(|| "open the new file")?;
-            self.copy_listed(length, &source, &Handle::pinned(made.as_fd()))?;
+            let copy = open_path(at, name).context(|| "open the new file")?;
+            self.copy_xattrs(length, &source, &Handle::path_only(copy.as_fd()))?;
         }
         utimensat(at, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW).context(|| "set the times")
     }
 
-    fn list(&mut self, from: &Handle<'_>) -> Result<usize> {
+    /// Lists the attributes into `names` and returns the length of the list.
+    fn list_xattrs(&mut self, from: &Handle<'_>) -> Result<usize> {
         match from.list(&mut self.names) {
             Err(Errno::OPNOTSUPP) => Ok(0),
             length => length.context(|| "list the extended attributes"),
         }
     }
 
-    fn copy_listed(&mut self, length: usize, from: &Handle<'_>, to: &Handle<'_>) -> Result<()> {
-        let Self { dropped, names, value } = self;
+    /// Copies the attributes in the first `length` bytes of `names`.
+    fn copy_xattrs(&mut self, length: usize, from: &Handle<'_>, to: &Handle<'_>) -> Result<()> {
+        let Self { skipped_xattrs, names, value } = self;
         let mut rest = &names[..length];
         while let Ok(name) = CStr::from_bytes_until_nul(rest) {
             rest = &rest[name.count_bytes() + 1..];
-            if is_view(name) {
+            if is_derived(name) {
                 continue;
             }
             let shown = || name.to_string_lossy().into_owned();
             let size = match from.get(name, value) {
-                Err(Errno::NODATA) => continue, // gone since it was listed
+                // It was removed since it was listed.
+                Err(Errno::NODATA) => continue,
                 size => size.context(|| format!("read attribute {}", shown()))?,
             };
             match to.set(name, &value[..size]) {
                 Err(error) if ACLS.contains(&name) && error == Errno::OPNOTSUPP => {
-                    return Err(Error::new(Kind::Unsupported, "the destination cannot keep its ACL"));
+                    return Err(Error::new(Kind::Unsupported, "the destination cannot store its ACL"));
                 }
-                Err(error) if !ACLS.contains(&name) && refused(name, error) => *dropped += 1,
-                set => set.context(|| format!("set attribute {}", shown()))?,
+                Err(error) if !ACLS.contains(&name) && cannot_store(name, error) => *skipped_xattrs += 1,
+                result => result.context(|| format!("set attribute {}", shown()))?,
             }
         }
         Ok(())
     }
 }
 
-/// Whether the filesystem makes this attribute of what it stores elsewhere. XFS shows each ACL a second time: laid
-/// down on another filesystem as an attribute of its own, that would come back as an ACL long out of date.
-fn is_view(name: &CStr) -> bool {
+/// Whether the filesystem derives this attribute from other data. XFS shows each ACL a second time as a `trusted.`
+/// attribute. Another filesystem would store that as an ordinary attribute, and a copy back to XFS would turn it into
+/// an outdated ACL.
+fn is_derived(name: &CStr) -> bool {
     let system = name.to_bytes().starts_with(b"system.") && !ACLS.contains(&name);
     system || name == c"trusted.SGI_ACL_FILE" || name == c"trusted.SGI_ACL_DEFAULT"
 }
 
-/// Whether the destination does not know, or does not allow, an attribute of this name. What a security module of
-/// this machine does not know it finds invalid.
-fn refused(name: &CStr, error: Errno) -> bool {
+/// Whether the error means that the destination does not support, or does not allow, an attribute of this name.
+/// `EINVAL`: the security module of this host does not know the value.
+fn cannot_store(name: &CStr, error: Errno) -> bool {
     matches!(error, Errno::OPNOTSUPP | Errno::PERM)
         || error == Errno::INVAL && name.to_bytes().starts_with(b"security.")
 }

@@ -1,4 +1,4 @@
-//! The data of one file: shared where the filesystem can, with its holes.
+//! The data of one file. Blocks are shared where the filesystem can, and holes are preserved.
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -11,62 +11,65 @@ use super::Progress;
 use crate::error::{Context, Result};
 use crate::fs::fstat;
 
-/// How much is copied between two looks at the request to stop.
+/// Bytes copied between two checks for cancellation.
 const STEP: usize = 64 << 20;
-/// One read. A file up to this size is copied by one read and one write: the cheapest where nothing is shared.
+/// Bytes of one read. A file up to this size is copied by one read and one write, the fastest way without shared
+/// blocks.
 const BUFFER: usize = 128 << 10;
 
-/// Copies data, and remembers what the two filesystems cannot do.
+/// Copies data, and remembers which calls the two filesystems do not support.
 pub(super) struct Contents<'a> {
-    clones: bool,
-    ranges: bool,
+    /// Whether whole files can be cloned (`FICLONE`).
+    can_clone: bool,
+    /// Whether `copy_file_range` works.
+    can_copy_range: bool,
     buffer: Vec<u8>,
     progress: &'a Progress,
 }
 
 impl<'a> Contents<'a> {
     pub(super) fn new(progress: &'a Progress) -> Self {
-        Self { clones: true, ranges: true, buffer: vec![0; BUFFER], progress }
+        Self { can_clone: true, can_copy_range: true, buffer: vec![0; BUFFER], progress }
     }
 
-    /// Copies into a new file and answers the size it has then: at most what `stat` says, less if the source has
-    /// been cut short since. A clone alone may be longer: it is of one moment, a later one.
+    /// Copies into a new file and returns the size of the copy. That is the size in `stat`, or less if the source was
+    /// truncated since. A clone has the size that the source has at that moment, which may also be larger.
     pub(super) fn copy(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Statx) -> Result<u64> {
         let size = stat.stx_size;
         if size == 0 {
             return Ok(0);
         }
-        if self.clones && self.clone_all(from, to)? {
-            let size = fstat(to).context(|| "look at the clone")?.stx_size;
-            self.count(size);
+        if self.can_clone && self.clone_file(from, to)? {
+            let size = fstat(to).context(|| "stat the clone")?.stx_size;
+            self.add_progress(size);
             return Ok(size);
         }
         let small = usize::try_from(size).is_ok_and(|size| size <= BUFFER);
         if small && stat.stx_blocks.saturating_mul(512) >= size && has_no_hole(from, size) {
-            return self.plain(from, to, 0..size);
+            return self.read_and_write(from, to, 0..size);
         }
-        self.parts(from, to, size)
+        self.copy_data_ranges(from, to, size)
     }
 
-    fn count(&self, bytes: u64) {
+    fn add_progress(&self, bytes: u64) {
         self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn clone_all(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<bool> {
+    fn clone_file(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<bool> {
         match ioctl_ficlone(to, from) {
             Ok(()) => Ok(true),
             Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::XDEV | Errno::NOSYS) => {
-                self.clones = false;
+                self.can_clone = false;
                 Ok(false)
             }
-            // this one file: a swap file, or one without checksums
+            // This file only cannot be cloned: it is a swap file, or has no checksums.
             Err(Errno::INVAL | Errno::TXTBSY | Errno::PERM) => Ok(false),
             Err(error) => Err(error).context(|| "clone"),
         }
     }
 
-    /// The parts that hold data; what lies between them stays a hole.
-    fn parts(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<u64> {
+    /// Copies the ranges that contain data; the ranges between them remain holes. Returns the size of the copy.
+    fn copy_data_ranges(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<u64> {
         let mut at = 0;
         while at < size {
             let start = match seek(from, SeekFrom::Data(at)) {
@@ -79,7 +82,7 @@ impl<'a> Contents<'a> {
                 Err(Errno::INVAL | Errno::OPNOTSUPP) => size,
                 end => end.context(|| "find a hole")?.min(size),
             };
-            let reached = self.part(from, to, start..end)?;
+            let reached = self.copy_range(from, to, start..end)?;
             if reached < end {
                 return Ok(reached);
             }
@@ -89,35 +92,35 @@ impl<'a> Contents<'a> {
         Ok(size)
     }
 
-    /// Copies a part and answers how far it came.
-    fn part(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, part: Range<u64>) -> Result<u64> {
-        let Range { mut start, end } = part;
-        while self.ranges && start < end {
+    /// Copies a range. Returns the offset that was reached, which is below the end if the source was truncated.
+    fn copy_range(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, range: Range<u64>) -> Result<u64> {
+        let Range { mut start, end } = range;
+        while self.can_copy_range && start < end {
             self.progress.check()?;
             let length = usize::try_from(end - start).map_or(STEP, |left| left.min(STEP));
             let (mut source, mut target) = (start, start);
             match copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
-                // the end of the file, or a filesystem that has not learnt this: reading will tell
+                // The end of the file, or a file that does not support the call: a read distinguishes the two.
                 Ok(0) | Err(Errno::INVAL | Errno::TXTBSY | Errno::PERM) => break,
-                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS) => self.ranges = false,
+                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS) => self.can_copy_range = false,
                 copied => {
                     let copied = copied.context(|| "copy data")? as u64;
-                    self.count(copied);
+                    self.add_progress(copied);
                     start += copied;
                 }
             }
         }
-        self.plain(from, to, start..end)
+        self.read_and_write(from, to, start..end)
     }
 
-    /// By read and write.
-    fn plain(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, part: Range<u64>) -> Result<u64> {
-        let Range { mut start, end } = part;
-        let mut looked = start;
+    /// Like [`Contents::copy_range`], by `pread` and `pwrite`.
+    fn read_and_write(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, range: Range<u64>) -> Result<u64> {
+        let Range { mut start, end } = range;
+        let mut checked_at = start;
         while start < end {
-            if start - looked >= STEP as u64 {
+            if start - checked_at >= STEP as u64 {
                 self.progress.check()?;
-                looked = start;
+                checked_at = start;
             }
             let length = usize::try_from(end - start).map_or(BUFFER, |left| left.min(BUFFER));
             let read = pread(from, &mut self.buffer[..length], start).context(|| "read")?;
@@ -130,13 +133,13 @@ impl<'a> Contents<'a> {
                 rest = &rest[written..];
                 start += written as u64;
             }
-            self.count(read as u64);
+            self.add_progress(read as u64);
         }
         Ok(start)
     }
 }
 
-/// The number of blocks alone does not tell: a block of attributes counts, too.
+/// Whether the file has no hole. The number of blocks is not sufficient: it includes blocks of extended attributes.
 fn has_no_hole(from: BorrowedFd<'_>, size: u64) -> bool {
     seek(from, SeekFrom::Hole(0)).map_or(true, |hole| hole >= size)
 }

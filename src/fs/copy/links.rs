@@ -1,8 +1,8 @@
-//! Hard links, remembered by the destination instead of in memory: the first copy of a file with several names gets
-//! one more name in a folder of ours, and each later name is linked from there.
+//! Hard links. The first copy of a file that has several names is linked into a temporary directory, and each further
+//! name is linked from there. Thus memory does not grow with the number of such files.
 //!
-//! The folder stands inside the destination, under a name nobody can guess, so that it belongs to the same mount,
-//! subvolume and project; it is removed before the top folder gets its attributes.
+//! The temporary directory is inside the destination, so that it is on the same mount, subvolume and project. Its
+//! name cannot be guessed. It is removed before the top directory gets its attributes.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,92 +14,95 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use crate::error::{Context, Error, Kind, Result};
 use crate::fs::{Walk, open_directory};
 
-/// What came of the attempt to make a name by linking.
-pub(super) enum Placed {
-    /// The name is there.
-    Done,
-    /// It was there before.
-    Taken,
-    /// No copy of this file is known: make one.
-    First,
+/// Result of [`Links::link`].
+pub(super) enum LinkResult {
+    /// The name is now a hard link to the copy.
+    Linked,
+    /// The name exists already.
+    NameExists,
+    /// There is no copy of this file to link to: copy the file.
+    NotCopied,
 }
 
-/// Which file it is. The time of birth tells two files apart of which the second got the number of the first.
-pub(super) fn key(stat: &Statx) -> String {
-    let born = stat.stx_btime;
+/// Identifies a file of the source. The birth time distinguishes a file from a later one that reuses its inode
+/// number.
+pub(super) fn inode_key(stat: &Statx) -> String {
+    let birth = stat.stx_btime;
     format!(
         "{:x}.{:x}.{:x}.{:x}.{:x}",
-        stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino, born.tv_sec, born.tv_nsec
+        stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino, birth.tv_sec, birth.tv_nsec
     )
 }
 
-/// The folder of names, once it is needed.
+/// The temporary directory, created when it is first needed.
 pub(super) struct Links<'a> {
     top: BorrowedFd<'a>,
-    folder: Option<(CString, OwnedFd)>,
+    dir: Option<(CString, OwnedFd)>,
 }
 
 impl<'a> Links<'a> {
     pub(super) fn new(top: BorrowedFd<'a>) -> Self {
-        Self { top, folder: None }
+        Self { top, dir: None }
     }
 
-    /// Makes `name` another name of the copy known by `key`.
-    pub(super) fn place(&self, key: &str, at: BorrowedFd<'_>, name: &CStr) -> Result<Placed> {
-        let Some((_, folder)) = &self.folder else { return Ok(Placed::First) };
-        match linkat(folder, key, at, name, AtFlags::empty()) {
-            Ok(()) => Ok(Placed::Done),
-            Err(Errno::EXIST) => Ok(Placed::Taken),
-            Err(Errno::NOENT) => Ok(Placed::First),
-            // no further link allowed: this name takes the place of ours, and a later one starts another copy
+    /// Creates `name` as a hard link to the copy that was added with this key.
+    pub(super) fn link(&self, key: &str, at: BorrowedFd<'_>, name: &CStr) -> Result<LinkResult> {
+        let Some((_, dir)) = &self.dir else { return Ok(LinkResult::NotCopied) };
+        match linkat(dir, key, at, name, AtFlags::empty()) {
+            Ok(()) => Ok(LinkResult::Linked),
+            Err(Errno::EXIST) => Ok(LinkResult::NameExists),
+            Err(Errno::NOENT) => Ok(LinkResult::NotCopied),
+            // The file has as many links as the filesystem allows: use the temporary one. The next name gets a new
+            // copy.
             Err(Errno::MLINK) => {
-                renameat(folder, key, at, name).context(|| "move the last hard link")?;
-                Ok(Placed::Done)
+                renameat(dir, key, at, name).context(|| "move the last hard link")?;
+                Ok(LinkResult::Linked)
             }
-            Err(error) => Err(error).context(|| "make the hard link"),
+            Err(error) => Err(error).context(|| "create the hard link"),
         }
     }
 
-    /// Remembers the copy just made. Where there are no hard links, each name is a file of its own.
-    pub(super) fn keep(&mut self, key: &str, at: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-        let folder = match &self.folder {
-            Some((_, folder)) => folder.as_fd(),
-            None => self.folder.insert(make_folder(self.top)?).1.as_fd(),
+    /// Adds a new copy. On a filesystem without hard links nothing is added, and each name becomes a file of its own.
+    pub(super) fn add(&mut self, key: &str, at: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+        let dir = match &self.dir {
+            Some((_, dir)) => dir.as_fd(),
+            None => self.dir.insert(create_dir(self.top)?).1.as_fd(),
         };
-        match linkat(at, name, folder, key, AtFlags::empty()) {
+        match linkat(at, name, dir, key, AtFlags::empty()) {
             Ok(()) | Err(Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => Ok(()),
-            Err(error) => Err(error).context(|| "remember the hard link"),
+            Err(error) => Err(error).context(|| "create the temporary hard link"),
         }
     }
 
-    /// Removes the folder.
-    pub(super) fn finish(&mut self) -> Result<()> {
-        let Some((name, folder)) = self.folder.take() else { return Ok(()) };
-        // removing entries while reading may hide some from a reader on a few filesystems: then read again
+    /// Removes the temporary directory.
+    pub(super) fn remove_dir(&mut self) -> Result<()> {
+        let Some((name, dir)) = self.dir.take() else { return Ok(()) };
+        // A few filesystems skip entries when others are removed while the directory is read: read it again.
         for _ in 0..16 {
             match unlinkat(self.top, &name, AtFlags::REMOVEDIR) {
-                Err(Errno::NOTEMPTY | Errno::EXIST) => empty(folder.as_fd())?,
-                done => return done.context(|| "remove the folder of hard links"),
+                Err(Errno::NOTEMPTY | Errno::EXIST) => remove_entries(dir.as_fd())?,
+                result => return result.context(|| "remove the directory of hard links"),
             }
         }
-        Err(Error::new(Kind::Internal, "the folder of hard links does not become empty"))
+        Err(Error::new(Kind::Internal, "the directory of hard links cannot be emptied"))
     }
 }
 
-fn make_folder(top: BorrowedFd<'_>) -> Result<(CString, OwnedFd)> {
+fn create_dir(top: BorrowedFd<'_>) -> Result<(CString, OwnedFd)> {
     let mut nonce = [0; 16];
-    getrandom(&mut nonce, GetRandomFlags::empty()).context(|| "get a random number")?;
+    getrandom(&mut nonce, GetRandomFlags::empty()).context(|| "get random bytes")?;
     let name = format!(".orlop-links-{:032x}", u128::from_ne_bytes(nonce));
-    let name = CString::new(name).expect("hexadecimal digits have no NUL");
-    mkdirat(top, &name, Mode::RWXU).context(|| "make the folder of hard links")?;
-    let folder = open_directory(top, &name).context(|| "open the folder of hard links")?;
-    Ok((name, folder))
+    let name = CString::new(name).expect("hexadecimal digits contain no NUL");
+    mkdirat(top, &name, Mode::RWXU).context(|| "create the directory of hard links")?;
+    let dir = open_directory(top, &name).context(|| "open the directory of hard links")?;
+    Ok((name, dir))
 }
 
-fn empty(folder: BorrowedFd<'_>) -> Result<()> {
-    let mut walk = Walk::new(folder).context(|| "open the folder of hard links")?;
-    while let Some(entry) = walk.next().context(|| "read the folder of hard links")? {
-        unlinkat(walk.here(), &entry.name, AtFlags::empty()).context(|| "empty the folder of hard links")?;
+fn remove_entries(dir: BorrowedFd<'_>) -> Result<()> {
+    let mut walk = Walk::new(dir).context(|| "open the directory of hard links")?;
+    while let Some(entry) = walk.next().context(|| "read the directory of hard links")? {
+        unlinkat(walk.dir(), &entry.name, AtFlags::empty())
+            .context(|| "empty the directory of hard links")?;
     }
     Ok(())
 }

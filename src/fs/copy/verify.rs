@@ -1,4 +1,4 @@
-//! Counts the copy again, from what is on the destination.
+//! Verifies a copy: counts what is on the destination and compares it with the manifest.
 
 use std::os::fd::BorrowedFd;
 
@@ -8,29 +8,29 @@ use super::{Manifest, Progress};
 use crate::error::{Context, Error, Kind, Result};
 use crate::fs::{TreePath, Walk, fstatat, kind_of, open_directory};
 
-/// Fails unless the tree holds what the manifest says.
-pub(super) fn verify(top: BorrowedFd<'_>, made: &Manifest, progress: &Progress) -> Result<()> {
+/// Fails unless the tree has the entries and bytes of the manifest.
+pub(super) fn verify(top: BorrowedFd<'_>, expected: &Manifest, progress: &Progress) -> Result<()> {
     let found = count(top, progress).context(|| "verify the copy")?;
-    if (found.entries, found.bytes) == (made.entries, made.bytes) {
+    if (found.entries, found.bytes) == (expected.entries, expected.bytes) {
         return Ok(());
     }
     Err(Error::new(
         Kind::Internal,
         format!(
-            "the copy has {} entries and {} bytes where {} entries and {} bytes were written",
-            found.entries, found.bytes, made.entries, made.bytes
+            "the copy has {} entries and {} bytes, but {} entries and {} bytes were written",
+            found.entries, found.bytes, expected.entries, expected.bytes
         ),
     ))
 }
 
 fn count(top: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
-    let mut walk = Walk::new(top).context(|| "open the top folder")?;
+    let mut walk = Walk::new(top).context(|| "open the top directory")?;
     let mut path = TreePath::default();
     let mut found = Manifest::default();
     loop {
         progress.check()?;
-        let Some(entry) = walk.next().context(|| format!("read {}", path.here()))? else {
-            if !walk.leave().context(|| path.here())? {
+        let Some(entry) = walk.next().context(|| format!("read {}", path.current()))? else {
+            if !walk.leave().context(|| path.current())? {
                 return Ok(found);
             }
             path.pop();
@@ -39,15 +39,15 @@ fn count(top: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
         found.entries += 1;
         let mut kind = entry.kind;
         if matches!(kind, FileType::RegularFile | FileType::Unknown) {
-            let stat = fstatat(walk.here(), &entry.name).context(|| path.at(&entry.name))?;
+            let stat = fstatat(walk.dir(), &entry.name).context(|| path.join(&entry.name))?;
             kind = kind_of(&stat);
             if kind.is_file() {
                 found.bytes += stat.stx_size;
             }
         }
         if kind.is_dir() {
-            let down = open_directory(walk.here(), &entry.name).context(|| path.at(&entry.name))?;
-            walk.enter(down).context(|| path.at(&entry.name))?;
+            let dir = open_directory(walk.dir(), &entry.name).context(|| path.join(&entry.name))?;
+            walk.enter(dir).context(|| path.join(&entry.name))?;
             path.push(&entry.name);
         }
     }
@@ -60,14 +60,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_that_lacks_something_is_found_out() {
+    fn a_copy_that_differs_from_its_manifest_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("d")).unwrap();
         std::fs::write(dir.path().join("d/f"), "12345").unwrap();
         let top = std::fs::File::open(dir.path()).unwrap();
         let check = |entries, bytes| {
-            let made = Manifest { entries, bytes, dropped: 0 };
-            verify(top.as_fd(), &made, &Progress::default())
+            let expected = Manifest { entries, bytes, skipped_xattrs: 0 };
+            verify(top.as_fd(), &expected, &Progress::default())
         };
         check(2, 5).unwrap();
         for (entries, bytes) in [(3, 5), (2, 6), (1, 5)] {

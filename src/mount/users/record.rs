@@ -1,34 +1,36 @@
-//! A mount that a scan has seen.
+//! A mount that a scan has found.
 
 use crate::mount::mountinfo::{DELETED, Device, Line};
-use crate::sys::namespace::Described;
+use crate::sys::namespace::MountDescription;
 
-/// A mount in some namespace.
+/// A mount in some mount namespace.
+///
+/// The order of the first two fields matters: a scan is sorted by filesystem and root.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct MountRecord {
-    /// Its filesystem. First, and then the root, since scans are sorted by them.
+    /// Its filesystem.
     pub(super) device: Device,
-    /// Its root in the filesystem.
+    /// Path of its root in the filesystem.
     pub(super) root: Vec<u8>,
-    /// A process of the namespace; `None` is the scanner's own namespace.
+    /// A process of the namespace; `None`: the scanner's own namespace, or no process is known.
     pub(super) pid: Option<i32>,
-    /// Where it is mounted there.
+    /// The mount point in the namespace.
     pub(super) target: Vec<u8>,
-    /// The peer group that it is in or takes from: copies of one mount have the same.
+    /// The peer group that it is a member or a slave of. The copies that propagation makes of one mount share it.
     pub(super) group: Option<u64>,
 }
 
 impl MountRecord {
-    /// `None` if the root was removed: then it lies in no directory that there is.
-    pub(super) fn of(line: &Line<'_>, pid: Option<i32>) -> Option<Self> {
+    /// Copies a line of a mount table. Returns `None` if the root of the mount was removed.
+    pub(super) fn from_line(line: &Line<'_>, pid: Option<i32>) -> Option<Self> {
         let (root, false) = line.root() else { return None };
         let group = line.shared().or_else(|| line.master());
         let (root, target) = (root.into_owned(), line.target().into_owned());
         Some(Self { device: line.device, root, pid, target, group })
     }
 
-    /// A mount of another namespace, of which no process is known.
-    pub(super) fn elsewhere(device: Device, mount: Described) -> Option<Self> {
+    /// The record of a mount in another namespace, of which no process is known. `None` if the root was removed.
+    pub(super) fn from_description(device: Device, mount: MountDescription) -> Option<Self> {
         if mount.root.ends_with(DELETED) {
             return None;
         }

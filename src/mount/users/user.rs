@@ -1,4 +1,4 @@
-//! What a user of a directory is called: its process, and the pod or container that this belongs to.
+//! Identifies the user of a directory: its process, and the pod or container of the process.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -8,23 +8,24 @@ use std::path::{Path, PathBuf};
 
 use super::record::MountRecord;
 
-/// A mount that uses a directory, and who can be asked to let it go.
+/// A mount that uses a directory, with the process, pod or container that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
-    /// A process that sees the mount; `None` if it is in orlop's own mount namespace, where the target says more.
+    /// A process that sees the mount; `None` if the mount is in orlop's own mount namespace, where the target is more
+    /// useful.
     pub pid: Option<i32>,
-    /// The name of the process; empty if it has ended by now.
+    /// The name of the process; empty if it has ended.
     pub command: String,
-    /// Where it is mounted, as the process sees it.
+    /// The mount point, as the process sees it.
     pub target: PathBuf,
-    /// The UID of the pod, by the target or the cgroup.
+    /// The UID of the pod, from the target or the cgroup.
     pub pod: Option<String>,
-    /// The id of the container, by the cgroup.
+    /// The id of the container, from the cgroup.
     pub container: Option<String>,
 }
 
 impl fmt::Display for User {
-    /// Such as `pod 0b6f… (process 77, nginx) at /data`.
+    /// For example `pod 0b6f… (process 77, nginx) at /data`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let process = self.pid.map(|pid| format!("process {pid}, {}", self.command));
         match (&self.pod, &self.container, process) {
@@ -38,31 +39,31 @@ impl fmt::Display for User {
     }
 }
 
-/// Names the owners of these mounts, each mount once: copies that propagation made elsewhere are left out.
-pub(super) fn users(proc: &Path, mut seen: Vec<&MountRecord>) -> Vec<User> {
-    seen.sort_by(|a, b| (&a.target, a.pid).cmp(&(&b.target, b.pid)));
-    let mut named = BTreeSet::new();
-    seen.retain(|seen| seen.group.is_none() || named.insert((&seen.target, seen.group)));
-    seen.into_iter().map(|seen| user(proc, seen)).collect()
+/// Identifies the users of these mounts. Copies of a mount that propagation made in other namespaces are left out.
+pub(super) fn identify(proc: &Path, mut records: Vec<&MountRecord>) -> Vec<User> {
+    records.sort_by(|a, b| (&a.target, a.pid).cmp(&(&b.target, b.pid)));
+    let mut known = BTreeSet::new();
+    records.retain(|record| record.group.is_none() || known.insert((&record.target, record.group)));
+    records.into_iter().map(|record| user(proc, record)).collect()
 }
 
-fn user(proc: &Path, seen: &MountRecord) -> User {
-    let of_process = |file: &str| match seen.pid {
+fn user(proc: &Path, record: &MountRecord) -> User {
+    let read = |file: &str| match record.pid {
         Some(pid) => std::fs::read_to_string(proc.join(format!("{pid}/{file}"))).unwrap_or_default(),
         None => String::new(),
     };
-    let cgroup = of_process("cgroup");
-    let pod = pod_of_target(&seen.target).or_else(|| pod_of_cgroup(&cgroup));
+    let cgroup = read("cgroup");
+    let pod = pod_of_target(&record.target).or_else(|| pod_of_cgroup(&cgroup));
     User {
-        pid: seen.pid,
-        command: of_process("comm").trim_end().to_owned(),
-        target: PathBuf::from(OsString::from_vec(seen.target.clone())),
+        pid: record.pid,
+        command: read("comm").trim_end().to_owned(),
+        target: PathBuf::from(OsString::from_vec(record.target.clone())),
         pod,
-        container: container_of(&cgroup),
+        container: container_of_cgroup(&cgroup),
     }
 }
 
-/// `…/pods/<uid>/volumes/…`, as the kubelet lays it out.
+/// Finds the pod's UID in kubelet's `…/pods/<uid>/volumes/…` or `…/pods/<uid>/volume-subpaths/…`.
 fn pod_of_target(target: &[u8]) -> Option<String> {
     let mut parts = target.split(|byte| *byte == b'/').skip_while(|part| *part != b"pods").skip(1);
     let uid = std::str::from_utf8(parts.next()?).ok()?;
@@ -70,7 +71,7 @@ fn pod_of_target(target: &[u8]) -> Option<String> {
     Some(uid.to_owned())
 }
 
-/// `…/pod<uid>/…` or, by systemd, `…-pod<uid with underscores>.slice/…`.
+/// Finds the pod's UID in `…/pod<uid>/…` or, with the systemd driver, `…-pod<uid with underscores>.slice/…`.
 fn pod_of_cgroup(cgroup: &str) -> Option<String> {
     let is_uid = |text: &&str| {
         let mut bytes = text.bytes().enumerate();
@@ -83,8 +84,8 @@ fn pod_of_cgroup(cgroup: &str) -> Option<String> {
     Some(uid.replace('_', "-"))
 }
 
-/// The last 64 hexadecimal digits in a row.
-fn container_of(cgroup: &str) -> Option<String> {
+/// Returns the last run of exactly 64 hexadecimal digits.
+fn container_of_cgroup(cgroup: &str) -> Option<String> {
     let mut words = cgroup.rsplit(|char: char| !char.is_ascii_hexdigit());
     words.find(|word| word.len() == 64).map(str::to_owned)
 }
@@ -96,7 +97,7 @@ mod tests {
     const UID: &str = "0b6fd0a7-5d3c-4c3e-9d7c-2a8f1d1f0a11";
 
     #[test]
-    fn a_pod_is_found_by_where_it_mounts() {
+    fn a_pod_is_found_by_its_target() {
         let path = format!("/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~csi/pvc-1/mount");
         assert_eq!(pod_of_target(path.as_bytes()).as_deref(), Some(UID));
         let path = format!("/var/lib/kubelet/pods/{UID}/volume-subpaths/pvc-1/main/0");
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_names_pod_and_container() {
+    fn pod_and_container_are_found_in_the_cgroup() {
         let id = "3f".repeat(32);
         let slice = format!("kubepods-burstable-pod{}.slice", UID.replace('-', "_"));
         let cases = [
@@ -120,12 +121,12 @@ mod tests {
         ];
         for (cgroup, pod, container) in cases {
             assert_eq!(pod_of_cgroup(&cgroup).as_deref(), pod.then_some(UID), "{cgroup}");
-            assert_eq!(container_of(&cgroup).as_deref(), container.then_some(&id[..]), "{cgroup}");
+            assert_eq!(container_of_cgroup(&cgroup).as_deref(), container.then_some(&id[..]), "{cgroup}");
         }
     }
 
     #[test]
-    fn a_user_reads_as_a_sentence() {
+    fn a_user_is_displayed_with_pod_container_and_process() {
         let user = |pid, pod: Option<&str>, container: Option<&str>| {
             let (pod, container) = (pod.map(str::to_owned), container.map(str::to_owned));
             User { pid, command: "nginx".to_owned(), target: "/data".into(), pod, container }.to_string()

@@ -29,7 +29,7 @@ impl Draft<'_> {
     /// The data directory that the backend has made in it.
     ///
     /// # Errors
-    /// The failed call.
+    /// The error of the failed system call.
     pub fn data(&self) -> Result<OwnedFd> {
         open_inside(&self.dir, DATA, DIRECTORY).context(|| "open the new data directory")
     }
@@ -38,7 +38,7 @@ impl Draft<'_> {
     /// failure.
     ///
     /// # Errors
-    /// `Conflict` when the name is taken; otherwise the failed call. Nothing is visible then.
+    /// `Conflict` when the name is taken; otherwise the error of the failed system call. Nothing is visible then.
     pub fn commit<T: Serialize>(mut self, kind: ObjectKind, name: &Name, record: &T) -> Result<()> {
         let to = format!("{}/{name}", kind.directory());
         write_file(self.dir(), kind.record(), record).context(|| format!("write {}", kind.record()))?;
@@ -47,14 +47,14 @@ impl Draft<'_> {
         let flags = RenameFlags::NOREPLACE;
         match fs::renameat_with(&self.store.work, &self.nonce, parent, name.as_str(), flags) {
             Err(Errno::EXIST) => {
-                return Err(Error::new(Kind::Conflict, format!("{to} exists already")));
+                return Err(Error::new(Kind::Conflict, format!("{to} already exists")));
             }
             result => result.context(|| format!("rename work/{} to {to}", self.nonce))?,
         }
         self.committed = true;
         // The rename may be lost with a power failure: undo it, so that the caller's retry starts afresh.
         fs::fsync(parent).context(|| format!("sync {}", kind.directory())).inspect_err(|_| {
-            self.store.trash_abandoned(parent, name.as_str(), name.as_str());
+            self.store.trash.add_abandoned(parent, name.as_str(), name.as_str());
         })
     }
 }
@@ -70,8 +70,8 @@ impl Drop for Draft<'_> {
         let _ = fs::unlinkat(&self.dir, DATA, AtFlags::REMOVEDIR);
         let removed = fs::unlinkat(&self.store.work, &self.nonce, AtFlags::REMOVEDIR);
         if removed.is_err() {
-            // The remains of a copy are left to the reaper. If even this fails, the next start sweeps them.
-            self.store.trash_abandoned(self.store.work.as_fd(), &self.nonce, "work");
+            // The remains of a copy are left to the reaper. If even this fails, the next start removes them.
+            self.store.trash.add_abandoned(self.store.work.as_fd(), &self.nonce, "work");
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::volume::SCHEMA;
 /// The largest record or marker in bytes. A usual one has a few hundred.
 const RECORD_MAX: u64 = 64 << 10;
 
-/// Reads a file of at most [`RECORD_MAX`] bytes; `None`: it does not exist.
+/// Reads a file of at most 64 KiB; `None` if it does not exist.
 ///
 /// # Errors
 /// `Internal` when it is larger or cannot be read.
@@ -93,7 +93,7 @@ fn add_unknown(merged: &mut Value, known: &Value, stored: Value) {
 /// Writes `value` as JSON to `name` in `dir`: to a new file first, synced, then renamed over the old one.
 ///
 /// # Errors
-/// The failed call; an existing file is unchanged then.
+/// The error of the failed system call; an existing file is unchanged then.
 pub fn replace_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
     let new = format!("{name}.new");
     let _ = fs::unlinkat(dir, &new, AtFlags::empty());
@@ -109,7 +109,7 @@ pub fn replace_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) ->
 /// Writes `value` as JSON to a new file and syncs it.
 ///
 /// # Errors
-/// `Invalid` when it would be larger than [`read_file`] reads; otherwise the failed call.
+/// `Invalid` when it would be larger than [`read_file`] reads; otherwise the error of the failed system call.
 pub(super) fn write_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|error| Error::caused(Kind::Internal, format!("serialize {name}"), error))?;

@@ -1,0 +1,79 @@
+//! Directories below a pool's root: opened, created and listed by descriptor.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{self, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::path::Arg;
+
+use crate::error::{Context as _, Result};
+
+/// Resolution stays inside the directory and crosses neither a link nor a mount.
+const INSIDE: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// Opens a directory for reading.
+pub(super) const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+/// Everything but a volume's data is accessible to root only.
+pub(super) const PRIVATE: Mode = Mode::RWXU;
+
+/// Opens a path inside a directory, never outside of it, through a link or across a mount.
+///
+/// The kernel answers EXDEV or EAGAIN when a component is renamed during the walk (openat2(2)). The call is repeated;
+/// a real mount gives the same answer each time.
+pub(super) fn open_inside<P: Arg + Copy>(
+    dir: impl AsFd,
+    path: P,
+    flags: OFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let open = || fs::openat2(&dir, path, flags, Mode::empty(), INSIDE);
+    let mut opened = open();
+    for _ in 0..64 {
+        match opened {
+            Err(Errno::XDEV | Errno::AGAIN | Errno::INTR) => opened = open(),
+            _ => break,
+        }
+    }
+    opened
+}
+
+/// Opens a private directory in `parent`; creates it if it is missing.
+pub(super) fn open_or_create(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    match fs::mkdirat(parent, name, PRIVATE) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error).context(|| format!("create {name}/")),
+    }
+    open_inside(parent, name, DIRECTORY).context(|| format!("open {name}/"))
+}
+
+/// Calls `with` for each UTF-8 entry of a directory except `.` and `..`. All names that orlop gives are UTF-8.
+pub(super) fn for_each_name(dir: BorrowedFd<'_>, mut with: impl FnMut(&str)) -> Result<()> {
+    for_each_entry(dir, |entry| {
+        let _ = entry.to_str().map(&mut with);
+    })
+}
+
+/// Calls `with` for each entry of a directory except `.` and `..`.
+pub(super) fn for_each_entry(dir: BorrowedFd<'_>, mut with: impl FnMut(&CStr)) -> Result<()> {
+    for entry in fs::Dir::read_from(dir).context(|| "open the directory")? {
+        let entry = entry.context(|| "read the directory")?;
+        match entry.file_name().to_bytes() {
+            b"." | b".." => {}
+            _ => with(entry.file_name()),
+        }
+    }
+    Ok(())
+}
+
+/// A random name of 16 hexadecimal digits.
+pub(super) fn nonce() -> Result<String> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        .context(|| "get random bytes")?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}

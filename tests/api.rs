@@ -1,0 +1,17 @@
+//! Tests of the engine, of copies, and of the program over its socket. They share one process.
+//!
+//! Tests that unmount are in the binary `mounts`: a process that is started at the same time inherits the descriptors
+//! of this one until its `execve`, and they keep a mount busy.
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+mod common;
+
+mod api {
+    mod copy;
+    mod csi;
+    mod engine;
+    mod hostile;
+    mod records;
+    mod semantics;
+    mod trees;
+}

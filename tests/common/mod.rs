@@ -1,0 +1,9 @@
+//! Code that the test binaries share.
+#![allow(clippy::allow_attributes, reason = "each test binary uses another part of this module")]
+#![allow(dead_code, reason = "each test binary uses another part of this module")]
+
+pub(crate) mod csi;
+pub(crate) mod isolation;
+pub(crate) mod pool;
+pub(crate) mod server;
+pub(crate) mod wait;

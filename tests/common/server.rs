@@ -1,0 +1,147 @@
+//! A running `orlop serve`.
+#![expect(clippy::disallowed_methods, reason = "the program under test is a process")]
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use orlop::csi::proto::controller_client::ControllerClient;
+use orlop::csi::proto::identity_client::IdentityClient;
+use orlop::csi::proto::node_client::NodeClient;
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+/// The program under test.
+pub(crate) const ORLOP: &str = env!("CARGO_BIN_EXE_orlop");
+
+/// How a server is started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// Whether it serves the pool `p`.
+    pub(crate) pool: bool,
+    /// Whether it runs in a mount namespace of its own, so that no mount outlives it. Needs root.
+    pub(crate) own_mounts: bool,
+}
+
+/// A server; killed when dropped. Its sockets and its pool, `pool/`, are in one directory.
+pub(crate) struct Server {
+    child: Child,
+    base: PathBuf,
+    /// Removed after the server has ended.
+    temporary: Option<TempDir>,
+}
+
+impl Server {
+    /// Starts a server in an existing directory and does not wait for it.
+    pub(crate) fn spawn(base: &Path, options: Options) -> Self {
+        let mut command = Command::new(if options.own_mounts { "unshare" } else { ORLOP });
+        if options.own_mounts {
+            command.args(["--mount", "--propagation", "private", ORLOP]);
+        }
+        command.args(["serve", "--node-id", "n1", "--log", "off"]);
+        command.arg("--csi").arg(base.join("csi.sock")).arg("--http").arg(base.join("http.sock"));
+        if options.pool {
+            command.arg(format!("--pool=p={}", base.join("pool").display()));
+        } else {
+            command.arg("--no-pools");
+        }
+        Self { child: command.spawn().unwrap(), base: base.to_owned(), temporary: None }
+    }
+
+    /// Starts a server in a new temporary directory and waits until it accepts connections.
+    pub(crate) fn start(pool: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("pool")).unwrap();
+        let own_mounts = rustix::process::geteuid().is_root();
+        let mut server = Self::spawn(dir.path(), Options { pool, own_mounts });
+        super::wait::within_seconds(20, "the server accepts connections", || {
+            UnixStream::connect(server.socket()).is_ok()
+        });
+        server.temporary = Some(dir);
+        server
+    }
+
+    /// The directory of its sockets and its pool.
+    pub(crate) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    pub(crate) fn pool(&self) -> PathBuf {
+        self.base.join("pool")
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.base.join("csi.sock")
+    }
+
+    /// A target path for a volume, as text.
+    pub(crate) fn target(&self, name: &str) -> String {
+        self.base.join(name).display().to_string()
+    }
+
+    /// A path of the server's mount namespace, as seen from the test.
+    pub(crate) fn inside(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.child.id()))
+    }
+
+    pub(crate) async fn identity(&self) -> IdentityClient<Channel> {
+        IdentityClient::new(connect(&self.socket()).await)
+    }
+
+    pub(crate) async fn controller(&self) -> ControllerClient<Channel> {
+        ControllerClient::new(connect(&self.socket()).await)
+    }
+
+    pub(crate) async fn node(&self) -> NodeClient<Channel> {
+        NodeClient::new(connect(&self.socket()).await)
+    }
+
+    /// The response to a GET request, with its headers.
+    pub(crate) fn http(&self, path: &str) -> String {
+        let mut stream = UnixStream::connect(self.base.join("http.sock")).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
+    /// Sends SIGTERM and waits.
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.wait()
+    }
+
+    /// Sends SIGKILL and waits.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Connects to a server that may still be starting.
+pub(crate) async fn connect(socket: &Path) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match endpoint.connect().await {
+            Ok(channel) => return channel,
+            Err(error) => assert!(Instant::now() < deadline, "connect to {}: {error}", socket.display()),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests of faults: failing system calls, kills, a full disk. They take long and start many processes.
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+mod common;
+
+mod faults {
+    mod crash;
+    mod full_disk;
+    mod killed_server;
+}

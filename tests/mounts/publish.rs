@@ -1,0 +1,119 @@
+//! Publishing volumes: promises of docs/semantics.md about mounts.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use orlop::engine::request::{Publish, Sharing};
+use orlop::error::Kind;
+use orlop::mount::MountFlags;
+use orlop::volume::VolumeId;
+
+use crate::common::isolation;
+use crate::common::pool::{MIB, kind, open, request};
+
+/// A directory for a pool and for targets, in a mount namespace of the test's thread.
+struct Node<'d> {
+    dir: &'d Path,
+}
+
+impl Node<'_> {
+    fn pool(&self) -> PathBuf {
+        self.dir.join("pool")
+    }
+
+    fn target(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn publish_request(&self, id: &VolumeId, target: &str, read_only: bool) -> Publish {
+        let flags = MountFlags { read_only, ..MountFlags::default() };
+        let (id, target) = (id.clone(), self.target(target));
+        Publish { id, target, flags, sharing: Sharing::ManyTargets, ephemeral: None }
+    }
+}
+
+/// Runs `test` on a new [`Node`].
+fn on_a_node(test: impl FnOnce(&Node<'_>) + Send) {
+    if !isolation::is_root() {
+        return;
+    }
+    isolation::in_own_mount_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node { dir: dir.path() };
+        fs::create_dir(node.pool()).unwrap();
+        test(&node);
+    });
+}
+
+#[test]
+fn a_published_volume_survives_a_restart_and_a_missing_pool() {
+    on_a_node(|node| {
+        let engine = open(&node.pool());
+        let id = engine.create(&request("a", 4096)).unwrap().id;
+        let publish = node.publish_request(&id, "t", false);
+        engine.publish(&publish).unwrap();
+        drop(engine);
+        fs::write(publish.target.join("file"), vec![1; 1 << 20]).unwrap();
+        let engine = open(&node.pool());
+        engine.publish(&publish).unwrap();
+        assert_eq!(kind(engine.delete(&id)), Kind::InUse, "the mount is read from the kernel");
+        let usage = engine.stats(&id, &publish.target).unwrap();
+        assert_eq!((usage.bytes.total, usage.bytes.available), (4096, 0));
+        assert!(usage.bytes.used.unwrap() >= MIB);
+        assert_eq!(engine.health(&id, Some(&publish.target)).unwrap()[0].reason, "OverSize");
+
+        fs::rename(node.pool(), node.target("away")).unwrap();
+        assert_eq!(kind(engine.publish(&node.publish_request(&id, "u", false))), Kind::Unavailable);
+        assert!(!node.target("u").exists());
+        engine.unpublish(&id.to_string(), &publish.target).unwrap();
+        assert!(!publish.target.exists());
+        fs::rename(node.target("away"), node.pool()).unwrap();
+        engine.delete(&id).unwrap();
+    });
+}
+
+#[test]
+fn targets_share_a_volume_and_have_their_own_flags() {
+    on_a_node(|node| {
+        let engine = open(&node.pool());
+        let id = engine.create(&request("a", MIB)).unwrap().id;
+        let (write, read) = (node.publish_request(&id, "w", false), node.publish_request(&id, "r", true));
+        engine.publish(&write).unwrap();
+        engine.publish(&read).unwrap();
+        fs::write(write.target.join("file"), "text").unwrap();
+        assert_eq!(fs::read_to_string(read.target.join("file")).unwrap(), "text");
+        let refused = fs::write(read.target.join("file"), "").unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        let alone = Publish { sharing: Sharing::OneTarget, ..node.publish_request(&id, "one", false) };
+        assert_eq!(kind(engine.publish(&alone)), Kind::InUse);
+        for target in [&write.target, &read.target] {
+            engine.unpublish(&id.to_string(), target).unwrap();
+        }
+        assert!(node.pool().join("volumes/a/data/file").exists());
+    });
+}
+
+#[test]
+fn unpublish_removes_only_the_mounts_of_its_volume() {
+    on_a_node(|node| {
+        let engine = open(&node.pool());
+        let (a, b) =
+            (engine.create(&request("a", MIB)).unwrap().id, engine.create(&request("b", MIB)).unwrap().id);
+        let publish = node.publish_request(&a, "t", false);
+        engine.publish(&publish).unwrap();
+        assert_eq!(kind(engine.unpublish(&b.to_string(), &publish.target)), Kind::Conflict);
+        assert_eq!(kind(engine.publish(&node.publish_request(&b, "t", false))), Kind::Conflict);
+        let never = node.target("never");
+        engine.unpublish("p/deleted", &never).unwrap();
+        assert_eq!(kind(engine.unpublish("not an id", &never)), Kind::NotFound);
+        let full = node.target("full");
+        fs::create_dir(&full).unwrap();
+        fs::write(full.join("file"), "foreign").unwrap();
+        assert!(engine.unpublish(&a.to_string(), &full).is_err());
+        assert!(full.join("file").exists(), "files in a target are never deleted");
+        for _ in 0..2 {
+            engine.unpublish(&a.to_string(), &publish.target).unwrap();
+        }
+        engine.delete(&a).unwrap();
+    });
+}

@@ -1,0 +1,369 @@
+//! The cluster as a test uses it: a namespace of its own, the API server, and the files of the nodes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use http::Request;
+use kube::Client;
+use serde_json::{Value, json};
+use tokio::runtime::{Builder, Runtime};
+
+pub(crate) const DRIVER: &str = "dir.orlop.dev";
+pub(crate) const FIRST: &str = "orlop-1";
+pub(crate) const SECOND: &str = "orlop-2";
+/// Long enough for a machine that is busy with other work.
+pub(crate) const SOON: Duration = Duration::from_secs(90);
+
+/// The API paths of kinds of objects, without the namespace.
+pub(crate) const PODS: &str = "api/v1/pods";
+pub(crate) const CLAIMS: &str = "api/v1/persistentvolumeclaims";
+pub(crate) const VOLUMES: &str = "api/v1/persistentvolumes";
+pub(crate) const EVENTS: &str = "api/v1/events";
+pub(crate) const NODES: &str = "api/v1/nodes";
+pub(crate) const SPACES: &str = "api/v1/namespaces";
+pub(crate) const CLASSES: &str = "apis/storage.k8s.io/v1/storageclasses";
+pub(crate) const CAPACITIES: &str = "apis/storage.k8s.io/v1/csistoragecapacities";
+pub(crate) const SETS: &str = "apis/apps/v1/statefulsets";
+pub(crate) const DAEMONS: &str = "apis/apps/v1/daemonsets";
+pub(crate) const SNAPSHOTS: &str = "apis/snapshot.storage.k8s.io/v1/volumesnapshots";
+
+/// Kinds of objects without a namespace.
+const GLOBAL: [&str; 4] = [VOLUMES, NODES, SPACES, CLASSES];
+
+/// The namespace of a test, and a client of the cluster.
+pub(crate) struct TestNamespace {
+    runtime: Runtime,
+    client: Client,
+    pub(crate) name: String,
+}
+
+impl TestNamespace {
+    /// Creates the namespace `name`.
+    pub(crate) fn new(name: &str) -> Self {
+        let test = Self::existing(name);
+        // It may be left from a failed run.
+        if test.find(SPACES, name).is_some() {
+            test.delete_all();
+            test.delete_and_wait(SPACES, name);
+        }
+        test.create(SPACES, &json!({"metadata": {"name": name}}));
+        // Pods need it, and it is created a moment after the namespace.
+        test.wait("a service account", || test.find("api/v1/serviceaccounts", "default"));
+        test
+    }
+
+    /// Uses a namespace that exists.
+    pub(crate) fn existing(name: &str) -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let client = runtime.block_on(Client::try_default()).expect("KUBECONFIG names the test cluster");
+        Self { runtime, client, name: name.to_owned() }
+    }
+
+    /// Uses another namespace of the cluster.
+    pub(crate) fn other(&self, name: &str) -> Self {
+        Self::existing(name)
+    }
+
+    // --- objects ---
+
+    fn url(&self, kind: &str, name: &str) -> String {
+        if GLOBAL.contains(&kind) {
+            return format!("/{kind}/{name}").trim_end_matches('/').to_owned();
+        }
+        let (api, plural) = kind.rsplit_once('/').unwrap();
+        format!("/{api}/namespaces/{}/{plural}/{name}", self.name).trim_end_matches('/').to_owned()
+    }
+
+    fn call(&self, method: &str, url: &str, content: &str, body: &Value) -> kube::Result<Value> {
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let request = Request::builder().method(method).uri(url).header("Content-Type", content);
+        self.runtime.block_on(self.client.request(request.body(body).unwrap()))
+    }
+
+    /// Creates an object; returns the message if the API server refuses it.
+    pub(crate) fn try_create(&self, kind: &str, object: &Value) -> Result<Value, String> {
+        let created = self.call("POST", &self.url(kind, ""), "application/json", object);
+        created.map_err(|error| error.to_string())
+    }
+
+    pub(crate) fn create(&self, kind: &str, object: &Value) -> Value {
+        self.try_create(kind, object).unwrap_or_else(|error| panic!("create {kind} {object}: {error}"))
+    }
+
+    pub(crate) fn find(&self, kind: &str, name: &str) -> Option<Value> {
+        match self.call("GET", &self.url(kind, name), "application/json", &Value::Null) {
+            Ok(object) => Some(object),
+            Err(kube::Error::Api(status)) if status.code == 404 => None,
+            Err(error) => panic!("get {kind} {name}: {error}"),
+        }
+    }
+
+    pub(crate) fn get(&self, kind: &str, name: &str) -> Value {
+        self.find(kind, name).unwrap_or_else(|| panic!("{kind} {name} does not exist"))
+    }
+
+    /// The response to a GET request for any URL of the API server.
+    pub(crate) fn get_url(&self, url: &str) -> Value {
+        self.call("GET", url, "application/json", &Value::Null).unwrap()
+    }
+
+    pub(crate) fn list(&self, kind: &str) -> Vec<Value> {
+        self.get_url(&self.url(kind, ""))["items"].as_array().unwrap().clone()
+    }
+
+    pub(crate) fn patch(&self, kind: &str, name: &str, change: &Value) -> Value {
+        let url = self.url(kind, name);
+        self.call("PATCH", &url, "application/merge-patch+json", change)
+            .unwrap_or_else(|error| panic!("patch {kind} {name}: {error}"))
+    }
+
+    /// Requests the deletion of an object. It may be deleted already.
+    pub(crate) fn delete(&self, kind: &str, name: &str) {
+        match self.call("DELETE", &self.url(kind, name), "application/json", &Value::Null) {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => panic!("delete {kind} {name}: {error}"),
+        }
+    }
+
+    pub(crate) fn delete_and_wait(&self, kind: &str, name: &str) {
+        self.delete(kind, name);
+        self.wait(&format!("{kind} {name} is deleted"), || self.find(kind, name).is_none().then_some(()));
+    }
+
+    // --- waiting ---
+
+    /// Polls until there is a result.
+    pub(crate) fn wait<T>(&self, what: &str, poll: impl FnMut() -> Option<T>) -> T {
+        wait(what, SOON, poll, || self.explain())
+    }
+
+    pub(crate) fn wait_long<T>(&self, what: &str, poll: impl FnMut() -> Option<T>) -> T {
+        wait(what, 3 * SOON, poll, || self.explain())
+    }
+
+    /// The state of claims and pods, and the events.
+    fn explain(&self) -> String {
+        let mut text = String::new();
+        for (kind, state) in [(CLAIMS, "/status/phase"), (PODS, "/status/phase")] {
+            for object in self.list(kind) {
+                text += &format!("\n  {kind} {}: {}", name_of(&object), at(&object, state));
+            }
+        }
+        for event in self.list(EVENTS) {
+            text += &format!("\n  {}: {}", at(&event, "/reason"), at(&event, "/message"));
+        }
+        text
+    }
+
+    /// Waits for an event about an object of the namespace; returns its message.
+    pub(crate) fn event(&self, about: &str, reason: &str, part: &str) -> String {
+        self.wait(&format!("an event {reason} about {about} with {part:?}"), || {
+            self.list(EVENTS).iter().find_map(|event| {
+                let (name, why) = (at(event, "/involvedObject/name"), at(event, "/reason"));
+                let text = at(event, "/message");
+                (name == about && why == reason && text.contains(part)).then_some(text)
+            })
+        })
+    }
+
+    // --- pods and claims ---
+
+    /// Waits until the pod's condition contains the reason why it has no node. Events are unsuitable: of its messages
+    /// about a pod, the scheduler keeps the text of the first one, from before it saw the claim.
+    pub(crate) fn wait_unschedulable(&self, pod: &str, part: &str) {
+        self.wait(&format!("pod {pod} is unschedulable with {part:?}"), || {
+            let pod = self.get(PODS, pod);
+            let conditions = pod["status"]["conditions"].as_array()?;
+            let condition =
+                conditions.iter().find(|one| one["type"] == "PodScheduled" && one["status"] == "False")?;
+            at(condition, "/message").contains(part).then_some(())
+        });
+    }
+
+    pub(crate) fn wait_ready(&self, pod: &str) -> Value {
+        self.wait(&format!("pod {pod} is ready"), || self.find(PODS, pod).filter(is_ready))
+    }
+
+    /// Waits until a pod has ended; returns its log.
+    pub(crate) fn output(&self, pod: &str) -> String {
+        let phase = self.wait(&format!("pod {pod} has ended"), || {
+            let phase = at(&self.get(PODS, pod), "/status/phase");
+            ["Succeeded", "Failed"].contains(&phase.as_str()).then_some(phase)
+        });
+        let log = self.log(pod);
+        assert_eq!(phase, "Succeeded", "pod {pod} failed: {log}");
+        log
+    }
+
+    pub(crate) fn log(&self, pod: &str) -> String {
+        let request = Request::get(format!("{}/log", self.url(PODS, pod))).body(Vec::new()).unwrap();
+        self.runtime.block_on(self.client.request_text(request)).unwrap_or_default()
+    }
+
+    /// Waits until a claim is bound; returns its volume.
+    pub(crate) fn wait_bound(&self, claim: &str) -> Bound {
+        let claim = self.wait(&format!("claim {claim} is bound"), || {
+            self.find(CLAIMS, claim).filter(|claim| at(claim, "/status/phase") == "Bound")
+        });
+        let volume = self.get(VOLUMES, &at(&claim, "/spec/volumeName"));
+        Bound::of(&volume)
+    }
+
+    /// Deletes the pods, snapshots and claims of the namespace, and waits until their volumes are deleted.
+    pub(crate) fn delete_all(&self) {
+        let bound: Vec<_> = self
+            .list(CLAIMS)
+            .iter()
+            .map(|claim| at(claim, "/spec/volumeName"))
+            .filter(|name| !name.is_empty())
+            .collect();
+        for kind in [SETS, PODS, SNAPSHOTS, CLAIMS] {
+            for object in self.list(kind) {
+                self.delete(kind, &name_of(&object));
+            }
+        }
+        for name in bound {
+            self.wait(&format!("volume {name} is deleted"), || {
+                let stays = |volume: &Value| at(volume, "/spec/persistentVolumeReclaimPolicy") == "Retain";
+                self.find(VOLUMES, &name).is_none_or(|volume| stays(&volume)).then_some(())
+            });
+        }
+    }
+}
+
+impl Drop for TestNamespace {
+    /// The namespace of a failed test is kept for inspection.
+    fn drop(&mut self) {
+        if !std::thread::panicking() && !["default", "orlop"].contains(&self.name.as_str()) {
+            self.delete(SPACES, &self.name.clone());
+        }
+    }
+}
+
+pub(crate) fn wait<T>(
+    what: &str,
+    timeout: Duration,
+    mut poll: impl FnMut() -> Option<T>,
+    explain: impl FnOnce() -> String,
+) -> T {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if let Some(result) = poll() {
+            return result;
+        }
+        if Instant::now() > deadline {
+            panic!("not within {} s: {what}{}", timeout.as_secs(), explain());
+        }
+        std::thread::sleep(Duration::from_millis(150));
+    }
+}
+
+/// A field of an object as text; empty if it is missing.
+pub(crate) fn at(object: &Value, path: &str) -> String {
+    match object.pointer(path) {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
+pub(crate) fn name_of(object: &Value) -> String {
+    at(object, "/metadata/name")
+}
+
+pub(crate) fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
+}
+
+/// A PersistentVolume of orlop.
+#[derive(Debug, Clone)]
+pub(crate) struct Bound {
+    pub(crate) volume: String,
+    pub(crate) handle: String,
+    pub(crate) node: String,
+}
+
+impl Bound {
+    pub(crate) fn of(volume: &Value) -> Self {
+        Self {
+            volume: name_of(volume),
+            handle: at(volume, "/spec/csi/volumeHandle"),
+            node: at(volume, "/spec/nodeAffinity/required/nodeSelectorTerms/0/matchExpressions/0/values/0"),
+        }
+    }
+
+    /// Its directory on its node, as seen from this machine.
+    pub(crate) fn directory(&self) -> PathBuf {
+        let (pool, name) = self.handle.split_once('/').unwrap();
+        pool_on(&self.node, pool).join("volumes").join(name)
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.directory().join("data")
+    }
+
+    pub(crate) fn record(&self) -> Value {
+        serde_json::from_slice(&fs::read(self.directory().join("volume.json")).unwrap()).unwrap()
+    }
+
+    pub(crate) fn wait_deleted(&self, test: &TestNamespace) {
+        test.wait(&format!("volume {} is deleted", self.volume), || {
+            test.find(VOLUMES, &self.volume).is_none().then_some(())
+        });
+        assert!(!self.directory().exists(), "{} still exists", self.directory().display());
+    }
+}
+
+// --- nodes ---
+
+fn state_dir() -> PathBuf {
+    std::env::var_os("ORLOP_CLUSTER").map_or_else(|| "/var/lib/orlop-cluster".into(), PathBuf::from)
+}
+
+/// The root of a node, through its first process.
+pub(crate) fn root_of(node: &str) -> PathBuf {
+    let file = state_dir().join("nodes").join(node).join("pid");
+    let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    PathBuf::from(format!("/proc/{}/root", text.split(' ').next().unwrap()))
+}
+
+pub(crate) fn pool_on(node: &str, pool: &str) -> PathBuf {
+    let path = match pool {
+        "default" => "var/lib/orlop",
+        "small" => "srv",
+        other => panic!("the cluster has no pool {other}"),
+    };
+    root_of(node).join(path)
+}
+
+/// Runs a script of `tests/cluster`; returns its output.
+pub(crate) fn script(name: &str, args: &[&str]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster").join(name);
+    run(Command::new(path).args(args))
+}
+
+pub(crate) fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {out}{err}");
+    out.into_owned()
+}
+
+/// Runs a command on a node; returns its output.
+pub(crate) fn run_on(node: &str, command: &[&str]) -> String {
+    script("node", &[&["-n", node], command].concat())
+}
+
+/// Kills orlop on a node, as a fault would, without a warning.
+pub(crate) fn kill_orlop(node: &str) {
+    // orlop may not be running: a previous kill has ended it.
+    run_on(node, &["sh", "-c", "pkill -KILL -x orlop || true"]);
+}
+
+pub(crate) fn kubelet(node: &str, verb: &str) {
+    run_on(node, &["--kubelet", verb]);
+}
