@@ -111,7 +111,7 @@ impl Reaper {
     }
 
     /// Waits until no entry is due; reports whether that happened in time. An entry whose removal failed is due again
-    /// after [`RETRY_AFTER`].
+    /// after a minute.
     pub fn wait_until_idle(&self, timeout: Duration) -> bool {
         let state = self.shared.lock();
         let busy = |state: &mut State| !state.idle || state.next_is_due();
