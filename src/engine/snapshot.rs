@@ -179,14 +179,21 @@ impl Engine {
     }
 }
 
-/// Reads the record of a snapshot and notes in the index if it is damaged. The id is that of the directory, as for
+/// Reads the record of a snapshot, and notes in the index whether it can be read. The id is that of the directory, as for
 /// volumes.
 fn load(pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
-    let found = pool.store.snapshot(&id.name).inspect_err(|error| {
-        let entry = SnapshotEntry::Damaged(error.chain().into());
-        pool.index().put_snapshot(id.name.clone(), entry);
-    })?;
-    Ok(found.map(|snapshot| Snapshot { id: id.clone(), ..snapshot }))
+    let found = pool.store.snapshot(&id.name);
+    let mut index = pool.index();
+    match &found {
+        Err(error) => index.put_snapshot(id.name.clone(), SnapshotEntry::Damaged(error.chain().into())),
+        // A repaired record. Other entries are kept by the operations that hold the lock.
+        Ok(Some(snapshot)) if matches!(index.snapshots().get(&id.name), Some(SnapshotEntry::Damaged(_))) => {
+            index.put_snapshot(id.name.clone(), SnapshotEntry::from(snapshot));
+        }
+        Ok(_) => {}
+    }
+    drop(index);
+    Ok(found?.map(|snapshot| Snapshot { id: id.clone(), ..snapshot }))
 }
 
 fn name_taken(found: &Snapshot) -> Error {

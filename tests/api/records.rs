@@ -201,6 +201,27 @@ fn damaged_records_affect_their_objects_only() {
 }
 
 #[test]
+fn a_repaired_record_makes_its_object_usable_without_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = dir.path();
+    let engine = damaged_pool(pool, Damaged::AtRunTime, || {});
+    let records = [volume_record(pool, "a"), snapshot_record(pool, "s")];
+    let originals = records.each_ref().map(|record| fs::read(record).unwrap());
+    records.iter().for_each(|record| fs::write(record, "{").unwrap());
+    fails(engine.get(&id("a")), Kind::Internal, "it is damaged");
+    fails(engine.get_snapshot(&id("s")), Kind::Internal, "it is damaged");
+    assert_eq!(engine.pools()[0].unreadable, 2);
+    for (record, original) in records.iter().zip(originals) {
+        fs::write(record, original).unwrap();
+    }
+    engine.get(&id("a")).unwrap();
+    engine.get_snapshot(&id("s")).unwrap();
+    assert_eq!(engine.pools()[0].unreadable, 0);
+    let listed = engine.list_snapshots(&SnapshotFilter::default(), None, 10).unwrap();
+    assert!(listed.items.iter().any(|snapshot| snapshot.id == id("s")), "{listed:?}");
+}
+
+#[test]
 fn records_above_the_size_bound_affect_their_objects_only() {
     for when in [Damaged::BeforeStart, Damaged::AtRunTime] {
         let dir = tempfile::tempdir().unwrap();
