@@ -143,9 +143,9 @@ fn check_pool(facts: &mut Vec<Fact>, name: &PoolName, path: &Path) {
     });
     let quota = mount.is_some_and(|mount| mount.project_quota);
     facts.push(if quota {
-        fact(Verdict::Ok, &pool, "project quota", "on")
+        fact(Verdict::Ok, &pool, "project quota", "on, but not used: this version enforces no sizes")
     } else {
-        fact(Verdict::Note, &pool, "project quota", "off: sizes are accounted for, not enforced")
+        fact(Verdict::Note, &pool, "project quota", "off, and not used: this version enforces no sizes")
     });
 }
 

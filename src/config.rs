@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_key_of_the_file_is_named_in_the_error() {
+    fn an_error_in_the_file_names_the_invalid_key_or_value() {
         let pool = "[[pool]]\nname = \"a\"\npath = \"/a\"\n";
         let cases = [
             (format!("{pool}colour = \"red\"\n"), "colour"),

@@ -183,9 +183,9 @@ impl Driver {
     }
 }
 
-/// The error for a call that needs a pool in an instance that has none.
+/// The error for an engine call in a process that was started with `--no-pools`.
 fn no_pools() -> Error {
-    let text = "this instance of the driver holds no volumes and serves csi-resizer only: volumes are expanded on \
+    let text = "this process was started with --no-pools and serves csi-resizer only: volumes are expanded on \
                 their node, and a VolumeAttributesClass takes effect only when a volume is created";
     Error::new(Kind::Unsupported, text)
 }

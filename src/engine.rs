@@ -105,7 +105,7 @@ impl Engine {
     /// `NotFound`; `Unavailable` if its pool is.
     pub fn get(&self, id: &VolumeId) -> Result<Volume> {
         let pool = self.pool(&id.pool)?;
-        self.require_unlocked(&pool, id)
+        self.require_without_lock(&pool, id)
     }
 
     /// Deletes a volume according to its policy, and cancels a copy that is creating it. Succeeds without effect for a

@@ -131,7 +131,7 @@ async fn release_volume(
     }
     let deleted = volumes.delete(&name, &DeleteParams::default()).await;
     ignore_not_found(deleted, "delete the PersistentVolume")?;
-    // Only the provisioner on the lost node would remove its finalizer.
+    // Only the external-provisioner of the lost node would remove its finalizer, so all finalizers are removed here.
     let no_finalizers = json!({"metadata": {"finalizers": null}});
     let patched = volumes.patch(&name, &PatchParams::default(), &Patch::Merge(no_finalizers)).await;
     ignore_not_found(patched, "remove the finalizers of the PersistentVolume")
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_belongs_to_a_node_only_with_the_driver_and_no_other_node() {
+    fn the_node_and_claim_of_a_volume_are_read_from_its_spec() {
         let (driver, key) = ("dir.orlop.dev", "dir.orlop.dev/node");
         assert!(is_only_on(&volume(driver, key, &["n1"]), driver, "n1"));
         assert!(!is_only_on(&volume(driver, key, &["n2"]), driver, "n1"));

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn alerts_and_dashboard_of_the_chart_use_exposed_metrics_only() {
+    fn alerts_and_dashboard_of_the_chart_use_documented_metrics_only() {
         let documented = documented();
         for file in [
             include_str!("../charts/orlop/templates/prometheusrule.yaml"),

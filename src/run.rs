@@ -92,7 +92,7 @@ async fn run_frontends(settings: Settings) -> Result<()> {
     result
 }
 
-/// How long the API server may take to relocate a claim. After a timeout, the caller's retry tries again.
+/// Timeout of all requests to the API server that relocate one claim. After a timeout, the caller's retry tries again.
 #[cfg(feature = "kube")]
 const RELOCATE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -117,7 +117,11 @@ fn claim_relocator(identity: &csi::Identity) -> csi::ClaimRelocator {
                         "cannot relocate the claim to the node of its source"
                     );
                 }
-                Err(_) => warn!(claim, namespace, "the API server did not respond in time"),
+                Err(_) => warn!(
+                    claim,
+                    namespace,
+                    "cannot relocate the claim to the node of its source: the API server did not respond in time"
+                ),
             }
         }
     })

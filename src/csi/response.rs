@@ -14,9 +14,9 @@ pub(super) fn saturating_i64(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Rounds a capacity down by at most 1/256. The exact free space changes all the time, and after each change every node
-/// updates one object per StorageClass on the API server.
-fn round_down(bytes: u64) -> u64 {
+/// Rounds a capacity down by at most 1/256. Otherwise every small change of the free space would
+/// make each node update one CSIStorageCapacity object per StorageClass.
+fn round_capacity(bytes: u64) -> u64 {
     let step = 1 << bytes.checked_ilog2().unwrap_or_default().saturating_sub(8);
     bytes - bytes % step
 }
@@ -54,8 +54,8 @@ pub(super) fn list_entry(identity: &Identity, listed: &Listed) -> proto::list_vo
 /// The response for a capacity. No minimum volume size is returned: any size is possible.
 pub(super) fn capacity(capacity: Capacity) -> proto::GetCapacityResponse {
     proto::GetCapacityResponse {
-        available_capacity: saturating_i64(round_down(capacity.available)),
-        maximum_volume_size: Some(saturating_i64(round_down(capacity.largest))),
+        available_capacity: saturating_i64(round_capacity(capacity.available)),
+        maximum_volume_size: Some(saturating_i64(round_capacity(capacity.largest))),
         minimum_volume_size: None,
     }
 }
@@ -159,10 +159,10 @@ mod tests {
     #[test]
     fn a_capacity_is_rounded_down_by_at_most_a_256th() {
         for bytes in [0, 1, 255, 256, 1 << 30, 40_000_000_001, u64::MAX] {
-            let rounded = round_down(bytes);
+            let rounded = round_capacity(bytes);
             assert!(rounded <= bytes && bytes - rounded <= bytes / 256, "{bytes}: {rounded}");
         }
-        assert_eq!(round_down(42_318_044 << 10), round_down((42_318_044 << 10) - 4096));
+        assert_eq!(round_capacity(42_318_044 << 10), round_capacity((42_318_044 << 10) - 4096));
     }
 
     #[test]

@@ -128,8 +128,8 @@ impl Engine {
         })
     }
 
-    /// Locks the source of a copy. If a volume names itself as its source, its lock is held already; the missing source
-    /// is reported later.
+    /// Locks the source of a copy. Returns `None` if the source has the name of the copy, whose lock is held already.
+    /// Such a source is reported as missing when it is opened.
     fn lock_source(&self, source: &Source, copy: &VolumeId) -> Result<Option<LockGuard>> {
         match source {
             Source::Volume(id) if id.name == copy.name => Ok(None),
@@ -142,7 +142,7 @@ impl Engine {
     fn open_source(&self, source: &Source) -> Result<(OwnedFd, u64)> {
         let pool = self.pool(&source.id().pool)?;
         let (kind, size) = match source {
-            Source::Volume(id) => (ObjectKind::Volumes, self.require_unlocked(&pool, id)?.size),
+            Source::Volume(id) => (ObjectKind::Volumes, self.require_without_lock(&pool, id)?.size),
             Source::Snapshot(id) => (ObjectKind::Snapshots, self.require_snapshot(&pool, id)?.size),
         };
         let data = pool.store.data(kind, &source.id().name)?;

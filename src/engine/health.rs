@@ -23,7 +23,7 @@ impl Engine {
     /// `NotFound` when the volume does not exist or is not published at `path`.
     pub fn stats(&self, id: &VolumeId, path: &Path) -> Result<Usage> {
         let pool = self.pool(&id.pool)?;
-        let volume = self.require_unlocked(&pool, id)?;
+        let volume = self.require_without_lock(&pool, id)?;
         self.check_published_at(&pool, id, path)?;
         self.measure(&pool, &volume)
     }

@@ -19,7 +19,7 @@ pub enum JobKey {
     Snapshot(VolumeId),
 }
 
-/// A copy that is waiting, running or complete.
+/// A copy that is waiting or running, or has ended.
 #[derive(Debug)]
 pub struct Job {
     /// The object that is copied.

@@ -23,7 +23,8 @@ pub(super) struct LockedVolume {
 }
 
 impl LockedVolume {
-    /// Reads the record and updates the index with it. `None` if the volume does not exist.
+    /// Reads the record, or makes one for an unmanaged volume, and updates the index with the result. `None` if the volume
+    /// does not exist.
     pub(super) fn load(&self) -> Result<Option<Volume>> {
         let found = read(&self.pool, &self.id);
         let mut index = self.pool.index();
@@ -78,7 +79,7 @@ impl Engine {
     }
 
     /// Like [`Engine::peek`]; `NotFound` when the volume does not exist.
-    pub(super) fn require_unlocked(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<Volume> {
+    pub(super) fn require_without_lock(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<Volume> {
         self.peek(pool, id)?.ok_or_else(|| not_found(id))
     }
 }

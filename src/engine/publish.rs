@@ -117,7 +117,7 @@ impl Engine {
     /// `NotFound` when it is not published there; otherwise same as [`Engine::expand`].
     pub fn expand_published(&self, id: &VolumeId, path: &Path, range: SizeRange) -> Result<Volume> {
         let pool = self.pool(&id.pool)?;
-        self.require_unlocked(&pool, id)?;
+        self.require_without_lock(&pool, id)?;
         self.check_published_at(&pool, id, path)?;
         self.expand(id, range)
     }

@@ -179,7 +179,7 @@ pub struct PoolStatus {
     pub snapshots: u64,
     /// Number of trash entries that are to be removed, now or later.
     pub trash: u64,
-    /// Why its trash cannot be removed.
+    /// The last failure to remove its trash; `None` if a later removal succeeded or none failed.
     pub trash_failure: Option<String>,
     /// Number of volumes and snapshots whose record cannot be read.
     pub unreadable: u64,

@@ -197,11 +197,11 @@ impl Reader {
 /// # Errors
 /// `Internal` if the table cannot be read, for example because `/proc` is not mounted.
 pub fn each_own(visit: impl FnMut(Line<'_>) -> ControlFlow<()>) -> Result<()> {
-    let table = open_own().context(|| format!("open {OWN_TABLE}"))?;
+    let table = open_own_table().context(|| format!("open {OWN_TABLE}"))?;
     Reader::default().each(table, visit).context(|| format!("read {OWN_TABLE}"))
 }
 
-fn open_own() -> Result<OwnedFd, Errno> {
+fn open_own_table() -> Result<OwnedFd, Errno> {
     rustix::fs::openat(CWD, OWN_TABLE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 

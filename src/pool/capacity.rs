@@ -88,9 +88,13 @@ impl OpenPool {
         let left = allocatable(stats, provisioned, self.settings.overcommit_percent, self.settings.reserve);
         if bytes > left {
             let text = format!(
-                "pool {} is full: {bytes} bytes requested, {left} allocatable ({provisioned} of {} provisioned); \
-                 delete volumes, grow the filesystem, or raise the pool's overcommit",
-                self.settings.name, stats.total,
+                "pool {} is full: {bytes} bytes requested, {left} allocatable ({} bytes total, {} free, {provisioned} \
+                 provisioned, overcommit {}%, reserve {}); delete data, grow the filesystem, or change the pool's overcommit or reserve",
+                self.settings.name,
+                stats.total,
+                stats.free,
+                self.settings.overcommit_percent,
+                self.settings.reserve,
             );
             return Err(Error::new(Kind::NoSpace, text));
         }

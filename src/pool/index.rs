@@ -15,7 +15,7 @@ pub struct VolumeEntry {
     pub size: u64,
     /// The volume or snapshot that it was copied from.
     pub source: Option<Box<Source>>,
-    /// Why its record cannot be read.
+    /// Why its record cannot be read; `None` if it can, or if the volume is unmanaged.
     pub damage: Option<Box<str>>,
 }
 
@@ -148,6 +148,7 @@ fn damaged(error: &Error) -> VolumeEntry {
     VolumeEntry { size: 0, source: None, damage: Some(error.chain().into()) }
 }
 
+/// Reads the entries of these volumes. A directory with neither record nor data has none.
 fn read_entries(store: &Store, names: &[Name]) -> Vec<(Name, VolumeEntry)> {
     let entries = names.iter().filter_map(|name| Some((name.clone(), read_entry(store, name)?)));
     entries.collect()

@@ -104,7 +104,7 @@ impl Reaper {
         self.shared.lock().queue.iter().filter(|Reverse(due)| of_pool(due)).count()
     }
 
-    /// Why a pool's trash cannot be removed.
+    /// The last failure to remove trash of a pool; `None` if a later removal succeeded or none failed.
     #[must_use]
     pub fn failure(&self, pool: &PoolName) -> Option<String> {
         self.shared.lock().failures.get(pool).cloned()

@@ -52,7 +52,7 @@ impl<'a> Links<'a> {
             Ok(()) => Ok(LinkResult::Linked),
             Err(Errno::EXIST) => Ok(LinkResult::NameExists),
             Err(Errno::NOENT) => Ok(LinkResult::NotCopied),
-            // The file has as many links as the filesystem allows: use the temporary one. The next name gets a new
+            // The file has as many links as the filesystem allows: move the temporary link to this name. The next name gets a new
             // copy.
             Err(Errno::MLINK) => {
                 renameat(dir, key, at, name).context(|| "move the last hard link")?;

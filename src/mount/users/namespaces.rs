@@ -23,9 +23,10 @@ const INITIAL_USER_NAMESPACE: &[u8] = b"user:[4026531837]";
 #[derive(Debug, Default)]
 pub(super) struct DeviceCache(HashMap<u64, Device>);
 
-/// Returns the mounts of these filesystems in all mount namespaces except the caller's. `None`: scan the processes
-/// instead, because the kernel is older than Linux 6.12, does not show all namespaces, or the mounts kept changing.
-pub(super) fn other_mounts(
+/// Returns the mounts of these filesystems in all mount namespaces except the caller's. Returns `None`, so that
+/// the processes are scanned instead, if the kernel is older than Linux 6.12, the caller may not list every namespace, or the
+/// mounts of a namespace could not be read completely.
+pub(super) fn mounts_in_other_namespaces(
     proc: BorrowedFd<'_>,
     devices: &[Device],
     cache: &mut DeviceCache,

@@ -72,7 +72,7 @@ fn may_be_below(root: &[u8], suffix: &[u8]) -> bool {
 pub(super) fn run(proc: &Path, wanted: &BTreeMap<u64, Device>, cache: &mut DeviceCache) -> Result<Scan> {
     let dir = open(CWD, proc, OFlags::DIRECTORY).context(|| format!("open {}", proc.display()))?;
     let mut scanner = ProcScanner::new(proc, dir.as_fd(), wanted)?;
-    match namespaces::other_mounts(dir.as_fd(), &scanner.devices, cache) {
+    match namespaces::mounts_in_other_namespaces(dir.as_fd(), &scanner.devices, cache) {
         Some(records) => {
             scanner.scan.records.extend(records);
             scanner.scan.users_unknown = true;
