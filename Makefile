@@ -34,7 +34,7 @@ sanity: ## run csi-sanity only
 	@tests/install rust go
 	tests/sanity/run
 
-bench: ## run the benchmarks, each compared with the same work in bare system calls
+bench: ## run the benchmarks, compared with the least driver and with bare system calls
 	@tests/install rust
 	cargo build --release --bin orlop
 	cargo bench --bench csi

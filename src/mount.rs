@@ -28,6 +28,10 @@ pub use self::target::{open_target, remove_target};
 
 use self::location::{ContainingMount, FsLocation, MountedDir, STATX_LOCAL};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::sys::namespace::{self, MountBuffer, OWN_NAMESPACE};
+
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8): a mount id that is never reused.
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 /// Unmounts of one target before [`detach`] gives up: more mean that another process keeps mounting there.
 const MAX_UNMOUNTS: usize = 1000;
@@ -136,6 +140,44 @@ fn attached_location(dir: BorrowedFd<'_>) -> Result<Option<FsLocation>> {
     let dir = MountedDir::of(dir)?;
     let Some(containing) = mountinfo::by_id(dir.mount)? else { return Ok(None) };
     dir.location(Some(&ContainingMount::from_info(&containing))).map(Some)
+}
+
+/// Returns the directory of its filesystem that is mounted at `target`; `None` if nothing is. Like [`mounted_at`], without
+/// reading the mount table where the kernel has `statmount(2)` (Linux 6.8).
+///
+/// # Errors
+/// Same as [`mounted_at`].
+pub fn root_mounted_at(target: &Path) -> Result<Option<PathBuf>> {
+    target::split(target)?;
+    match root_by_statmount(target) {
+        Some(root) => Ok(Some(root)),
+        None => Ok(mounted_at(target)?.map(|mount| mount.root)),
+    }
+}
+
+/// The root of the mount at `target`; `None` if there is none or the kernel does not say.
+fn root_by_statmount(target: &Path) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStringExt as _;
+    let stat = rustix::fs::statx(CWD, target, STATX_LOCAL, MNT_ID_UNIQUE).ok()?;
+    let has_id = StatxFlags::from_bits_retain(stat.stx_mask).contains(MNT_ID_UNIQUE);
+    if !has_id || !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return None;
+    }
+    let mount =
+        namespace::describe_mount(OWN_NAMESPACE, stat.stx_mnt_id, &mut MountBuffer::default()).ok()?;
+    let root = mount.root.strip_suffix(mountinfo::DELETED).unwrap_or(&mount.root);
+    Some(PathBuf::from(OsString::from_vec(root.to_vec())))
+}
+
+/// Unmounts the topmost mount at `target`, or all of them if the first attempt fails.
+///
+/// # Errors
+/// Same as [`detach`].
+pub fn detach_top(target: &Path) -> Result<()> {
+    match rustix::mount::unmount(target, UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(()),
+        Err(_) => detach(target),
+    }
 }
 
 /// Unmounts every mount that is stacked at `target`. Succeeds if nothing is mounted there or `target` does not exist.

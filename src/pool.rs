@@ -104,6 +104,12 @@ impl Pool {
         open.as_ref().filter(|pool| pool.is_in_place()).cloned()
     }
 
+    /// Returns the pool if it was opened, without any check that its directory is still there. Does no I/O.
+    #[must_use]
+    pub fn loaded(&self) -> Option<Arc<OpenPool>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Returns the pool, opened if necessary. `on_open` is called with the entries of its trash each time the pool is opened.
     ///
     /// # Errors

@@ -78,7 +78,8 @@ impl Engine {
 
     /// Refuses a name that a volume in another pool has: names are unique across the pools of a process.
     fn refuse_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
-        for pool in self.pools.iter().filter_map(Pool::get_if_open) {
+        // In memory only: another pool's disk may not respond.
+        for pool in self.pools.iter().filter_map(Pool::loaded) {
             if pool.settings.name != id.pool && pool.index().volumes().contains_key(&id.name) {
                 let text = format!("volume {} already exists in pool {}", id.name, pool.settings.name);
                 return Err(Error::new(Kind::Conflict, text));

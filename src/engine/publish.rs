@@ -7,9 +7,9 @@ use super::Engine;
 use super::request::{Publish, Sharing};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::{self, MountInfo};
-use crate::pool::OpenPool;
 use crate::pool::locks::{LockGuard, LockKey};
 use crate::pool::store::ObjectKind;
+use crate::pool::{OpenPool, Pool};
 use crate::volume::{DATA, Name, SizeRange, Volume, VolumeId, shorten};
 
 impl Engine {
@@ -70,11 +70,23 @@ impl Engine {
     }
 
     fn delete_if_ephemeral(&self, id: &VolumeId) -> Result<()> {
+        if self.is_known_persistent(id) {
+            return Ok(());
+        }
         let Ok(pool) = self.pool(&id.pool) else { return Ok(()) };
         match self.peek(&pool, id) {
             Ok(Some(volume)) if volume.ephemeral => self.delete(id),
             _ => Ok(()),
         }
+    }
+
+    /// Whether the index has the volume as one that is not deleted with its pod. Does no I/O.
+    fn is_known_persistent(&self, id: &VolumeId) -> bool {
+        let pool = self.pools.iter().find(|pool| pool.settings().name == id.pool).and_then(Pool::loaded);
+        pool.is_some_and(|pool| {
+            let index = pool.index();
+            index.volumes().get(&id.name).is_some_and(|entry| !entry.ephemeral && entry.damage.is_none())
+        })
     }
 
     /// The inline volume of this id, in any pool.
@@ -154,17 +166,25 @@ fn refuse_second_target(id: &VolumeId, data: BorrowedFd<'_>) -> Result<()> {
 
 /// Unmounts the volume of this name from a target and removes the directory; reports whether either existed.
 fn unmount_and_remove(name: &Name, target: &Path) -> Result<bool> {
-    let mounted = mount::mounted_at(target)?;
-    if let Some(found) = &mounted {
-        if !is_root_of(&found.root, name) {
-            let (root, at) = (found.root.display(), target.display());
-            let text = format!("{root} is mounted at {at}, which is not volume {name}; nothing was changed");
-            return Err(Error::new(Kind::Conflict, text));
-        }
-        mount::detach(target)?;
+    let Some(root) = mount::root_mounted_at(target)? else {
+        let existed = target.exists();
+        return mount::remove_target(target).map(|()| existed);
+    };
+    if !is_root_of(&root, name) {
+        let (root, at) = (root.display(), target.display());
+        let text = format!("{root} is mounted at {at}, which is not volume {name}; nothing was changed");
+        return Err(Error::new(Kind::Conflict, text));
     }
-    let existed = mounted.is_some() || target.exists();
-    mount::remove_target(target).map(|()| existed)
+    mount::detach_top(target)?;
+    match mount::remove_target(target) {
+        // Another mount was below the first one.
+        Err(error) if error.kind() == Kind::InUse => {
+            mount::detach(target)?;
+            mount::remove_target(target)?;
+        }
+        removed => removed?,
+    }
+    Ok(true)
 }
 
 /// Whether kubelet could have made this id for a pod's inline volume: `csi-` and a SHA-256.

@@ -15,13 +15,16 @@ pub struct VolumeEntry {
     pub size: u64,
     /// The volume or snapshot that it was copied from.
     pub source: Option<Box<Source>>,
+    /// Whether it is deleted with the pod that it was published for.
+    pub ephemeral: bool,
     /// Why its record cannot be read; `None` if it can, or if the volume is unmanaged.
     pub damage: Option<Box<str>>,
 }
 
 impl From<&Volume> for VolumeEntry {
     fn from(volume: &Volume) -> Self {
-        Self { size: volume.size, source: volume.source.clone().map(Box::new), damage: None }
+        let source = volume.source.clone().map(Box::new);
+        Self { size: volume.size, source, ephemeral: volume.ephemeral, damage: None }
     }
 }
 
@@ -145,7 +148,7 @@ fn read_volumes(store: &Store) -> Result<Vec<(Name, VolumeEntry)>> {
 }
 
 fn damaged(error: &Error) -> VolumeEntry {
-    VolumeEntry { size: 0, source: None, damage: Some(error.chain().into()) }
+    VolumeEntry { size: 0, source: None, ephemeral: false, damage: Some(error.chain().into()) }
 }
 
 /// Reads the entries of these volumes. A directory with neither record nor data has none.
@@ -159,7 +162,7 @@ fn read_entry(store: &Store, name: &Name) -> Option<VolumeEntry> {
         Ok(Some(volume)) => Some(VolumeEntry::from(&volume)),
         // A directory without a record is an unmanaged volume if it has data.
         Ok(None) => match store.data(ObjectKind::Volumes, name) {
-            Ok(Some(_)) => Some(VolumeEntry { size: 0, source: None, damage: None }),
+            Ok(Some(_)) => Some(VolumeEntry { size: 0, source: None, ephemeral: false, damage: None }),
             Ok(None) => None,
             Err(error) => Some(damaged(&error)),
         },

@@ -125,6 +125,10 @@ impl Reaper {
 impl ReaperQueue {
     /// Adds entries of a pool's trash.
     pub fn add(&self, pool: &Arc<OpenPool>, entries: impl IntoIterator<Item = TrashEntry>) {
+        let mut entries = entries.into_iter().peekable();
+        if entries.peek().is_none() {
+            return;
+        }
         let mut state = self.shared.lock();
         for TrashEntry { directory, retention } in entries {
             if let Retention::Until(at) = retention {

@@ -69,6 +69,9 @@ impl Default for MountBuffer {
     }
 }
 
+/// Stands for the caller's own namespace where a call takes the id of a namespace.
+pub const OWN_NAMESPACE: u64 = 0;
+
 /// Describes the namespace of an open file such as `/proc/1/ns/mnt`.
 ///
 /// # Errors

@@ -497,11 +497,11 @@ async fn a_server_without_pools_serves_the_identity_only() {
     let mut c = server.controller().await;
     let volume_id = "p/v".to_owned();
     let delete = DeleteVolumeRequest { volume_id: volume_id.clone(), ..Default::default() };
-    refused("delete", c.delete_volume(delete).await, Code::InvalidArgument, "no volumes");
+    refused("delete", c.delete_volume(delete).await, Code::InvalidArgument, "--no-pools");
     let get = ControllerGetVolumeRequest { volume_id };
-    refused("get", c.controller_get_volume(get).await, Code::InvalidArgument, "no volumes");
-    refused("list", c.list_volumes(ListVolumesRequest::default()).await, Code::InvalidArgument, "no volumes");
-    refused("create", c.create_volume(create("v")).await, Code::InvalidArgument, "no volumes");
+    refused("get", c.controller_get_volume(get).await, Code::InvalidArgument, "--no-pools");
+    refused("list", c.list_volumes(ListVolumesRequest::default()).await, Code::InvalidArgument, "--no-pools");
+    refused("create", c.create_volume(create("v")).await, Code::InvalidArgument, "--no-pools");
 }
 
 #[tokio::test]
