@@ -9,6 +9,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use serde::Serialize;
 
+use crate::backend;
 use crate::mount::users::Users;
 use crate::pool::read_marker;
 use crate::sys::probe::Call;
@@ -157,7 +158,16 @@ fn check_marker(name: &PoolName, path: &Path) -> (Verdict, String) {
         Err(error) => return (Verdict::Bad, format!("{}: {error}", path.display())),
     };
     match read_marker(root.as_fd()) {
-        Ok(Some(marker)) if marker.name == *name => (Verdict::Ok, format!("uuid {}", marker.uuid)),
+        Ok(Some(marker)) if marker.name == *name => {
+            let backend = backend::for_filesystem(root.as_fd()).kind();
+            if marker.backend == backend.as_str() {
+                return (Verdict::Ok, format!("uuid {}", marker.uuid));
+            }
+            (
+                Verdict::Bad,
+                format!("made with backend {:?}; its filesystem gives {backend} here", marker.backend),
+            )
+        }
         Ok(Some(marker)) => {
             let (found, uuid) = (marker.name.as_str(), marker.uuid);
             (Verdict::Bad, format!("this is pool {found:?}, not {:?} (uuid {uuid})", name.as_str()))

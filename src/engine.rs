@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::users::Users;
-use crate::pool::locks::LockTable;
+use crate::pool::locks::{LockKey, LockTable};
 use crate::pool::reaper::Reaper;
 use crate::pool::store::ObjectKind;
 use crate::pool::trash::Retention;
@@ -115,9 +115,10 @@ impl Engine {
     /// `InUse` if it is mounted; the message names the pod or process. `Busy` while it is copied; `Unavailable` if its pool is.
     pub fn delete(&self, id: &VolumeId) -> Result<()> {
         self.check_pool_is_configured(id)?;
-        let volume = self.lock_volume(id)?;
+        let guard = self.locks.lock(LockKey::Volume(id.name.clone()))?;
+        // Before the pool is opened: a copy keeps an earlier instance of the pool open.
         self.jobs.cancel(&JobKey::Volume(id.clone()), self.tuning.lock_wait)?;
-        self.delete_locked(&volume)
+        self.delete_locked(&LockedVolume::new(self.pool(&id.pool)?, id, guard))
     }
 
     fn delete_locked(&self, locked: &LockedVolume) -> Result<()> {

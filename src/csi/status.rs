@@ -32,6 +32,7 @@ pub(super) fn for_create(error: Error) -> Status {
         | Kind::NoSpace
         | Kind::OutOfRange
         | Kind::Unsupported
+        | Kind::Unreadable
         | Kind::Internal => error.into(),
     }
 }
@@ -46,7 +47,7 @@ fn code(kind: Kind) -> Code {
         Kind::NoSpace => Code::ResourceExhausted,
         Kind::OutOfRange => Code::OutOfRange,
         Kind::Unavailable => Code::Unavailable,
-        Kind::Internal => Code::Internal,
+        Kind::Unreadable | Kind::Internal => Code::Internal,
     }
 }
 
@@ -110,6 +111,7 @@ mod tests {
             (Kind::NoSpace, Code::ResourceExhausted, Code::ResourceExhausted),
             (Kind::OutOfRange, Code::OutOfRange, Code::OutOfRange),
             (Kind::Unsupported, Code::InvalidArgument, Code::InvalidArgument),
+            (Kind::Unreadable, Code::Internal, Code::Internal),
             (Kind::Unavailable, Code::Unavailable, Code::ResourceExhausted),
             (Kind::Internal, Code::Internal, Code::Internal),
         ];

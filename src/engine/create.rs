@@ -7,7 +7,7 @@ use rustix::fs::{self, Gid, Mode, OFlags, Uid};
 
 use super::Engine;
 use super::jobs::{Job, JobKey};
-use super::locked::{LockedVolume, check_limit, limits};
+use super::locked::{LockedVolume, check_limit, limits, load_locked, not_found};
 use super::request::{CreateVolume, OwnerSpec};
 use crate::backend::{CopySpec, CopyStats};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -106,8 +106,8 @@ impl Engine {
     fn start_copy(&self, locked: &LockedVolume, request: &CreateVolume, source: &Source) -> Result<Arc<Job>> {
         let (pool, id) = (&locked.pool, &locked.id);
         // Held until the job is registered, so that a delete of the source finds the job.
-        let _source = self.lock_source(source, id)?;
-        let (data, size) = self.open_source(source).map_err(|error| {
+        let source_lock = self.lock_source(source, id)?;
+        let (data, size) = self.open_source(source, source_lock.as_ref()).map_err(|error| {
             if error.kind() != Kind::NotFound || !request.may_go_elsewhere {
                 return error;
             }
@@ -139,10 +139,15 @@ impl Engine {
         }
     }
 
-    /// Opens the source's data for reading; returns it with the source's size.
-    fn open_source(&self, source: &Source) -> Result<(OwnedFd, u64)> {
+    /// Opens the source's data for reading; returns it with the source's size. Without the lock of the source, the index is
+    /// not updated.
+    fn open_source(&self, source: &Source, lock: Option<&LockGuard>) -> Result<(OwnedFd, u64)> {
         let pool = self.pool(&source.id().pool)?;
         let (kind, size) = match source {
+            Source::Volume(id) if lock.is_some() => {
+                let volume = load_locked(&pool, id)?.ok_or_else(|| not_found(id))?;
+                (ObjectKind::Volumes, volume.size)
+            }
             Source::Volume(id) => (ObjectKind::Volumes, self.require_without_lock(&pool, id)?.size),
             Source::Snapshot(id) => (ObjectKind::Snapshots, self.require_snapshot(&pool, id)?.size),
         };

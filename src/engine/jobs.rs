@@ -108,7 +108,11 @@ impl Jobs {
                 std::panic::catch_unwind(work)
                     .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the copy panicked; see the log")))
             }
-            None => Err(Error::new(Kind::Busy, "cancelled")),
+            None => {
+                // Release the reservation and the pool before the end is announced.
+                drop(work);
+                Err(Error::new(Kind::Busy, "cancelled"))
+            }
         };
         // The object is on disk before its job leaves this table, so that a retry finds either the object or the job.
         if result.is_ok() {

@@ -23,18 +23,14 @@ pub(super) struct LockedVolume {
 }
 
 impl LockedVolume {
+    pub(super) fn new(pool: Arc<OpenPool>, id: &VolumeId, guard: LockGuard) -> Self {
+        Self { pool, id: id.clone(), _guard: guard }
+    }
+
     /// Reads the record, or makes one for an unmanaged volume, and updates the index with the result. `None` if the volume
     /// does not exist.
     pub(super) fn load(&self) -> Result<Option<Volume>> {
-        let found = read(&self.pool, &self.id);
-        let mut index = self.pool.index();
-        match &found {
-            Ok(Some(volume)) => index.put_volume(self.id.name.clone(), VolumeEntry::from(volume)),
-            Ok(None) => index.remove_volume(&self.id.name),
-            Err(error) => index.mark_volume_damaged(&self.id.name, error),
-        }
-        drop(index);
-        found
+        load_locked(&self.pool, &self.id)
     }
 
     /// Like [`LockedVolume::load`]; `NotFound` when the volume does not exist.
@@ -45,6 +41,12 @@ impl LockedVolume {
     /// Sets the limits that a record asks for, and notes in it what the kernel enforces.
     pub(super) fn apply_limits(&self, volume: &mut Volume) -> Result<()> {
         check_limit(&self.pool, volume.policy.limit)?;
+        if self.pool.store.data(ObjectKind::Volumes, &self.id.name)?.is_none() {
+            return Err(Error::new(
+                Kind::Internal,
+                format!("the data directory of volume {} is missing", self.id),
+            ));
+        }
         let object = self.pool.store.object(ObjectKind::Volumes, &self.id.name)?;
         volume.enforced = self.pool.backend.set_limit(object.as_fd(), &volume.backend, limits(volume))?;
         Ok(())
@@ -55,13 +57,13 @@ impl Engine {
     /// Locks a volume, existing or not, and opens its pool.
     pub(super) fn lock_volume(&self, id: &VolumeId) -> Result<LockedVolume> {
         let guard = self.locks.lock(LockKey::Volume(id.name.clone()))?;
-        Ok(LockedVolume { pool: self.pool(&id.pool)?, id: id.clone(), _guard: guard })
+        Ok(LockedVolume::new(self.pool(&id.pool)?, id, guard))
     }
 
     /// Like [`Engine::lock_volume`], in a pool that is open already.
     pub(super) fn lock_volume_in(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<LockedVolume> {
         let guard = self.locks.lock(LockKey::Volume(id.name.clone()))?;
-        Ok(LockedVolume { pool: Arc::clone(pool), id: id.clone(), _guard: guard })
+        Ok(LockedVolume::new(Arc::clone(pool), id, guard))
     }
 
     /// Reads the record without the volume's lock. The index is updated only if the lock is free: otherwise its holder
@@ -73,7 +75,7 @@ impl Engine {
             return found;
         }
         match self.locks.try_lock(LockKey::Volume(id.name.clone())) {
-            Some(guard) => LockedVolume { pool: Arc::clone(pool), id: id.clone(), _guard: guard }.load(),
+            Some(_guard) => load_locked(pool, id),
             None => found,
         }
     }
@@ -82,6 +84,21 @@ impl Engine {
     pub(super) fn require_without_lock(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<Volume> {
         self.peek(pool, id)?.ok_or_else(|| not_found(id))
     }
+}
+
+/// Reads the record of a volume whose lock the caller holds, and updates the index with the result. Other errors than a
+/// record that cannot be read say nothing about the volume.
+pub(super) fn load_locked(pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
+    let found = read(pool, id);
+    let mut index = pool.index();
+    match &found {
+        Ok(Some(volume)) => index.put_volume(id.name.clone(), VolumeEntry::from(volume)),
+        Ok(None) => index.remove_volume(&id.name),
+        Err(error) if error.kind() == Kind::Unreadable => index.mark_volume_damaged(&id.name, error),
+        Err(_) => {}
+    }
+    drop(index);
+    found
 }
 
 /// Refuses a hard limit in a pool that cannot enforce any.
@@ -101,7 +118,7 @@ pub(super) fn limits(volume: &Volume) -> Limits {
     Limits { bytes: volume.size, mode: volume.policy.limit }
 }
 
-fn not_found(id: &VolumeId) -> Error {
+pub(super) fn not_found(id: &VolumeId) -> Error {
     Error::new(Kind::NotFound, format!("volume {id} does not exist"))
 }
 

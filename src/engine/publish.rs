@@ -101,9 +101,10 @@ impl Engine {
                 Err(_) => continue,
                 Ok(pool) => pool,
             };
-            let found = pool.store.volume(&name).context(|| format!("look for inline volume {name}"))?;
+            let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
+            let found = self.peek(&pool, &id).context(|| format!("look for inline volume {name}"))?;
             if found.is_some_and(|volume| volume.ephemeral) {
-                return Ok(Some(VolumeId { pool: pool.settings.name.clone(), name }));
+                return Ok(Some(id));
             }
         }
         Ok(None)

@@ -93,7 +93,7 @@ impl Engine {
             {
                 return Err(name_taken(&pending(&id, &job)));
             }
-            if let Some(found) = load(&pool, &id)? {
+            if let Some(found) = read(&pool, &id)? {
                 let same =
                     found.source_volume == request.source_volume && found.requested_name == request.name;
                 return if same { Ok(Some(found)) } else { Err(name_taken(&found)) };
@@ -116,8 +116,28 @@ impl Engine {
 
     /// Like [`load`]; `NotFound` when the snapshot does not exist.
     pub(super) fn require_snapshot(&self, pool: &OpenPool, id: &VolumeId) -> Result<Snapshot> {
-        let found = load(pool, id)?;
+        let found = self.peek_snapshot(pool, id)?;
         found.ok_or_else(|| Error::new(Kind::NotFound, format!("snapshot {id} does not exist")))
+    }
+
+    /// Reads the record of a snapshot. Updates the index if no other call works on the snapshot.
+    fn peek_snapshot(&self, pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
+        let found = read(pool, id);
+        if entry_of(&found).is_none_or(|entry| pool.index().snapshots().get(&id.name) == entry.as_ref()) {
+            return found;
+        }
+        let Some(_guard) = self.locks.try_lock(LockKey::Snapshot(id.name.clone())) else { return found };
+        // A job commits its snapshot without the lock, and updates the index itself.
+        if self.jobs.find(&JobKey::Snapshot(id.clone())).is_some() {
+            return found;
+        }
+        let found = read(pool, id);
+        match entry_of(&found) {
+            Some(Some(entry)) => pool.index().put_snapshot(id.name.clone(), entry),
+            Some(None) => pool.index().remove_snapshot(&id.name),
+            None => {}
+        }
+        found
     }
 
     /// Deletes a snapshot; a running copy is stopped. Deleting a snapshot that does not exist succeeds.
@@ -129,7 +149,8 @@ impl Engine {
         let _guard = self.locks.lock(LockKey::Snapshot(id.name.clone()))?;
         self.jobs.cancel(&JobKey::Snapshot(id.clone()), self.tuning.lock_wait)?;
         let pool = self.pool(&id.pool)?;
-        if load(&pool, id)?.is_none() {
+        if read(&pool, id)?.is_none() {
+            pool.index().remove_snapshot(&id.name);
             return Ok(());
         }
         if self.jobs.reader_of(&Source::Snapshot(id.clone())).is_some() {
@@ -148,8 +169,8 @@ impl Engine {
     /// Lists complete snapshots by id. A snapshot whose record is damaged is left out, unless the filter names it.
     ///
     /// # Errors
-    /// `Unavailable` when a pool is: an incomplete list would imply that the missing snapshots were deleted. `Internal` or
-    /// `Unsupported` when the filter names a snapshot whose record cannot be read.
+    /// `Unavailable` when a pool is: an incomplete list would imply that the missing snapshots were deleted. `Unreadable`
+    /// when the filter names a snapshot whose record is.
     pub fn list_snapshots(
         &self,
         filter: &SnapshotFilter,
@@ -158,42 +179,44 @@ impl Engine {
     ) -> Result<Page<Snapshot>> {
         let pools = self.pools_by_name()?;
         let page = collect(&pools, after, max, Index::snapshots, |id, entry| {
-            let wanted = match (&filter.id, entry) {
-                (Some(only), _) if *only != id => false,
-                (None, SnapshotEntry::Damaged(_)) => false,
-                (Some(_), SnapshotEntry::Damaged(_)) => true,
-                (_, SnapshotEntry::Of(volume)) => filter.source_volume.as_ref().is_none_or(|of| of == volume),
-            };
+            let wanted = filter.id.as_ref().is_none_or(|only| *only == id)
+                && match (entry, &filter.source_volume) {
+                    // Read again: the record may have been repaired.
+                    (SnapshotEntry::Damaged(_), _) | (SnapshotEntry::Of(_), None) => true,
+                    (SnapshotEntry::Of(volume), Some(of)) => volume == of,
+                };
             wanted.then_some(id)
         });
         let mut items = Vec::with_capacity(page.items.len());
         for id in &page.items {
-            match self.pool(&id.pool).and_then(|pool| load(&pool, id)) {
-                Err(error) if error.kind() == Kind::Unavailable || filter.id.is_some() => return Err(error),
-                // Damaged since it was indexed: the other snapshots are listed.
-                Err(_) => {}
-                Ok(found) => items.extend(found),
+            let found = self.pool(&id.pool).and_then(|pool| self.peek_snapshot(&pool, id));
+            match found {
+                Err(error) if error.kind() == Kind::Unreadable && filter.id.is_none() => {}
+                Err(error) => return Err(error),
+                Ok(found) => items.extend(found.filter(|found| {
+                    filter.source_volume.as_ref().is_none_or(|of| *of == found.source_volume)
+                })),
             }
         }
         Ok(Page { items, next: page.next })
     }
 }
 
-/// Reads the record of a snapshot, and notes in the index whether it can be read. The id is that of the directory, as for
-/// volumes.
-fn load(pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
-    let found = pool.store.snapshot(&id.name);
-    let mut index = pool.index();
-    match &found {
-        Err(error) => index.put_snapshot(id.name.clone(), SnapshotEntry::Damaged(error.chain().into())),
-        // A repaired record. Other entries are kept by the operations that hold the lock.
-        Ok(Some(snapshot)) if matches!(index.snapshots().get(&id.name), Some(SnapshotEntry::Damaged(_))) => {
-            index.put_snapshot(id.name.clone(), SnapshotEntry::from(snapshot));
+/// Reads the record of a snapshot. The id is that of the directory, as for volumes.
+fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
+    let found = pool.store.snapshot(&id.name)?;
+    Ok(found.map(|snapshot| Snapshot { id: id.clone(), ..snapshot }))
+}
+
+/// The entry for the result of [`read`]: `None` if the result says nothing about the snapshot.
+fn entry_of(found: &Result<Option<Snapshot>>) -> Option<Option<SnapshotEntry>> {
+    match found {
+        Ok(found) => Some(found.as_ref().map(SnapshotEntry::from)),
+        Err(error) if error.kind() == Kind::Unreadable => {
+            Some(Some(SnapshotEntry::Damaged(error.chain().into())))
         }
-        Ok(_) => {}
+        Err(_) => None,
     }
-    drop(index);
-    Ok(found?.map(|snapshot| Snapshot { id: id.clone(), ..snapshot }))
 }
 
 fn name_taken(found: &Snapshot) -> Error {

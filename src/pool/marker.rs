@@ -32,7 +32,7 @@ pub struct Marker {
 /// The marker of a directory; `None` if it has none.
 ///
 /// # Errors
-/// `Unsupported` when a newer version wrote it; `Internal` when it is damaged, too large or cannot be read.
+/// `Unreadable` when it is damaged or too large, or a newer version wrote it; otherwise the error of the failed system call.
 pub fn read_marker(root: BorrowedFd<'_>) -> Result<Option<Marker>> {
     let bytes = read_file(root, MARKER).context(|| format!("read {MARKER}"))?;
     bytes.map(|bytes| parse(&bytes).context(|| format!("read {MARKER}"))).transpose()

@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{self, AtFlags, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::dirs::{DIRECTORY, PRIVATE, for_each_entry, for_each_name, nonce, open_inside, open_or_create};
@@ -19,7 +18,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{DATA, Name, Snapshot, Volume};
 pub use draft::Draft;
 pub use record::{parse, read_file, replace_file};
-use record::{with_unknown_fields, write_file};
+use record::{with_unknown_fields, write_bytes, write_file};
 
 /// The kinds of object in a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +103,7 @@ impl Store {
     /// The record of a volume; `None` if there is no such record.
     ///
     /// # Errors
-    /// `Unsupported` when a newer version wrote it; `Internal` when it is damaged or cannot be read.
+    /// `Unreadable` when it is damaged or a newer version wrote it; otherwise the error of the failed system call.
     pub fn volume(&self, name: &Name) -> Result<Option<Volume>> {
         self.record(ObjectKind::Volumes, name)
     }
@@ -184,19 +183,21 @@ impl Store {
         let dir = self.object(ObjectKind::Volumes, name)?;
         let stored = read_file(&dir, record).context(shown)?.unwrap_or_default();
         let merged = with_unknown_fields(volume, &stored).context(shown)?;
-        self.swap_record(dir.as_fd(), &merged).context(shown)?;
+        self.swap_record(dir.as_fd(), |work, new| write_file(work, new, &merged)).context(shown)?;
         fs::fsync(&dir).context(shown).inspect_err(|_| {
             // The new record may be lost with a power failure, and the caller gets an error: restore the old one.
-            if let Ok(old) = serde_json::from_slice::<serde_json::Value>(&stored) {
-                let _ = self.swap_record(dir.as_fd(), &old);
-            }
+            let _ = self.swap_record(dir.as_fd(), |work, new| write_bytes(work, new, &stored));
         })
     }
 
     /// Writes a record in `work/`, where the remains of a crash are swept, and renames it into place.
-    fn swap_record(&self, dir: BorrowedFd<'_>, record: &impl Serialize) -> Result<()> {
+    fn swap_record(
+        &self,
+        dir: BorrowedFd<'_>,
+        write: impl FnOnce(BorrowedFd<'_>, &str) -> Result<()>,
+    ) -> Result<()> {
         let new = nonce()?;
-        let written = write_file(self.work.as_fd(), &new, record).and_then(|()| {
+        let written = write(self.work.as_fd(), &new).and_then(|()| {
             fs::renameat(&self.work, &new, dir, ObjectKind::Volumes.record())
                 .context(|| "rename the new record into place")
         });

@@ -225,14 +225,14 @@ proptest! {
                 prop_assert_eq!(engine.pools()[0].provisioned, 0);
             }
             Err(error) => {
-                prop_assert!(matches!(error.kind(), Kind::Internal | Kind::Unsupported), "{:?}", error.kind());
+                prop_assert!(matches!(error.kind(), Kind::Internal | Kind::Unreadable), "{:?}", error.kind());
                 prop_assert!(error.chain().contains("volumes/x/volume.json"), "{}", error.chain());
                 prop_assert_eq!(kind(engine.delete(&id("x"))), error.kind());
                 prop_assert!(directory.join("data").is_dir(), "data with a damaged record is kept");
                 prop_assert!(!engine.health(&id("x"), None).unwrap().is_empty());
             }
         }
-        prop_assert!(matches!(kind(engine.get_snapshot(&id("x"))), Kind::Internal | Kind::Unsupported));
+        prop_assert!(matches!(kind(engine.get_snapshot(&id("x"))), Kind::Internal | Kind::Unreadable));
         prop_assert!(directory_of_snapshot.join("data").is_dir());
         engine.create(&request("y", 1)).unwrap();
         sandbox.assert_untouched();
@@ -364,7 +364,7 @@ fn try_all(engine: &Engine, sandbox: &Sandbox, name: &str) {
     let refused = |what: &str, result: Result<()>| {
         if let Err(error) = result {
             let expected =
-                matches!(error.kind(), Kind::Internal | Kind::NotFound | Kind::Conflict | Kind::Unsupported);
+                matches!(error.kind(), Kind::Internal | Kind::NotFound | Kind::Conflict | Kind::Unreadable);
             assert!(expected, "{what} {name}: {:?} {}", error.kind(), error.chain());
             assert!(error.chain().contains(name), "{what} {name}: {}", error.chain());
         }

@@ -9,8 +9,10 @@ use orlop::engine::Engine;
 use orlop::engine::request::{SnapshotFilter, Tuning};
 use orlop::error::{Kind, Result};
 use orlop::volume::{OnDelete, PolicyChange, SizeRange, Source, Timestamp};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
+use crate::common::isolation::in_own_process;
 use crate::common::pool::{
     MIB, clone_request, contents, copy_request, edit_record, id, kind, listed, listed_snapshots, open,
     read_record, request, settings, snapshot_record, snapshot_request, volume_record,
@@ -178,7 +180,7 @@ fn records_of_a_newer_schema_are_reported_and_their_objects_never_deleted() {
                 });
             }
         });
-        check_unreadable(&engine, pool, Kind::Unsupported, "it has schema 2");
+        check_unreadable(&engine, pool, Kind::Unreadable, "it has schema 2");
         check_others_work(&engine);
     }
 }
@@ -186,7 +188,7 @@ fn records_of_a_newer_schema_are_reported_and_their_objects_never_deleted() {
 #[test]
 fn damaged_records_affect_their_objects_only() {
     for when in [Damaged::BeforeStart, Damaged::AtRunTime] {
-        for damage in ["", "{", "[]", r#"{"schema": 1}"#] {
+        for damage in ["", "{", "[]", r#"{"schema": 0}"#, r#"{"schema": 1}"#] {
             let dir = tempfile::tempdir().unwrap();
             let pool = dir.path();
             let engine = damaged_pool(pool, when, || {
@@ -194,7 +196,7 @@ fn damaged_records_affect_their_objects_only() {
                     fs::write(record, damage).unwrap();
                 }
             });
-            check_unreadable(&engine, pool, Kind::Internal, "it is damaged");
+            check_unreadable(&engine, pool, Kind::Unreadable, "it is damaged");
             check_others_work(&engine);
         }
     }
@@ -208,8 +210,8 @@ fn a_repaired_record_makes_its_object_usable_without_a_restart() {
     let records = [volume_record(pool, "a"), snapshot_record(pool, "s")];
     let originals = records.each_ref().map(|record| fs::read(record).unwrap());
     records.iter().for_each(|record| fs::write(record, "{").unwrap());
-    fails(engine.get(&id("a")), Kind::Internal, "it is damaged");
-    fails(engine.get_snapshot(&id("s")), Kind::Internal, "it is damaged");
+    fails(engine.get(&id("a")), Kind::Unreadable, "it is damaged");
+    fails(engine.get_snapshot(&id("s")), Kind::Unreadable, "it is damaged");
     assert_eq!(engine.pools()[0].unreadable, 2);
     for (record, original) in records.iter().zip(originals) {
         fs::write(record, original).unwrap();
@@ -219,6 +221,33 @@ fn a_repaired_record_makes_its_object_usable_without_a_restart() {
     assert_eq!(engine.pools()[0].unreadable, 0);
     let listed = engine.list_snapshots(&SnapshotFilter::default(), None, 10).unwrap();
     assert!(listed.items.iter().any(|snapshot| snapshot.id == id("s")), "{listed:?}");
+}
+
+#[test]
+fn a_failed_system_call_does_not_mark_records_as_damaged() {
+    // The limit on open files is that of the process.
+    in_own_process("api::records::a_failed_system_call_does_not_mark_records_as_damaged", without_open_files);
+}
+
+fn without_open_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = damaged_pool(dir.path(), Damaged::AtRunTime, || {});
+    let limits = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..limits }).unwrap();
+    let failed = [
+        engine.get(&id("a")).err(),
+        engine.get(&id("missing")).err(),
+        engine.get_snapshot(&id("s")).err(),
+        engine.get_snapshot(&id("missing")).err(),
+        engine.list_snapshots(&SnapshotFilter::default(), None, 10).err(),
+    ];
+    setrlimit(Resource::Nofile, limits).unwrap();
+    for error in failed {
+        assert_eq!(error.map(|error| error.kind()), Some(Kind::Internal));
+    }
+    let status = &engine.pools()[0];
+    assert_eq!((status.volumes, status.snapshots, status.unreadable), (2, 2, 0));
+    assert_eq!(listed_snapshots(&engine), BTreeSet::from(["s".to_owned(), "t".to_owned()]));
 }
 
 #[test]
@@ -235,10 +264,10 @@ fn records_above_the_size_bound_affect_their_objects_only() {
             }
         });
         // Without the files: reading 1 TiB is what orlop must not do.
-        fails(engine.get(&id("a")), Kind::Internal, "larger than 65536 bytes");
-        fails(engine.delete(&id("a")), Kind::Internal, "larger than 65536 bytes");
-        fails(engine.get_snapshot(&id("s")), Kind::Internal, "larger than 65536 bytes");
-        fails(engine.delete_snapshot(&id("s")), Kind::Internal, "larger than 65536 bytes");
+        fails(engine.get(&id("a")), Kind::Unreadable, "larger than 65536 bytes");
+        fails(engine.delete(&id("a")), Kind::Unreadable, "larger than 65536 bytes");
+        fails(engine.get_snapshot(&id("s")), Kind::Unreadable, "larger than 65536 bytes");
+        fails(engine.delete_snapshot(&id("s")), Kind::Unreadable, "larger than 65536 bytes");
         assert_eq!(engine.health(&id("a"), None).unwrap()[0].reason, "RecordUnreadable");
         check_others_work(&engine);
         assert!(pool.join("volumes/a/data/file").exists() && pool.join("snapshots/s/data/file").exists());

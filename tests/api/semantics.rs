@@ -75,8 +75,8 @@ fn a_volume_with_an_unreadable_record_is_reported_and_keeps_its_data() {
     fs::write(dir.path().join("volumes/a/volume.json"), "{").unwrap();
     let engine = open(dir.path());
     assert_eq!(listed(&engine), ["p/a", "p/b"], "the listing contains it");
-    assert_eq!(kind(engine.get(&volume.id)), Kind::Internal);
-    assert_eq!(kind(engine.delete(&volume.id)), Kind::Internal);
+    assert_eq!(kind(engine.get(&volume.id)), Kind::Unreadable);
+    assert_eq!(kind(engine.delete(&volume.id)), Kind::Unreadable);
     assert!(dir.path().join("volumes/a/data").is_dir());
     let unhealthy = engine.list_health(None, 10).unwrap().items;
     assert_eq!(unhealthy.len(), 1);

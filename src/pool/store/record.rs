@@ -20,36 +20,47 @@ const RECORD_MAX: u64 = 64 << 10;
 /// Reads a file of at most 64 KiB; `None` if it does not exist.
 ///
 /// # Errors
-/// `Internal` when it is larger or cannot be read.
+/// `Unreadable` when it is larger or not a regular file; otherwise the error of the failed system call.
 pub fn read_file<P: Arg + Copy>(dir: impl AsFd, path: P) -> Result<Option<Vec<u8>>> {
     // O_NONBLOCK: opening a FIFO would block.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match open_inside(dir, path, flags) {
-        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(Errno::LOOP | Errno::NXIO) => return Err(not_a_file()),
         file => std::fs::File::from(file.context(|| "open")?),
     };
+    if !file.metadata().context(|| "stat")?.is_file() {
+        return Err(not_a_file());
+    }
     let mut bytes = Vec::with_capacity(1024);
     file.take(RECORD_MAX + 1).read_to_end(&mut bytes).context(|| "read")?;
     if bytes.len() as u64 > RECORD_MAX {
-        return Err(Error::new(Kind::Internal, format!("it is larger than {RECORD_MAX} bytes")));
+        return Err(Error::new(Kind::Unreadable, format!("it is larger than {RECORD_MAX} bytes")));
     }
     Ok(Some(bytes))
+}
+
+fn not_a_file() -> Error {
+    Error::new(Kind::Unreadable, "it is not a regular file")
 }
 
 /// Parses a record or marker of the schema that this version knows.
 ///
 /// # Errors
-/// `Unsupported` for a newer schema; `Internal` when it is damaged.
+/// `Unreadable` when it is damaged or has another schema.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     #[derive(Deserialize)]
     struct Header {
         schema: u32,
     }
-    let damaged = |error| Error::caused(Kind::Internal, "it is damaged", error);
+    let damaged = |error| Error::caused(Kind::Unreadable, "it is damaged", error);
     let Header { schema } = serde_json::from_slice(bytes).map_err(damaged)?;
     if schema > SCHEMA {
         let text = format!("it has schema {schema}, and this version of orlop reads {SCHEMA}: upgrade orlop");
-        return Err(Error::new(Kind::Unsupported, text));
+        return Err(Error::new(Kind::Unreadable, text));
+    }
+    if schema != SCHEMA {
+        return Err(Error::new(Kind::Unreadable, format!("it is damaged: schema {schema} does not exist")));
     }
     serde_json::from_slice(bytes).map_err(damaged)
 }
@@ -57,7 +68,7 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 /// `record` as JSON, with those fields of the stored record that this version does not know.
 ///
 /// # Errors
-/// `Internal` when the stored record is damaged.
+/// `Unreadable` when the stored record is.
 pub(super) fn with_unknown_fields<T: Serialize + DeserializeOwned>(
     record: &T,
     stored: &[u8],
@@ -69,7 +80,7 @@ pub(super) fn with_unknown_fields<T: Serialize + DeserializeOwned>(
     };
     let mut merged = value(record)?;
     let stored = serde_json::from_slice(stored)
-        .map_err(|error| Error::caused(Kind::Internal, "it is damaged", error))?;
+        .map_err(|error| Error::caused(Kind::Unreadable, "it is damaged", error))?;
     add_unknown(&mut merged, &value(&known)?, stored);
     Ok(merged)
 }
@@ -111,20 +122,31 @@ pub fn replace_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) ->
 /// # Errors
 /// `Invalid` when it would be larger than [`read_file`] reads; otherwise the error of the failed system call.
 pub(super) fn write_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(value)
-        .map_err(|error| Error::caused(Kind::Internal, format!("serialize {name}"), error))?;
+    let failed = |error| Error::caused(Kind::Internal, "serialize the record", error);
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(failed)?;
     bytes.push(b'\n');
     if bytes.len() as u64 > RECORD_MAX {
+        bytes = serde_json::to_vec(value).map_err(failed)?;
+    }
+    if bytes.len() as u64 > RECORD_MAX {
         let text = format!(
-            "{name} would have {} bytes, more than {RECORD_MAX}: request fewer or shorter labels",
+            "the record would have {} bytes, more than {RECORD_MAX}: request fewer or shorter labels",
             bytes.len()
         );
         return Err(Error::new(Kind::Invalid, text));
     }
+    write_bytes(dir, name, &bytes)
+}
+
+/// Writes a new file and syncs it.
+///
+/// # Errors
+/// The error of the failed system call.
+pub(super) fn write_bytes(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).context(|| format!("create {name}"))?;
     let mut file = std::fs::File::from(file);
-    file.write_all(&bytes).context(|| format!("write {name}"))?;
+    file.write_all(bytes).context(|| format!("write {name}"))?;
     file.sync_all().context(|| format!("sync {name}"))
 }
 
@@ -159,15 +181,19 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_schema_is_unsupported_and_a_damaged_record_internal() {
+    fn records_that_are_damaged_or_of_another_schema_are_unreadable() {
         let mut newer = stored();
         newer["schema"] = json!(2);
         newer["size"] = json!("changed");
         let error = parse::<Volume>(&serde_json::to_vec(&newer).unwrap()).unwrap_err();
-        assert_eq!(error.kind(), Kind::Unsupported);
+        assert_eq!(error.kind(), Kind::Unreadable);
         assert!(error.chain().contains("schema 2"), "{error}");
-        for damaged in ["", "{", "{}", "null", r#"{"schema": 1}"#] {
-            assert_eq!(parse::<Volume>(damaged.as_bytes()).unwrap_err().kind(), Kind::Internal, "{damaged}");
+        for damaged in ["", "{", "{}", "null", r#"{"schema": 0}"#, r#"{"schema": 1}"#] {
+            assert_eq!(
+                parse::<Volume>(damaged.as_bytes()).unwrap_err().kind(),
+                Kind::Unreadable,
+                "{damaged}"
+            );
         }
     }
 
