@@ -104,7 +104,7 @@ fn add_unknown(merged: &mut Value, known: &Value, stored: Value) {
 /// Writes `value` as JSON to `name` in `dir`: to a new file first, synced, then renamed over the old one.
 ///
 /// # Errors
-/// Same as [`write_file`]. An existing file is then unchanged, unless only the sync of the directory failed.
+/// The error of the failed call. An existing file is then unchanged, unless only the sync of the directory failed.
 pub fn replace_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
     let new = format!("{name}.new");
     let _ = fs::unlinkat(dir, &new, AtFlags::empty());
