@@ -11,6 +11,7 @@ pub mod users;
 mod busy;
 mod detached;
 mod legacy;
+mod table;
 mod target;
 
 use std::ffi::OsString;
@@ -26,12 +27,9 @@ pub use self::mountinfo::{Device, MountInfo};
 pub use self::options::{Atime, MountFlags};
 pub use self::target::{open_target, remove_target};
 
-use self::location::{ContainingMount, FsLocation, MountedDir, STATX_LOCAL};
+use self::location::{ContainingMount, FsLocation, MNT_ID_UNIQUE, MountedDir, STATX_LOCAL, table_id};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::sys::namespace::{self, MountBuffer, OWN_NAMESPACE};
-
-/// `STATX_MNT_ID_UNIQUE` (Linux 6.8): a mount id that is never reused.
-const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 /// Unmounts of one target before [`detach`] gives up: more mean that another process keeps mounting there.
 const MAX_UNMOUNTS: usize = 1000;
@@ -78,12 +76,12 @@ pub fn mounted_at(target: &Path) -> Result<Option<MountInfo>> {
 /// # Errors
 /// `Internal` if the mount table cannot be read or `source` has been removed.
 pub fn is_same(info: &MountInfo, source: BorrowedFd<'_>, flags: MountFlags) -> Result<bool> {
-    let dir = MountedDir::of(source)?;
-    let Some(containing) = mountinfo::by_id(dir.mount)? else {
+    let Some(location) = attached_location(source)? else {
         return Ok(info.flags == flags.inherit(atime_flags(info.flags)) && same_inode(&info.target, source)?);
     };
-    let location = dir.location(Some(&ContainingMount::from_info(&containing)))?;
-    Ok(shows(info, &location) && info.flags == flags.inherit(containing.flags))
+    let containing = mountinfo::by_id(table_id(source)?)?;
+    let inherited = containing.map_or_else(MountFlags::default, |containing| containing.flags);
+    Ok(shows(info, &location) && info.flags == flags.inherit(inherited))
 }
 
 /// Reports whether the mount `info` shows the directory `source`, whatever its flags.
@@ -109,37 +107,21 @@ fn shows(info: &MountInfo, location: &FsLocation) -> bool {
 /// `Internal` if the mount table cannot be read or `source` has been removed.
 pub fn targets_of(source: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
     use std::os::unix::ffi::OsStringExt as _;
-    let dir = MountedDir::of(source)?;
-    let (mut targets, mut location, mut earlier) = (Vec::new(), None, Vec::new());
-    // One pass over the table. The mount that contains the directory is older than the mounts made of the directory
-    // and nearly always comes first; lines before it are kept and compared afterwards.
-    mountinfo::each_own(|line| {
-        if line.id == dir.mount {
-            location = Some(dir.location(Some(&ContainingMount::from_line(&line))));
+    let Some(location) = attached_location(source)? else { return Ok(Vec::new()) };
+    let mut targets = Vec::new();
+    table::each_of_device(location.device, |root, target| {
+        if *root == *location.path {
+            targets.push(PathBuf::from(OsString::from_vec(target.to_vec())));
         }
-        let (root, removed) = line.root();
-        match &location {
-            _ if removed => {}
-            None => earlier.push((line.device, root.into_owned(), line.target().into_owned())),
-            Some(Ok(location)) if line.device == location.device && *root == *location.path => {
-                targets.push(PathBuf::from(OsString::from_vec(line.target().into_owned())));
-            }
-            Some(_) => {}
-        }
-        std::ops::ControlFlow::Continue(())
     })?;
-    let Some(location) = location.transpose()? else { return Ok(targets) };
-    let earlier =
-        earlier.into_iter().filter(|(device, root, _)| (*device, root) == (location.device, &location.path));
-    targets.extend(earlier.map(|(_, _, target)| PathBuf::from(OsString::from_vec(target))));
     Ok(targets)
 }
 
 /// Returns the location of a directory; `None` if it was opened through a detached mount, which is in no table.
 fn attached_location(dir: BorrowedFd<'_>) -> Result<Option<FsLocation>> {
     let dir = MountedDir::of(dir)?;
-    let Some(containing) = mountinfo::by_id(dir.mount)? else { return Ok(None) };
-    dir.location(Some(&ContainingMount::from_info(&containing))).map(Some)
+    let containing = ContainingMount::find(dir.mount)?;
+    containing.map(|containing| dir.location(Some(&containing))).transpose()
 }
 
 /// Returns the directory of its filesystem that is mounted at `target`; `None` if nothing is. Like [`mounted_at`], without
@@ -223,7 +205,7 @@ pub fn shared_with_host(dir: &Path) -> Result<bool> {
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     let open = rustix::fs::open(dir, flags, rustix::fs::Mode::empty())
         .context(|| format!("open {}", dir.display()))?;
-    let mount = mountinfo::by_id(MountedDir::of(open.as_fd())?.mount)?;
+    let mount = mountinfo::by_id(table_id(open.as_fd())?)?;
     Ok(mount.is_some_and(|mount| mount.shared.is_some()))
 }
 

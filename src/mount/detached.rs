@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
-use super::location::MountedDir;
+use super::location::table_id;
 use super::options::MountFlags;
 use super::{legacy, mountinfo};
 use crate::error::{Context as _, Result};
@@ -72,6 +72,6 @@ fn attach_detached(
 
 /// Returns the flags of the mount that `source` was opened through; the defaults if it is in no table.
 fn containing_flags(source: BorrowedFd<'_>) -> Result<MountFlags> {
-    let mount = mountinfo::by_id(MountedDir::of(source)?.mount)?;
+    let mount = mountinfo::by_id(table_id(source)?)?;
     Ok(mount.map_or_else(MountFlags::default, |mount| mount.flags))
 }

@@ -6,21 +6,35 @@
 //! device number comes from the same line: on btrfs, `st_dev` differs between subvolumes.
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::unix::ffi::OsStringExt as _;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
-use super::mountinfo::{Device, Line, MountInfo};
+use super::mountinfo::{self, DELETED, Device};
+use super::table;
 use crate::error::{Context as _, Error, Kind, Result};
 
 /// `statx` flags for calls that neither trigger an automount nor contact a server that may be dead.
 pub(super) const STATX_LOCAL: AtFlags =
     AtFlags::SYMLINK_NOFOLLOW.union(AtFlags::NO_AUTOMOUNT).union(AtFlags::STATX_DONT_SYNC);
 
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8): a mount id that is never reused.
+pub(super) const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+/// The id of a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MountId {
+    /// Never reused (Linux 6.8).
+    Unique(u64),
+    /// The id in the mount table, which the kernel reuses after the mount is unmounted.
+    Table(u64),
+}
+
 /// What is known about an open directory without reading a mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountedDir {
-    /// Id of the mount that it was opened through.
-    pub mount: u64,
+    /// The mount that it was opened through.
+    pub mount: MountId,
     /// Its filesystem by `st_dev`, which is wrong on btrfs only.
     pub device: Device,
     /// Its path from the root of this process, or from the root of its mount if that is detached.
@@ -30,8 +44,6 @@ pub struct MountedDir {
 /// The mount that a directory was opened through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainingMount {
-    /// Its id.
-    pub mount: u64,
     /// Its filesystem.
     pub device: Device,
     root: Vec<u8>,
@@ -55,7 +67,7 @@ impl MountedDir {
     /// # Errors
     /// `Internal` if a call fails or the directory has been removed.
     pub fn of(dir: BorrowedFd<'_>) -> Result<Self> {
-        let mask = StatxFlags::MNT_ID | StatxFlags::NLINK;
+        let mask = StatxFlags::MNT_ID | MNT_ID_UNIQUE | StatxFlags::NLINK;
         let stat = rustix::fs::statx(dir, "", STATX_LOCAL | AtFlags::EMPTY_PATH, mask)
             .context(|| "stat an open directory")?;
         let path = path_of(dir)?;
@@ -63,10 +75,11 @@ impl MountedDir {
             let text = format!("directory {} was removed while it was open", path.escape_ascii());
             return Err(Error::new(Kind::Internal, text));
         }
-        let mount = if StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID) {
-            stat.stx_mnt_id
+        let has_unique = StatxFlags::from_bits_retain(stat.stx_mask).contains(MNT_ID_UNIQUE);
+        let mount = if has_unique && table::has_statmount() {
+            MountId::Unique(stat.stx_mnt_id)
         } else {
-            mount_id_from_proc(dir)?
+            MountId::Table(table_id(dir)?)
         };
         Ok(Self { mount, device: Device { major: stat.stx_dev_major, minor: stat.stx_dev_minor }, path })
     }
@@ -94,17 +107,23 @@ impl MountedDir {
 }
 
 impl ContainingMount {
-    /// Copies what is needed from a line of the mount table.
-    #[must_use]
-    pub fn from_line(line: &Line<'_>) -> Self {
-        let (root, target) = (line.root().0.into_owned(), line.target().into_owned());
-        Self { mount: line.id, device: line.device, root, target }
-    }
-
-    pub(super) fn from_info(info: &MountInfo) -> Self {
-        use std::os::unix::ffi::OsStrExt as _;
-        let (root, target) = (info.root.as_os_str().as_bytes(), info.target.as_os_str().as_bytes());
-        Self { mount: info.id, device: info.device, root: root.to_vec(), target: target.to_vec() }
+    /// Looks a mount up in this mount namespace; `None` if it is not attached there.
+    ///
+    /// # Errors
+    /// `Internal` if the kernel does not describe the mount and the mount table cannot be read.
+    pub fn find(mount: MountId) -> Result<Option<Self>> {
+        Ok(match mount {
+            MountId::Unique(id) => table::describe(id)?.map(|mount| Self {
+                device: Device::from(mount.device),
+                root: without_deleted(mount.root),
+                target: mount.target,
+            }),
+            MountId::Table(id) => mountinfo::by_id(id)?.map(|mount| Self {
+                device: mount.device,
+                root: mount.root.into_os_string().into_vec(),
+                target: mount.target.into_os_string().into_vec(),
+            }),
+        })
     }
 }
 
@@ -131,6 +150,27 @@ pub(super) fn fd_link(file: BorrowedFd<'_>) -> String {
     format!("/proc/thread-self/fd/{}", file.as_raw_fd())
 }
 
+/// Returns the id in the mount table of the mount that a file was opened through.
+///
+/// # Errors
+/// `Internal` if a call fails.
+pub(super) fn table_id(file: BorrowedFd<'_>) -> Result<u64> {
+    let stat = rustix::fs::statx(file, "", STATX_LOCAL | AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+        .context(|| "stat an open file")?;
+    match StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID) {
+        true => Ok(stat.stx_mnt_id),
+        false => mount_id_from_proc(file),
+    }
+}
+
+/// Removes the suffix that the kernel adds to the root of a mount whose directory was removed.
+fn without_deleted(mut root: Vec<u8>) -> Vec<u8> {
+    if root.ends_with(DELETED) {
+        root.truncate(root.len() - DELETED.len());
+    }
+    root
+}
+
 /// Reads the mount id from `/proc`, for kernels before 5.8, which lack `STATX_MNT_ID`.
 fn mount_id_from_proc(file: BorrowedFd<'_>) -> Result<u64> {
     let name = format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd());
@@ -147,8 +187,9 @@ mod tests {
 
     fn location(path: &str, root: &str, target: &str) -> Option<String> {
         let device = Device { major: 1, minor: 2 };
-        let containing = ContainingMount { mount: 7, device, root: root.into(), target: target.into() };
-        let dir = MountedDir { mount: 7, device: Device { major: 0, minor: 9 }, path: path.into() };
+        let containing = ContainingMount { device, root: root.into(), target: target.into() };
+        let mount = MountId::Table(7);
+        let dir = MountedDir { mount, device: Device { major: 0, minor: 9 }, path: path.into() };
         let location = dir.location(Some(&containing)).ok()?;
         assert_eq!((location.device, location.detached), (device, false));
         Some(String::from_utf8(location.path).unwrap())
@@ -178,6 +219,17 @@ mod tests {
     #[test]
     fn statx_and_proc_report_the_same_mount_id() {
         let dir = std::fs::File::open("/proc").unwrap();
-        assert_eq!(MountedDir::of(dir.as_fd()).unwrap().mount, mount_id_from_proc(dir.as_fd()).unwrap());
+        assert_eq!(table_id(dir.as_fd()).unwrap(), mount_id_from_proc(dir.as_fd()).unwrap());
+    }
+
+    #[test]
+    fn a_mount_is_described_alike_by_its_unique_id_and_by_the_mount_table() {
+        for path in ["/", "/proc", "/dev"] {
+            let dir = std::fs::File::open(path).unwrap();
+            let by_id = ContainingMount::find(MountedDir::of(dir.as_fd()).unwrap().mount).unwrap();
+            let by_table = ContainingMount::find(MountId::Table(table_id(dir.as_fd()).unwrap())).unwrap();
+            assert!(by_id.is_some(), "{path}");
+            assert_eq!(by_id, by_table, "{path}");
+        }
     }
 }

@@ -29,6 +29,12 @@ pub struct Device {
     pub minor: u32,
 }
 
+impl From<(u32, u32)> for Device {
+    fn from((major, minor): (u32, u32)) -> Self {
+        Self { major, minor }
+    }
+}
+
 /// One line of a mount table, split into fields that are still escaped and borrowed.
 #[derive(Debug, Clone, Copy)]
 pub struct Line<'a> {

@@ -23,7 +23,7 @@ pub use self::user::User;
 use self::namespaces::DeviceCache;
 use self::scan::Scan;
 use crate::error::Result;
-use crate::mount::location::{FsLocation, MountedDir};
+use crate::mount::location::{FsLocation, MountId, MountedDir};
 use crate::mount::mountinfo::Device;
 
 /// Finds the users of directories. Concurrent callers share scans.
@@ -40,7 +40,7 @@ pub struct Users {
 struct State {
     /// Ids of the mounts that the callers' directories are on, one for each pool, with the `st_dev` seen there. Entries
     /// are never removed, so a later scan also serves earlier callers.
-    wanted: BTreeMap<u64, Device>,
+    wanted: BTreeMap<MountId, Device>,
     /// Number of scans started.
     started: u64,
     running: bool,

@@ -29,9 +29,11 @@ pub enum Direction {
     Previous,
 }
 
-/// Root, mount point and peer groups of a mount.
+/// Filesystem, root, mount point and peer groups of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountDescription {
+    /// The device number (major, minor) of its filesystem.
+    pub device: (u32, u32),
     /// The directory of its filesystem that is mounted, as in the mount table.
     pub root: Vec<u8>,
     /// The mount point, relative to the root of the namespace.
@@ -159,7 +161,7 @@ pub fn mount_device(namespace: u64, mount: u64, buffer: &mut MountBuffer) -> Res
     Ok((stat.sb_dev_major, stat.sb_dev_minor))
 }
 
-/// Returns the root, the mount point and the peer groups of a mount.
+/// Returns the filesystem, the root, the mount point and the peer groups of a mount.
 ///
 /// # Errors
 /// `ENOENT` if the mount no longer exists; `EOVERFLOW` if its paths do not fit into the buffer.
@@ -168,15 +170,19 @@ pub fn describe_mount(
     mount: u64,
     buffer: &mut MountBuffer,
 ) -> Result<MountDescription, Errno> {
-    let mask = kernel::STATMOUNT_MNT_BASIC | kernel::STATMOUNT_MNT_ROOT | kernel::STATMOUNT_MNT_POINT;
+    let mask = kernel::STATMOUNT_SB_BASIC
+        | kernel::STATMOUNT_MNT_BASIC
+        | kernel::STATMOUNT_MNT_ROOT
+        | kernel::STATMOUNT_MNT_POINT;
     let stat = statmount(namespace, mount, mask.into(), buffer)?;
+    let device = (stat.sb_dev_major, stat.sb_dev_minor);
     let (root, target, group, master) = (stat.mnt_root, stat.mnt_point, stat.mnt_peer_group, stat.mnt_master);
     let string_at = |offset: u32| {
         let start = size_of::<kernel::statmount>() + offset as usize;
         let bytes = bytes_of(&buffer.0).get(start..).ok_or(Errno::IO)?;
         Ok(CStr::from_bytes_until_nul(bytes).map_err(|_| Errno::IO)?.to_bytes().to_vec())
     };
-    Ok(MountDescription { root: string_at(root)?, target: string_at(target)?, group, master })
+    Ok(MountDescription { device, root: string_at(root)?, target: string_at(target)?, group, master })
 }
 
 fn statmount(

@@ -14,7 +14,7 @@ use rustix::thread::CapabilitySet;
 
 use super::record::MountRecord;
 use crate::mount::mountinfo::Device;
-use crate::sys::namespace::{self, Direction, MountBuffer, NamespaceInfo};
+use crate::sys::namespace::{self, Direction, MountBuffer, NamespaceInfo, OWN_NAMESPACE};
 
 /// `/proc/<pid>/ns/user` of a process in the initial user namespace.
 const INITIAL_USER_NAMESPACE: &[u8] = b"user:[4026531837]";
@@ -23,10 +23,9 @@ const INITIAL_USER_NAMESPACE: &[u8] = b"user:[4026531837]";
 #[derive(Debug, Default)]
 pub(super) struct DeviceCache(HashMap<u64, Device>);
 
-/// Returns the mounts of these filesystems in all mount namespaces except the caller's. Returns `None`, so that
-/// the processes are scanned instead, if the kernel is older than Linux 6.12, the caller may not list every namespace, or the
+/// Returns the mounts of these filesystems in all mount namespaces. Returns `None`, so that the processes are scanned instead, if the kernel is older than Linux 6.12, the caller may not list every namespace, or the
 /// mounts of a namespace could not be read completely.
-pub(super) fn mounts_in_other_namespaces(
+pub(super) fn mounts_in_all_namespaces(
     proc: BorrowedFd<'_>,
     devices: &[Device],
     cache: &mut DeviceCache,
@@ -65,11 +64,13 @@ struct NamespaceScan<'a> {
 }
 
 impl NamespaceScan<'_> {
-    /// Visits the older namespaces first, then the newer ones: a namespace made meanwhile is the newest and is not
-    /// missed.
+    /// Visits the own namespace first, then the older and then the newer ones: a namespace made meanwhile is the newest
+    /// and is not missed.
     fn run(&mut self, proc: BorrowedFd<'_>, new_cache: &mut HashMap<u64, Device>) -> Result<(), Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let own = rustix::fs::openat(proc, "thread-self/ns/mnt", flags, Mode::empty())?;
+        namespace::list_mounts(OWN_NAMESPACE, &mut self.mount_ids)?;
+        self.scan_mounts(OWN_NAMESPACE, new_cache)?;
         for direction in [Direction::Previous, Direction::Next] {
             let mut current = namespace::neighbor(own.as_fd(), direction)?;
             while let Some((namespace, info)) = current {
@@ -115,7 +116,7 @@ impl NamespaceScan<'_> {
             if self.devices.contains(&device) {
                 match namespace::describe_mount(namespace, id, &mut self.buffer) {
                     Err(Errno::NOENT) => {}
-                    mount => self.records.extend(MountRecord::from_description(device, mount?)),
+                    mount => self.records.extend(MountRecord::from_description(mount?)),
                 }
             }
         }

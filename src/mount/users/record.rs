@@ -29,12 +29,12 @@ impl MountRecord {
         Some(Self { device: line.device, root, pid, target, group })
     }
 
-    /// The record of a mount in another namespace, of which no process is known. `None` if the root was removed.
-    pub(super) fn from_description(device: Device, mount: MountDescription) -> Option<Self> {
+    /// The record of a mount in a namespace of which no process is known, or in the scanner's own. `None` if the root was removed.
+    pub(super) fn from_description(mount: MountDescription) -> Option<Self> {
         if mount.root.ends_with(DELETED) {
             return None;
         }
         let group = [mount.group, mount.master].into_iter().find(|group| *group != 0);
-        Some(Self { device, root: mount.root, pid: None, target: mount.target, group })
+        Some(Self { device: mount.device.into(), root: mount.root, pid: None, target: mount.target, group })
     }
 }

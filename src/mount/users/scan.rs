@@ -15,7 +15,7 @@ use rustix::fs::{CWD, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use crate::error::{Context as _, Result};
-use crate::mount::location::{ContainingMount, FsLocation, below};
+use crate::mount::location::{ContainingMount, FsLocation, MountId, below};
 use crate::mount::mountinfo::{Device, Reader};
 
 use super::namespaces::{self, DeviceCache};
@@ -24,8 +24,8 @@ use super::record::MountRecord;
 /// The result of a scan.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
-    /// The wanted mounts that are in the scanner's own table.
-    containing_mounts: Vec<ContainingMount>,
+    /// The wanted mounts that are attached in the scanner's own namespace.
+    containing_mounts: Vec<(MountId, ContainingMount)>,
     /// All mounts of the wanted filesystems, sorted by filesystem and root.
     records: Vec<MountRecord>,
     /// Number of processes that could not be inspected, for lack of privileges.
@@ -35,9 +35,27 @@ pub(super) struct Scan {
 }
 
 impl Scan {
+    /// Looks the wanted mounts up; returns an empty scan and the filesystems to scan for. A mount that is attached
+    /// nowhere has the filesystem that stat(2) reported.
+    fn new(wanted: &BTreeMap<MountId, Device>) -> Result<(Self, Vec<Device>)> {
+        let (mut scan, mut devices) = (Self::default(), Vec::with_capacity(wanted.len()));
+        for (id, st_dev) in wanted {
+            match ContainingMount::find(*id)? {
+                None => devices.push(*st_dev),
+                Some(mount) => {
+                    devices.push(mount.device);
+                    scan.containing_mounts.push((*id, mount));
+                }
+            }
+        }
+        devices.sort_unstable();
+        devices.dedup();
+        Ok((scan, devices))
+    }
+
     /// Returns the wanted mount with this id.
-    pub(super) fn containing_mount(&self, id: u64) -> Option<&ContainingMount> {
-        self.containing_mounts.iter().find(|mount| mount.mount == id)
+    pub(super) fn containing_mount(&self, id: MountId) -> Option<&ContainingMount> {
+        self.containing_mounts.iter().find(|(wanted, _)| *wanted == id).map(|(_, mount)| mount)
     }
 
     /// Returns the mounts whose root is this directory or is below it.
@@ -67,29 +85,35 @@ fn may_be_below(root: &[u8], suffix: &[u8]) -> bool {
     slashes.map(|(at, _)| at).any(|at| below(&root[at..], suffix).is_some())
 }
 
-/// Scans for mounts of the filesystems that the mounts `wanted` are of, by mount id: by namespaces where the kernel
-/// allows that, otherwise by the processes of `proc`.
-pub(super) fn run(proc: &Path, wanted: &BTreeMap<u64, Device>, cache: &mut DeviceCache) -> Result<Scan> {
-    let dir = open(CWD, proc, OFlags::DIRECTORY).context(|| format!("open {}", proc.display()))?;
-    let mut scanner = ProcScanner::new(proc, dir.as_fd(), wanted)?;
-    match namespaces::mounts_in_other_namespaces(dir.as_fd(), &scanner.devices, cache) {
+/// Scans for mounts of the filesystems that the mounts `wanted` are of: by namespaces where the kernel allows that,
+/// otherwise by the processes of `proc`.
+pub(super) fn run(proc: &Path, wanted: &BTreeMap<MountId, Device>, cache: &mut DeviceCache) -> Result<Scan> {
+    let dir = open_proc(proc)?;
+    let (mut scan, devices) = Scan::new(wanted)?;
+    match namespaces::mounts_in_all_namespaces(dir.as_fd(), &devices, cache) {
         Some(records) => {
-            scanner.scan.records.extend(records);
-            scanner.scan.users_unknown = true;
+            scan.records = records;
+            scan.users_unknown = true;
+            scan.records.sort_unstable();
+            Ok(scan)
         }
-        None => scanner.read_all().context(|| format!("list {}", proc.display()))?,
+        None => run_over_proc(proc, wanted),
     }
+}
+
+/// Like [`run`], always by processes, so that the result names a process for every mount in another namespace.
+pub(super) fn run_over_proc(proc: &Path, wanted: &BTreeMap<MountId, Device>) -> Result<Scan> {
+    let dir = open_proc(proc)?;
+    let (scan, devices) = Scan::new(wanted)?;
+    let mut scanner = ProcScanner::new(dir.as_fd(), scan, devices);
+    scanner.read_own_table().context(|| format!("read {}/thread-self/mountinfo", proc.display()))?;
+    scanner.read_all().context(|| format!("list {}", proc.display()))?;
     scanner.scan.records.sort_unstable();
     Ok(scanner.scan)
 }
 
-/// Like [`run`], always by processes, so that the result names a process for every mount in another namespace.
-pub(super) fn run_over_proc(proc: &Path, wanted: &BTreeMap<u64, Device>) -> Result<Scan> {
-    let dir = open(CWD, proc, OFlags::DIRECTORY).context(|| format!("open {}", proc.display()))?;
-    let mut scanner = ProcScanner::new(proc, dir.as_fd(), wanted)?;
-    scanner.read_all().context(|| format!("list {}", proc.display()))?;
-    scanner.scan.records.sort_unstable();
-    Ok(scanner.scan)
+fn open_proc(proc: &Path) -> Result<OwnedFd> {
+    open(CWD, proc, OFlags::DIRECTORY).context(|| format!("open {}", proc.display()))
 }
 
 /// A scan in progress.
@@ -107,43 +131,28 @@ struct ProcScanner<'a> {
 }
 
 impl<'a> ProcScanner<'a> {
-    /// Starts a scan by reading the scanner's own table.
-    fn new(path: &Path, proc: BorrowedFd<'a>, wanted: &BTreeMap<u64, Device>) -> Result<Self> {
-        let mut scanner = Self {
+    fn new(proc: BorrowedFd<'a>, scan: Scan, devices: Vec<Device>) -> Self {
+        Self {
             proc,
             reader: Reader::default(),
             path_buffer: Vec::with_capacity(32),
-            devices: Vec::new(),
+            devices,
             complete: BTreeSet::new(),
             chrooted: BTreeMap::new(),
-            scan: Scan::default(),
-        };
-        scanner
-            .read_own_table(wanted)
-            .context(|| format!("read {}/thread-self/mountinfo", path.display()))?;
-        Ok(scanner)
+            scan,
+        }
     }
 
-    /// Reads the scanner's own table, which also determines the wanted filesystems. All lines of this one table are
-    /// kept until these are known.
-    fn read_own_table(&mut self, wanted: &BTreeMap<u64, Device>) -> Result<(), Errno> {
+    /// Reads the scanner's own table.
+    fn read_own_table(&mut self) -> Result<(), Errno> {
         let file = open(self.proc, "thread-self/mountinfo", OFlags::empty())?;
-        let (containing_mounts, mut all) = (&mut self.scan.containing_mounts, Vec::new());
+        let (devices, records) = (&self.devices, &mut self.scan.records);
         self.reader.each(file, |line| {
-            if wanted.contains_key(&line.id) {
-                containing_mounts.push(ContainingMount::from_line(&line));
+            if devices.contains(&line.device) {
+                records.extend(MountRecord::from_line(&line, None));
             }
-            all.extend(MountRecord::from_line(&line, None));
             ControlFlow::Continue(())
         })?;
-        let device = |(id, st_dev): (&u64, &Device)| {
-            self.scan.containing_mount(*id).map_or(*st_dev, |mount| mount.device)
-        };
-        self.devices = wanted.iter().map(device).collect();
-        self.devices.sort_unstable();
-        self.devices.dedup();
-        all.retain(|record| self.devices.contains(&record.device));
-        self.scan.records = all;
         let mut link = [MaybeUninit::uninit(); 64];
         self.complete.extend(namespace_id(self.proc, b"thread-self/ns/mnt", &mut link)?);
         Ok(())
