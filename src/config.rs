@@ -97,6 +97,7 @@ fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>
         uuid: pool.uuid,
         overcommit_percent: pool.overcommit.0,
         reserve: pool.reserve.0,
+        exclusive: pool.exclusive,
     });
     let pools: Vec<_> = from_flags.chain(from_file).collect();
     let (mut names, mut paths) = (HashSet::new(), HashSet::new());

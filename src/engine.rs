@@ -3,6 +3,7 @@
 pub mod jobs;
 pub mod request;
 
+mod claims;
 mod create;
 mod health;
 mod list;
@@ -16,24 +17,27 @@ use std::time::Duration;
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::users::Users;
-use crate::pool::locks::{LockKey, LockTable};
+use crate::pool::locks::{LockGuard, LockTable, Mode, ObjectKey};
 use crate::pool::reaper::Reaper;
 use crate::pool::store::ObjectKind;
 use crate::pool::trash::Retention;
 use crate::pool::usage::UsageCache;
-use crate::pool::{OpenPool, Pool, VolumeEntry};
+use crate::pool::{OpenPool, Pool};
 use crate::volume::{
     OnDelete, Policy, PolicyChange, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId,
 };
+use claims::NameClaims;
 use jobs::{JobKey, Jobs};
-use locked::LockedVolume;
+use locked::{LockedVolume, ensure_not_copied};
+use publish::Target;
 use request::{PoolSettings, Tuning};
 
 /// The pools of this process and the operations on their contents.
 #[derive(Debug)]
 pub struct Engine {
     pools: Vec<Pool>,
-    locks: LockTable,
+    targets: LockTable<Target>,
+    claims: NameClaims,
     jobs: Jobs,
     reaper: Reaper,
     users: Users,
@@ -53,8 +57,9 @@ impl Engine {
             }
         }
         let engine = Self {
-            pools: pools.into_iter().map(Pool::new).collect(),
-            locks: LockTable::new(tuning.lock_wait),
+            pools: pools.into_iter().map(|pool| Pool::new(pool, tuning.lock_wait)).collect(),
+            targets: LockTable::new(tuning.lock_wait),
+            claims: NameClaims::default(),
             jobs: Jobs::new(tuning.copies),
             reaper: Reaper::start()?,
             users: Users::new("/proc".into()),
@@ -115,10 +120,10 @@ impl Engine {
     /// `InUse` if it is mounted; the message names the pod or process. `Busy` while it is copied; `Unavailable` if its pool is.
     pub fn delete(&self, id: &VolumeId) -> Result<()> {
         self.check_pool_is_configured(id)?;
-        let guard = self.locks.lock(LockKey::Volume(id.name.clone()))?;
-        // Before the pool is opened: a copy keeps an earlier instance of the pool open.
+        let locked = self.lock_volume(id)?;
         self.jobs.cancel(&JobKey::Volume(id.clone()), self.tuning.lock_wait)?;
-        self.delete_locked(&LockedVolume::new(self.pool(&id.pool)?, id, guard))
+        ensure_not_copied(&locked.pool, ObjectKind::Volumes, &id.name)?;
+        self.delete_locked(&locked)
     }
 
     fn delete_locked(&self, locked: &LockedVolume) -> Result<()> {
@@ -131,9 +136,9 @@ impl Engine {
             return Err(Error::new(Kind::Busy, text));
         }
         self.refuse_if_used(locked)?;
-        let entry = pool.store.discard(ObjectKind::Volumes, &id.name, retention(volume.policy));
+        let _data = lock_data(pool, ObjectKind::Volumes, id)?;
+        let entry = pool.discard(ObjectKind::Volumes, &id.name, retention(volume.policy));
         let entry = entry.context(|| format!("delete volume {id}"))?;
-        pool.index().remove_volume(&id.name);
         self.usage.forget(id);
         self.reaper.add(pool, [entry]);
         Ok(())
@@ -169,8 +174,7 @@ impl Engine {
         let reservation = locked.pool.reserve(range.required - volume.size)?;
         volume.size = range.required;
         locked.apply_limits(&mut volume)?;
-        locked.pool.store.rewrite(&volume)?;
-        reservation.commit(id.name.clone(), VolumeEntry::from(&volume));
+        locked.pool.rewrite(&volume, Some(reservation))?;
         Ok(volume)
     }
 
@@ -191,7 +195,7 @@ impl Engine {
         }
         volume.policy = policy;
         locked.apply_limits(&mut volume)?;
-        locked.pool.store.rewrite(&volume)?;
+        locked.pool.rewrite(&volume, None)?;
         Ok(volume)
     }
 
@@ -212,6 +216,18 @@ impl Engine {
     pub fn shutdown(&self) {
         self.jobs.shutdown(Duration::from_secs(2));
     }
+}
+
+/// Locks the data of an object that is to be deleted.
+///
+/// # Errors
+/// `Busy` while a copy of any process reads it.
+fn lock_data(pool: &OpenPool, kind: ObjectKind, id: &VolumeId) -> Result<LockGuard<ObjectKey>> {
+    let lock = pool.store.locks().try_lock(ObjectKey::Data(kind, id.name.clone()), Mode::Exclusive)?;
+    lock.ok_or_else(|| {
+        let text = format!("{kind} {id} is being copied: retry when the copy is complete");
+        Error::new(Kind::Busy, text)
+    })
 }
 
 fn retention(policy: Policy) -> Retention {

@@ -10,19 +10,26 @@ pub mod store;
 pub mod trash;
 pub mod usage;
 
+mod cache;
 mod capacity;
+mod commit;
 mod dirs;
 mod index;
+mod lock_files;
 mod marker;
+mod medium;
+mod watch;
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use self::cache::IndexCache;
 use self::marker::MARKER;
 use self::store::Store;
 use self::trash::TrashEntry;
@@ -51,13 +58,16 @@ pub struct PoolSettings {
     pub overcommit_percent: u32,
     /// Bytes that are never provisioned.
     pub reserve: u64,
+    /// Whether this process has the pool for itself. Required on filesystems that are not known to let processes exclude
+    /// each other.
+    pub exclusive: bool,
 }
 
 impl PoolSettings {
     /// A pool without overcommit, reserve or checks of its directory.
     #[must_use]
     pub fn new(name: PoolName, path: PathBuf) -> Self {
-        Self { name, path, mounted: false, uuid: None, overcommit_percent: 100, reserve: 0 }
+        Self { name, path, mounted: false, uuid: None, overcommit_percent: 100, reserve: 0, exclusive: false }
     }
 }
 
@@ -72,7 +82,7 @@ pub struct OpenPool {
     pub store: Store,
     /// The backend for its filesystem.
     pub backend: Box<dyn Backend>,
-    index: Mutex<Index>,
+    cache: IndexCache,
     identity: DirIdentity,
 }
 
@@ -80,15 +90,16 @@ pub struct OpenPool {
 #[derive(Debug)]
 pub struct Pool {
     settings: PoolSettings,
+    lock_wait: Duration,
     open: RwLock<Option<Arc<OpenPool>>>,
     opening: Mutex<()>,
 }
 
 impl Pool {
-    /// Creates a pool that is not open yet.
+    /// Creates a pool that is not open yet. Its callers wait at most `lock_wait` for the lock of an object.
     #[must_use]
-    pub fn new(settings: PoolSettings) -> Self {
-        Self { settings, open: RwLock::new(None), opening: Mutex::new(()) }
+    pub fn new(settings: PoolSettings, lock_wait: Duration) -> Self {
+        Self { settings, lock_wait, open: RwLock::new(None), opening: Mutex::new(()) }
     }
 
     /// Its settings.
@@ -125,13 +136,14 @@ impl Pool {
         if let Some(pool) = self.get_if_open() {
             return Ok(pool);
         }
-        // Drop the old one first: it may hold the lock of the same directory.
+        // Drop the old one first: it may have the same directory for itself.
         *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
-        let opened = OpenPool::open(&self.settings).map_err(|error| {
+        let opened = OpenPool::open(&self.settings, self.lock_wait).map_err(|error| {
             let text = format!("pool {} at {}", self.settings.name, self.settings.path.display());
             Error::caused(Kind::Unavailable, text, error)
         })?;
         let pool = Arc::new(opened);
+        drop(pool.index()?);
         let entries = pool.store.trash().entries()?;
         on_open(&pool, entries);
         *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pool));
@@ -140,18 +152,27 @@ impl Pool {
 }
 
 impl OpenPool {
-    fn open(settings: &PoolSettings) -> Result<Self> {
+    fn open(settings: &PoolSettings, lock_wait: Duration) -> Result<Self> {
         let root = open_root(&settings.path)?;
         if settings.mounted {
             check_mount_point(&settings.path)?;
         }
+        if !settings.exclusive {
+            medium::check_shareable(root.as_fd())?;
+        }
         let backend = backend::for_filesystem(root.as_fd());
         let marker = marker::open_or_initialize(root.as_fd(), settings, backend.kind())?;
         let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
-        let store = Store::open_and_lock(root)?;
+        let store = Store::open(root, settings.exclusive, lock_wait)?;
         store.sweep()?;
-        let index = Mutex::new(Index::read(&store)?);
-        Ok(Self { settings: settings.clone(), marker, store, backend, index, identity })
+        Ok(Self {
+            settings: settings.clone(),
+            marker,
+            store,
+            backend,
+            cache: IndexCache::default(),
+            identity,
+        })
     }
 
     /// Whether the path still refers to this pool. A disk that was unmounted or replaced must not be used.
@@ -159,11 +180,6 @@ impl OpenPool {
         let found = DirIdentity::at(&self.settings.path);
         let has_marker = || fs::statat(self.store.root(), MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok();
         found.is_ok_and(|found| found == self.identity) && has_marker()
-    }
-
-    /// Locks the index. Callers hold the guard briefly and do no I/O with it.
-    pub fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -13,5 +13,6 @@ mod api {
     mod hostile;
     mod records;
     mod semantics;
+    mod sharing;
     mod trees;
 }

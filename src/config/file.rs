@@ -37,6 +37,10 @@ pub(super) struct PoolSection {
     /// Bytes that are never provisioned, such as `10Gi`.
     #[serde(default)]
     pub(super) reserve: Bytes,
+    /// Whether no other process and no other host uses the pool. Required on a filesystem that is not known to let
+    /// processes exclude each other, such as FUSE.
+    #[serde(default)]
+    pub(super) exclusive: bool,
 }
 
 /// The `[tuning]` section.

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use rustix::fs::{self, Gid, Mode, OFlags, Uid};
 
 use super::Engine;
+use super::claims::NameClaim;
 use super::jobs::{Job, JobKey};
-use super::locked::{LockedVolume, check_limit, limits, load_locked, not_found};
+use super::locked::{CopyLocks, LockedVolume, check_limit, ensure_not_copied, limits};
 use super::request::{CreateVolume, OwnerSpec};
 use crate::backend::{CopySpec, CopyStats};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::pool::locks::{LockGuard, LockKey};
 use crate::pool::store::{Draft, ObjectKind};
-use crate::pool::{OpenPool, Pool, Reservation, VolumeEntry};
+use crate::pool::{OpenPool, Pool, Reservation};
 use crate::volume::{Enforced, Name, Owner, PoolName, SCHEMA, Source, Timestamp, Volume, VolumeId};
 
 impl Engine {
@@ -30,11 +30,13 @@ impl Engine {
         // The default pool is fixed, so a retry finds the volume in the same pool.
         let pool = self.open_pool(self.requested_pool(request.pool.as_ref())?)?;
         let id = VolumeId { pool: pool.settings.name.clone(), name: Name::of(&request.name) };
+        let claim = self.claims.claim(ObjectKind::Volumes, &id)?;
         let locked = self.lock_volume_in(&pool, &id)?;
         if let Some(job) = self.jobs.find(&JobKey::Volume(id.clone())) {
             check_source(&id, Some(&job.from), request)?;
             return self.join_copy(&locked, &job, request);
         }
+        ensure_not_copied(&pool, ObjectKind::Volumes, &id.name)?;
         if let Some(found) = locked.load()? {
             check_same(&found, request)?;
             return Ok(found);
@@ -44,7 +46,7 @@ impl Engine {
         match &request.source {
             None => self.create_empty(&locked, request, ephemeral),
             Some(source) => {
-                let job = self.start_copy(&locked, request, source)?;
+                let job = self.start_copy(&locked, request, source, claim)?;
                 self.join_copy(&locked, &job, request)
             }
         }
@@ -80,7 +82,7 @@ impl Engine {
     fn refuse_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
         // In memory only: another pool's disk may not respond.
         for pool in self.pools.iter().filter_map(Pool::loaded) {
-            if pool.settings.name != id.pool && pool.index().volumes().contains_key(&id.name) {
+            if pool.settings.name != id.pool && pool.cached_index().volumes().contains_key(&id.name) {
                 let text = format!("volume {} already exists in pool {}", id.name, pool.settings.name);
                 return Err(Error::new(Kind::Conflict, text));
             }
@@ -97,17 +99,21 @@ impl Engine {
         let made = pool.store.draft().and_then(|draft| {
             volume.backend = pool.backend.allot()?;
             volume.enforced = pool.backend.create(draft.dir(), &volume.backend, limits(&volume))?;
-            finish_volume(draft, &volume, reservation)
+            finish_volume(pool, draft, &volume, reservation)
         });
         self.reaper.add(pool, pool.store.trash().take_abandoned());
         made.context(|| format!("create volume {}", volume.id)).map(|()| volume)
     }
 
-    fn start_copy(&self, locked: &LockedVolume, request: &CreateVolume, source: &Source) -> Result<Arc<Job>> {
+    fn start_copy(
+        &self,
+        locked: &LockedVolume,
+        request: &CreateVolume,
+        source: &Source,
+        claim: NameClaim,
+    ) -> Result<Arc<Job>> {
         let (pool, id) = (&locked.pool, &locked.id);
-        // Held until the job is registered, so that a delete of the source finds the job.
-        let source_lock = self.lock_source(source, id)?;
-        let (data, size) = self.open_source(source, source_lock.as_ref()).map_err(|error| {
+        let (data, size, locks) = self.open_source(source, locked).map_err(|error| {
             if error.kind() != Kind::NotFound || !request.may_go_elsewhere {
                 return error;
             }
@@ -120,41 +126,34 @@ impl Engine {
         let mut volume = new_record(id.clone(), request, size);
         let (pool_of_job, owner) = (Arc::clone(pool), request.owner);
         self.start_job(pool, JobKey::Volume(id.clone()), source.clone(), move |job| {
+            let _held = (claim, locks);
             let draft = pool_of_job.store.draft()?;
             volume.backend = pool_of_job.backend.allot()?;
             let spec = CopySpec { state: volume.backend.clone(), limits: limits(&volume) };
             volume.enforced = copy(&pool_of_job, data.as_fd(), &draft, &spec, job)?.enforced;
             volume.owner = merged_owner(owner, owner_on_disk(draft.data()?.as_fd())?);
-            finish_volume(draft, &volume, reservation)
+            finish_volume(&pool_of_job, draft, &volume, reservation)
         })
     }
 
-    /// Locks the source of a copy. Returns `None` if the source has the name of the copy, whose lock is held already.
-    /// Such a source is reported as missing when it is opened.
-    fn lock_source(&self, source: &Source, copy: &VolumeId) -> Result<Option<LockGuard>> {
-        match source {
-            Source::Volume(id) if id.name == copy.name => Ok(None),
-            Source::Volume(id) => self.locks.lock(LockKey::Volume(id.name.clone())).map(Some),
-            Source::Snapshot(id) => self.locks.lock(LockKey::Snapshot(id.name.clone())).map(Some),
-        }
-    }
-
-    /// Opens the source's data for reading; returns it with the source's size. Without the lock of the source, the index is
-    /// not updated.
-    fn open_source(&self, source: &Source, lock: Option<&LockGuard>) -> Result<(OwnedFd, u64)> {
-        let pool = self.pool(&source.id().pool)?;
-        let (kind, size) = match source {
-            Source::Volume(id) if lock.is_some() => {
-                let volume = load_locked(&pool, id)?.ok_or_else(|| not_found(id))?;
-                (ObjectKind::Volumes, volume.size)
-            }
-            Source::Volume(id) => (ObjectKind::Volumes, self.require_without_lock(&pool, id)?.size),
-            Source::Snapshot(id) => (ObjectKind::Snapshots, self.require_snapshot(&pool, id)?.size),
+    /// Opens the source's data for reading; returns it with the source's size and the locks that the copy holds until it
+    /// ends.
+    fn open_source(&self, source: &Source, copy: &LockedVolume) -> Result<(OwnedFd, u64, CopyLocks)> {
+        let (pool, id) = (self.pool(&source.id().pool)?, source.id());
+        let kind = match source {
+            Source::Volume(_) => ObjectKind::Volumes,
+            Source::Snapshot(_) => ObjectKind::Snapshots,
         };
-        let data = pool.store.data(kind, &source.id().name)?;
+        // Lock before the source is looked up: it cannot be deleted afterwards.
+        let locks = CopyLocks::acquire(&copy.pool, (ObjectKind::Volumes, &copy.id), &pool, (kind, id))?;
+        let size = match kind {
+            ObjectKind::Volumes => self.require_without_lock(&pool, id)?.size,
+            ObjectKind::Snapshots => self.require_snapshot(&pool, id)?.size,
+        };
+        let data = pool.store.data(kind, &id.name)?;
         let data = data.ok_or_else(|| Error::new(Kind::Internal, format!("{source} has no data")))?;
         let data = reopen(data.as_fd()).context(|| format!("copy {source}"))?;
-        Ok((data, size))
+        Ok((data, size, locks))
     }
 
     fn join_copy(&self, locked: &LockedVolume, job: &Arc<Job>, request: &CreateVolume) -> Result<Volume> {
@@ -234,12 +233,15 @@ fn new_record(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {
     }
 }
 
-/// Sets the owner, commits the draft and adds the volume to the index: the last steps for every new volume.
-fn finish_volume(draft: Draft<'_>, volume: &Volume, reservation: Reservation) -> Result<()> {
+/// Sets the owner and commits the draft: the last steps for every new volume.
+fn finish_volume(
+    pool: &Arc<OpenPool>,
+    draft: Draft<'_>,
+    volume: &Volume,
+    reservation: Reservation,
+) -> Result<()> {
     set_owner(draft.data()?.as_fd(), volume.owner)?;
-    draft.commit(ObjectKind::Volumes, &volume.id.name, volume)?;
-    reservation.commit(volume.id.name.clone(), VolumeEntry::from(volume));
-    Ok(())
+    pool.commit_volume(draft, volume, reservation)
 }
 
 /// The requested owner and mode, with missing fields taken from `other`.

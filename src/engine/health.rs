@@ -83,7 +83,7 @@ impl Engine {
     fn refreshed_entry(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Option<VolumeEntry> {
         // An unreadable record is no error here: the index notes it, and it becomes a symptom.
         let _ = self.peek(pool, id);
-        pool.index().volumes().get(&id.name).cloned()
+        pool.cached_index().volumes().get(&id.name).cloned()
     }
 
     /// The symptoms in the index and the last measurement, without access to the disk.

@@ -25,9 +25,9 @@ impl Engine {
     /// `Unavailable` when a pool is: an incomplete list would imply that the missing volumes were deleted.
     pub fn list(&self, after: Option<&VolumeId>, max: usize) -> Result<Page<Listed>> {
         let pools = self.pools_by_name()?;
-        Ok(collect(&pools, after, max, Index::volumes, |id, entry| {
+        collect(&pools, after, max, Index::volumes, |id, entry| {
             Some(Listed { id, size: entry.size, source: entry.source.as_deref().cloned() })
-        }))
+        })
     }
 
     /// Lists at most `max` unhealthy volumes after `after`, with their symptoms.
@@ -40,10 +40,10 @@ impl Engine {
         max: usize,
     ) -> Result<Page<(VolumeId, Vec<Symptom>)>> {
         let pools = self.pools_by_name()?;
-        Ok(collect(&pools, after, max, Index::volumes, |id, entry| {
+        collect(&pools, after, max, Index::volumes, |id, entry| {
             let symptoms = self.known_symptoms(&id, entry);
             (!symptoms.is_empty()).then_some((id, symptoms))
-        }))
+        })
     }
 
     /// Returns the capacity of a pool, or of the default one. The capacity of an unavailable pool is 0.
@@ -75,7 +75,7 @@ impl Engine {
         match self.open_pool(pool).and_then(|open| Ok((open.fs_stats()?, open.allocatable()?, open))) {
             Err(error) => status.unavailable = Some(error.chain()),
             Ok((stats, allocatable, open)) => {
-                let index = open.index();
+                let index = open.cached_index();
                 (status.total, status.allocatable, status.provisioned) =
                     (stats.total, allocatable, index.provisioned());
                 status.volumes = index.volumes().len() as u64;
@@ -96,7 +96,7 @@ pub(super) fn collect<E, T>(
     max: usize,
     entries: impl Fn(&Index) -> &BTreeMap<Name, E>,
     to_item: impl Fn(VolumeId, &E) -> Option<T>,
-) -> Page<T> {
+) -> Result<Page<T>> {
     let mut items = Vec::new();
     let mut last: Option<VolumeId> = None;
     for pool in pools {
@@ -106,16 +106,16 @@ pub(super) fn collect<E, T>(
             Some(after) if after.pool == *name => Bound::Excluded(&after.name),
             _ => Bound::Unbounded,
         };
-        let index = pool.index();
+        let index = pool.index()?;
         for (entry_name, entry) in entries(&index).range::<Name, _>((from, Bound::Unbounded)) {
             let id = VolumeId { pool: name.clone(), name: entry_name.clone() };
             let Some(item) = to_item(id, entry) else { continue };
             if items.len() == max {
-                return Page { items, next: last };
+                return Ok(Page { items, next: last });
             }
             items.push(item);
             last = Some(VolumeId { pool: name.clone(), name: entry_name.clone() });
         }
     }
-    Page { items, next: None }
+    Ok(Page { items, next: None })
 }

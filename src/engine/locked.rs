@@ -6,11 +6,11 @@ use std::sync::Arc;
 use super::Engine;
 use crate::backend::LimitSupport;
 use crate::error::{Error, Kind, Result};
-use crate::pool::locks::{LockGuard, LockKey};
+use crate::pool::locks::{LockGuard, Mode, ObjectKey};
 use crate::pool::store::ObjectKind;
 use crate::pool::{OpenPool, VolumeEntry};
 use crate::volume::{
-    BackendState, Enforced, Labels, Limit, Limits, OnDelete, Owner, Policy, SCHEMA, Timestamp, Volume,
+    BackendState, Enforced, Labels, Limit, Limits, Name, OnDelete, Owner, Policy, SCHEMA, Timestamp, Volume,
     VolumeId,
 };
 
@@ -19,14 +19,10 @@ use crate::volume::{
 pub(super) struct LockedVolume {
     pub(super) pool: Arc<OpenPool>,
     pub(super) id: VolumeId,
-    _guard: LockGuard,
+    _guard: LockGuard<ObjectKey>,
 }
 
 impl LockedVolume {
-    pub(super) fn new(pool: Arc<OpenPool>, id: &VolumeId, guard: LockGuard) -> Self {
-        Self { pool, id: id.clone(), _guard: guard }
-    }
-
     /// Reads the record, or makes one for an unmanaged volume, and updates the index with the result. `None` if the volume
     /// does not exist.
     pub(super) fn load(&self) -> Result<Option<Volume>> {
@@ -54,16 +50,15 @@ impl LockedVolume {
 }
 
 impl Engine {
-    /// Locks a volume, existing or not, and opens its pool.
+    /// Opens the pool of a volume, existing or not, and locks the volume.
     pub(super) fn lock_volume(&self, id: &VolumeId) -> Result<LockedVolume> {
-        let guard = self.locks.lock(LockKey::Volume(id.name.clone()))?;
-        Ok(LockedVolume::new(self.pool(&id.pool)?, id, guard))
+        self.lock_volume_in(&self.pool(&id.pool)?, id)
     }
 
     /// Like [`Engine::lock_volume`], in a pool that is open already.
     pub(super) fn lock_volume_in(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<LockedVolume> {
-        let guard = self.locks.lock(LockKey::Volume(id.name.clone()))?;
-        Ok(LockedVolume::new(Arc::clone(pool), id, guard))
+        let guard = pool.store.locks().lock(ObjectKey::Object(ObjectKind::Volumes, id.name.clone()))?;
+        Ok(LockedVolume { pool: Arc::clone(pool), id: id.clone(), _guard: guard })
     }
 
     /// Reads the record without the volume's lock. The index is updated only if the lock is free: otherwise its holder
@@ -71,10 +66,11 @@ impl Engine {
     pub(super) fn peek(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<Option<Volume>> {
         let found = read(pool, id);
         let entry = found.as_ref().ok().map(|found| found.as_ref().map(VolumeEntry::from));
-        if entry.is_some_and(|entry| pool.index().volumes().get(&id.name) == entry.as_ref()) {
+        if entry.is_some_and(|entry| pool.cached_index().volumes().get(&id.name) == entry.as_ref()) {
             return found;
         }
-        match self.locks.try_lock(LockKey::Volume(id.name.clone())) {
+        let key = ObjectKey::Object(ObjectKind::Volumes, id.name.clone());
+        match pool.store.locks().try_lock(key, Mode::Exclusive)? {
             Some(_guard) => load_locked(pool, id),
             None => found,
         }
@@ -90,7 +86,7 @@ impl Engine {
 /// record that cannot be read say nothing about the volume.
 pub(super) fn load_locked(pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
     let found = read(pool, id);
-    let mut index = pool.index();
+    let mut index = pool.cached_index();
     match &found {
         Ok(Some(volume)) => index.put_volume(id.name.clone(), VolumeEntry::from(volume)),
         Ok(None) => index.remove_volume(&id.name),
@@ -99,6 +95,53 @@ pub(super) fn load_locked(pool: &OpenPool, id: &VolumeId) -> Result<Option<Volum
     }
     drop(index);
     found
+}
+
+/// The locks that a copy holds until it ends, so that other processes neither create the same object nor delete the source.
+#[derive(Debug)]
+pub(super) struct CopyLocks {
+    _to: LockGuard<ObjectKey>,
+    _source: LockGuard<ObjectKey>,
+}
+
+impl CopyLocks {
+    /// Locks the object that a copy creates, whose own lock the caller holds, and its source.
+    ///
+    /// # Errors
+    /// `Busy` when another process creates the object or deletes the source.
+    pub(super) fn acquire(
+        pool: &OpenPool,
+        (kind, id): (ObjectKind, &VolumeId),
+        source_pool: &OpenPool,
+        (source_kind, source): (ObjectKind, &VolumeId),
+    ) -> Result<Self> {
+        let to = ObjectKey::CopyTo(kind, id.name.clone());
+        let to = pool.store.locks().try_lock(to, Mode::Exclusive)?;
+        let data = ObjectKey::Data(source_kind, source.name.clone());
+        let data = source_pool.store.locks().try_lock(data, Mode::Shared)?;
+        let busy = |text: String| Error::new(Kind::Busy, text);
+        Ok(Self {
+            _to: to.ok_or_else(|| being_copied(kind, &id.name))?,
+            _source: data.ok_or_else(|| busy(format!("{source_kind} {source} is being deleted")))?,
+        })
+    }
+}
+
+fn being_copied(kind: ObjectKind, name: &Name) -> Error {
+    let text = format!("{kind} {name} is being created by a copy in another process: retry later");
+    Error::new(Kind::Busy, text)
+}
+
+/// Refuses to create or delete an object that a copy of another process is creating. The caller holds the object's lock,
+/// so no copy starts meanwhile, and knows that this process has none.
+///
+/// # Errors
+/// `Busy` while the copy runs.
+pub(super) fn ensure_not_copied(pool: &OpenPool, kind: ObjectKind, name: &Name) -> Result<()> {
+    match pool.store.locks().try_lock(ObjectKey::CopyTo(kind, name.clone()), Mode::Exclusive)? {
+        Some(_) => Ok(()),
+        None => Err(being_copied(kind, name)),
+    }
 }
 
 /// Refuses a hard limit in a pool that cannot enforce any.

@@ -1,16 +1,27 @@
 //! Publishing volumes at paths. The mount table is the truth about what is published.
 
+use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Engine;
 use super::request::{Publish, Sharing};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::{self, MountInfo};
-use crate::pool::locks::{LockGuard, LockKey};
+use crate::pool::locks::LockGuard;
 use crate::pool::store::ObjectKind;
 use crate::pool::{OpenPool, Pool};
 use crate::volume::{DATA, Name, SizeRange, Volume, VolumeId, shorten};
+
+/// A path that volumes are published at.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Target(PathBuf);
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "target {}", self.0.display())
+    }
+}
 
 impl Engine {
     /// Mounts a volume at a path. Does nothing if it is mounted there with the same flags.
@@ -37,8 +48,8 @@ impl Engine {
             .context(|| format!("publish volume {} at {}", request.id, request.target.display()))
     }
 
-    fn lock_target(&self, target: &Path) -> Result<LockGuard> {
-        self.locks.lock(LockKey::Target(target.to_owned()))
+    fn lock_target(&self, target: &Path) -> Result<LockGuard<Target>> {
+        self.targets.lock(Target(target.to_owned()))
     }
 
     /// Unmounts a volume from a path and removes the directory there. Deletes the volume if it was created for one pod.
@@ -50,10 +61,9 @@ impl Engine {
     pub fn unpublish(&self, id: &str, target: &Path) -> Result<()> {
         let parsed: Option<VolumeId> = id.parse().ok();
         let name = parsed.as_ref().map_or_else(|| Name::of(id), |id| id.name.clone());
-        let volume_lock = self.locks.lock(LockKey::Volume(name.clone()))?;
         let target_lock = self.lock_target(target)?;
         let was_there = unmount_and_remove(&name, target).context(|| format!("unpublish volume {name}"))?;
-        drop((volume_lock, target_lock));
+        drop(target_lock);
         match parsed {
             Some(id) => self.delete_if_ephemeral(&id),
             None => match self.find_ephemeral(id)? {
@@ -80,11 +90,11 @@ impl Engine {
         }
     }
 
-    /// Whether the index has the volume as one that is not deleted with its pod. Does no I/O.
+    /// Whether the index has the volume as one that is not deleted with its pod.
     fn is_known_persistent(&self, id: &VolumeId) -> bool {
         let pool = self.pools.iter().find(|pool| pool.settings().name == id.pool).and_then(Pool::loaded);
         pool.is_some_and(|pool| {
-            let index = pool.index();
+            let Ok(index) = pool.index() else { return false };
             index.volumes().get(&id.name).is_some_and(|entry| !entry.ephemeral && entry.damage.is_none())
         })
     }

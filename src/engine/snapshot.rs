@@ -3,14 +3,16 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use super::Engine;
+use super::claims::NameClaim;
 use super::create::{copy, reopen};
 use super::jobs::{Job, JobKey};
 use super::list::collect;
+use super::locked::{CopyLocks, ensure_not_copied};
 use super::request::{CreateSnapshot, Page, SnapshotFilter};
+use super::{Engine, lock_data};
 use crate::backend::CopySpec;
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::pool::locks::LockKey;
+use crate::pool::locks::{LockGuard, Mode, ObjectKey};
 use crate::pool::store::ObjectKind;
 use crate::pool::trash::Retention;
 use crate::pool::{Index, OpenPool, Pool, SnapshotEntry};
@@ -23,17 +25,17 @@ impl Engine {
     /// # Errors
     /// `NotFound` for the volume; `Conflict` when another volume's snapshot has this name; `NoSpace`.
     pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<Snapshot> {
-        let name = Name::of(&request.name);
-        let _guard = self.locks.lock(LockKey::Snapshot(name.clone()))?;
-        if let Some(found) = self.find_snapshot(&name, request)? {
+        let pool = self.pool(&request.source_volume.pool)?;
+        let id = VolumeId { pool: request.source_volume.pool.clone(), name: Name::of(&request.name) };
+        let claim = self.claims.claim(ObjectKind::Snapshots, &id)?;
+        let _guard = lock_snapshot(&pool, &id)?;
+        if let Some(found) = self.find_snapshot(&id.name, request)? {
             return Ok(found);
         }
-        let pool = self.pool(&request.source_volume.pool)?;
-        let id = VolumeId { pool: request.source_volume.pool.clone(), name };
         let key = JobKey::Snapshot(id.clone());
         let job = match self.jobs.find(&key) {
             Some(job) => job,
-            None => self.start_snapshot(&pool, &id, request)?,
+            None => self.start_snapshot(&pool, &id, request, claim)?,
         };
         match self.jobs.join(&key, &job, self.tuning.copy_wait) {
             Some(Ok(())) => self.require_snapshot(&pool, &id),
@@ -47,10 +49,12 @@ impl Engine {
         pool: &Arc<OpenPool>,
         id: &VolumeId,
         request: &CreateSnapshot,
+        claim: NameClaim,
     ) -> Result<Arc<Job>> {
-        // Held until the job is registered, so that a delete of the volume finds the job.
-        let locked = self.lock_volume_in(pool, &request.source_volume)?;
-        let volume = locked.require()?;
+        // Lock before the volume is looked up: it cannot be deleted afterwards.
+        let source = (ObjectKind::Volumes, &request.source_volume);
+        let locks = CopyLocks::acquire(pool, (ObjectKind::Snapshots, id), pool, source)?;
+        let volume = self.require_without_lock(pool, &request.source_volume)?;
         let data = pool.store.data(ObjectKind::Volumes, &volume.id.name)?;
         let data =
             data.ok_or_else(|| Error::new(Kind::Internal, format!("volume {} has no data", volume.id)))?;
@@ -71,15 +75,13 @@ impl Engine {
         };
         let pool_of_job = Arc::clone(pool);
         self.start_job(pool, JobKey::Snapshot(id.clone()), Source::Volume(volume.id), move |job| {
+            let _held = (claim, locks);
             let draft = pool_of_job.store.draft()?;
             snapshot.backend = pool_of_job.backend.allot()?;
             let spec = CopySpec { state: snapshot.backend.clone(), ..CopySpec::default() };
             let stats = copy(&pool_of_job, data.as_fd(), &draft, &spec, job)?;
             (snapshot.entries, snapshot.bytes) = (stats.entries, stats.bytes);
-            draft.commit(ObjectKind::Snapshots, &snapshot.id.name, &snapshot)?;
-            let entry = SnapshotEntry::from(&snapshot);
-            pool_of_job.index().put_snapshot(snapshot.id.name, entry);
-            Ok(())
+            pool_of_job.commit_snapshot(draft, &snapshot)
         })
     }
 
@@ -123,18 +125,21 @@ impl Engine {
     /// Reads the record of a snapshot. Updates the index if no other call works on the snapshot.
     fn peek_snapshot(&self, pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
         let found = read(pool, id);
-        if entry_of(&found).is_none_or(|entry| pool.index().snapshots().get(&id.name) == entry.as_ref()) {
+        if entry_of(&found)
+            .is_none_or(|entry| pool.cached_index().snapshots().get(&id.name) == entry.as_ref())
+        {
             return found;
         }
-        let Some(_guard) = self.locks.try_lock(LockKey::Snapshot(id.name.clone())) else { return found };
+        let key = ObjectKey::Object(ObjectKind::Snapshots, id.name.clone());
+        let Some(_guard) = pool.store.locks().try_lock(key, Mode::Exclusive)? else { return found };
         // A job commits its snapshot without the lock, and updates the index itself.
         if self.jobs.find(&JobKey::Snapshot(id.clone())).is_some() {
             return found;
         }
         let found = read(pool, id);
         match entry_of(&found) {
-            Some(Some(entry)) => pool.index().put_snapshot(id.name.clone(), entry),
-            Some(None) => pool.index().remove_snapshot(&id.name),
+            Some(Some(entry)) => pool.cached_index().put_snapshot(id.name.clone(), entry),
+            Some(None) => pool.cached_index().remove_snapshot(&id.name),
             None => {}
         }
         found
@@ -146,11 +151,12 @@ impl Engine {
     /// `Busy` while a volume is being restored from it; `Unavailable` if its pool is.
     pub fn delete_snapshot(&self, id: &VolumeId) -> Result<()> {
         self.check_pool_is_configured(id)?;
-        let _guard = self.locks.lock(LockKey::Snapshot(id.name.clone()))?;
-        self.jobs.cancel(&JobKey::Snapshot(id.clone()), self.tuning.lock_wait)?;
         let pool = self.pool(&id.pool)?;
+        let _guard = lock_snapshot(&pool, id)?;
+        self.jobs.cancel(&JobKey::Snapshot(id.clone()), self.tuning.lock_wait)?;
+        ensure_not_copied(&pool, ObjectKind::Snapshots, &id.name)?;
         if read(&pool, id)?.is_none() {
-            pool.index().remove_snapshot(&id.name);
+            pool.cached_index().remove_snapshot(&id.name);
             return Ok(());
         }
         if self.jobs.reader_of(&Source::Snapshot(id.clone())).is_some() {
@@ -159,9 +165,9 @@ impl Engine {
             return Err(Error::new(Kind::Busy, text));
         }
         let now = Retention::Until(Timestamp::now().as_second());
-        let entry = pool.store.discard(ObjectKind::Snapshots, &id.name, now);
+        let _data = lock_data(&pool, ObjectKind::Snapshots, id)?;
+        let entry = pool.discard(ObjectKind::Snapshots, &id.name, now);
         let entry = entry.context(|| format!("delete snapshot {id}"))?;
-        pool.index().remove_snapshot(&id.name);
         self.reaper.add(&pool, [entry]);
         Ok(())
     }
@@ -186,7 +192,7 @@ impl Engine {
                     (SnapshotEntry::Of(volume), Some(of)) => volume == of,
                 };
             wanted.then_some(id)
-        });
+        })?;
         let mut items = Vec::with_capacity(page.items.len());
         for id in &page.items {
             let found = self.pool(&id.pool).and_then(|pool| self.peek_snapshot(&pool, id));
@@ -200,6 +206,11 @@ impl Engine {
         }
         Ok(Page { items, next: page.next })
     }
+}
+
+/// Locks a snapshot, existing or not.
+fn lock_snapshot(pool: &OpenPool, id: &VolumeId) -> Result<LockGuard<ObjectKey>> {
+    pool.store.locks().lock(ObjectKey::Object(ObjectKind::Snapshots, id.name.clone()))
 }
 
 /// Reads the record of a snapshot. The id is that of the directory, as for volumes.

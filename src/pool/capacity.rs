@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustix::fs;
 
-use super::{OpenPool, VolumeEntry};
+use super::{Index, OpenPool, VolumeEntry};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::Name;
 
@@ -35,20 +35,27 @@ impl Reservation {
         &self.pool
     }
 
+    /// The number of bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Turns the reservation into the size of a volume's entry, in one step: counting the bytes twice, even briefly,
     /// would make a pool look full to another call.
-    pub fn commit(mut self, name: Name, entry: VolumeEntry) {
+    pub(super) fn commit(mut self, index: &mut Index, name: &Name, entry: VolumeEntry) {
         let bytes = std::mem::take(&mut self.bytes);
-        let mut index = self.pool.index();
-        index.provisioned = index.provisioned.saturating_sub(bytes.into());
-        index.put_volume(name, entry);
+        index.reserved = index.reserved.saturating_sub(bytes.into());
+        index.put_volume(name.clone(), entry);
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut index = self.pool.index();
-        index.provisioned = index.provisioned.saturating_sub(self.bytes.into());
+        // `commit` is called with the index locked.
+        if self.bytes > 0 {
+            let mut index = self.pool.cached_index();
+            index.reserved = index.reserved.saturating_sub(self.bytes.into());
+        }
     }
 }
 
@@ -71,9 +78,9 @@ impl OpenPool {
     ///
     /// # Errors
     /// The error of the failed system call.
-    pub fn allocatable(&self) -> Result<u64> {
+    pub fn allocatable(self: &Arc<Self>) -> Result<u64> {
         let stats = self.fs_stats()?;
-        let provisioned = self.index().provisioned();
+        let provisioned = self.index()?.provisioned();
         Ok(allocatable(stats, provisioned, self.settings.overcommit_percent, self.settings.reserve))
     }
 
@@ -83,7 +90,7 @@ impl OpenPool {
     /// `NoSpace` when the pool cannot provision them.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation> {
         let stats = self.fs_stats()?;
-        let mut index = self.index();
+        let mut index = self.index()?;
         let provisioned = index.provisioned();
         let left = allocatable(stats, provisioned, self.settings.overcommit_percent, self.settings.reserve);
         if bytes > left {
@@ -98,15 +105,38 @@ impl OpenPool {
             );
             return Err(Error::new(Kind::NoSpace, text));
         }
-        index.provisioned = index.provisioned.saturating_add(bytes.into());
+        index.reserved = index.reserved.saturating_add(bytes.into());
         drop(index);
         Ok(Reservation { pool: Arc::clone(self), bytes })
     }
+
+    /// Checks that the volumes of all processes, and the reservations of this one, do not exceed what the pool may
+    /// provision. Free space was checked when the bytes were reserved; a copy has taken some of it since.
+    ///
+    /// # Errors
+    /// `NoSpace` when they do.
+    pub(super) fn check_sum(&self) -> Result<()> {
+        let limit = provisionable(self.fs_stats()?, self.settings.overcommit_percent);
+        let provisioned = self.cached_index().provisioned();
+        if provisioned.saturating_add(self.settings.reserve) <= limit {
+            return Ok(());
+        }
+        let text = format!(
+            "pool {} is full: another process has provisioned the space meanwhile ({limit} bytes may be provisioned)",
+            self.settings.name
+        );
+        Err(Error::new(Kind::NoSpace, text))
+    }
+}
+
+/// The sum of sizes that may be provisioned, including the reserve.
+fn provisionable(stats: FsStats, overcommit_percent: u32) -> u64 {
+    let limit = u128::from(stats.total) * u128::from(overcommit_percent) / 100;
+    u64::try_from(limit).unwrap_or(u64::MAX)
 }
 
 fn allocatable(stats: FsStats, provisioned: u64, overcommit_percent: u32, reserve: u64) -> u64 {
-    let limit = u128::from(stats.total) * u128::from(overcommit_percent) / 100;
-    let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+    let limit = provisionable(stats, overcommit_percent);
     stats.free.min(limit.saturating_sub(provisioned)).saturating_sub(reserve)
 }
 

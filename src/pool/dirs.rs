@@ -31,7 +31,17 @@ pub(super) fn open_inside<P: Arg + Copy>(
     path: P,
     flags: OFlags,
 ) -> rustix::io::Result<OwnedFd> {
-    let open = || fs::openat2(&dir, path, flags, Mode::empty(), INSIDE);
+    open_file_inside(dir, path, flags, Mode::empty())
+}
+
+/// Like [`open_inside`]; a file that is created gets this mode.
+pub(super) fn open_file_inside<P: Arg + Copy>(
+    dir: impl AsFd,
+    path: P,
+    flags: OFlags,
+    mode: Mode,
+) -> rustix::io::Result<OwnedFd> {
+    let open = || fs::openat2(&dir, path, flags, mode, INSIDE);
     let mut opened = open();
     for _ in 0..64 {
         match opened {

@@ -1,11 +1,11 @@
-//! The index of a pool in memory: enough for listings and capacity. It is read from the pool at each opening and never
-//! written.
+//! The index of a pool in memory: enough for listings and capacity. It is never written;
+//! [`cache`](super::cache) keeps it up to date.
 
 use std::collections::BTreeMap;
 use std::thread;
 
 use super::store::{ObjectKind, Store};
-use crate::error::{Context as _, Error, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{Name, Snapshot, Source, Volume, VolumeId};
 
 /// A volume in the index. Small, since a pool may have a hundred thousand.
@@ -48,26 +48,66 @@ impl From<&Snapshot> for SnapshotEntry {
 pub struct Index {
     volumes: BTreeMap<Name, VolumeEntry>,
     snapshots: BTreeMap<Name, SnapshotEntry>,
-    /// Sum of the volumes' sizes and of all reservations, in bytes. `u128`, so that sums of
-    /// the largest sizes do not overflow.
-    pub(super) provisioned: u128,
+    /// Sum of the volumes' sizes in bytes. `u128`, so that sums of the largest sizes do not overflow.
+    provisioned: u128,
+    /// Sum of all reservations of this process.
+    pub(super) reserved: u128,
 }
 
 impl Index {
-    /// Reads every record of a pool. A damaged record affects its own entry only.
+    /// Reads every record of a pool. A record that cannot be read affects its own entry only.
     pub(super) fn read(store: &Store) -> Result<Self> {
         let mut index = Self::default();
         for (name, entry) in read_volumes(store)? {
             index.put_volume(name, entry);
         }
         for name in store.names(ObjectKind::Snapshots)? {
-            match store.snapshot(&name) {
-                Ok(Some(snapshot)) => index.put_snapshot(name, SnapshotEntry::from(&snapshot)),
-                Ok(None) => {}
-                Err(error) => index.put_snapshot(name, SnapshotEntry::Damaged(error.chain().into())),
-            }
+            let entry = read_snapshot(store, &name)
+                .unwrap_or_else(|error| Some(SnapshotEntry::Damaged(error.chain().into())));
+            index.update_snapshot(name, entry);
         }
         Ok(index)
+    }
+
+    /// Takes over the entries of an index that was just read.
+    pub(super) fn replace(&mut self, read: Self) {
+        let old = std::mem::replace(self, Self { reserved: self.reserved, ..Self::default() });
+        self.snapshots = read.snapshots;
+        for (name, mut entry) in read.volumes {
+            if let (Some(_), Some(old)) = (&entry.damage, old.volumes.get(&name)) {
+                entry.size = old.size;
+            }
+            self.put_volume(name, entry);
+        }
+    }
+
+    /// Adds, replaces or removes a volume whose record was just read. The last known size of a damaged one stays
+    /// provisioned.
+    pub(super) fn update_volume(&mut self, name: Name, read: Option<VolumeEntry>) {
+        match read {
+            None => self.remove_volume(&name),
+            Some(entry) => {
+                let known =
+                    self.volumes.get(&name).filter(|_| entry.damage.is_some()).map(|known| known.size);
+                self.put_volume(name, VolumeEntry { size: known.unwrap_or(entry.size), ..entry });
+            }
+        }
+    }
+
+    /// Adds, replaces or removes a snapshot whose record was just read.
+    pub(super) fn update_snapshot(&mut self, name: Name, read: Option<SnapshotEntry>) {
+        match read {
+            None => self.remove_snapshot(&name),
+            Some(entry) => self.put_snapshot(name, entry),
+        }
+    }
+
+    /// Removes an object.
+    pub(super) fn remove(&mut self, kind: ObjectKind, name: &Name) {
+        match kind {
+            ObjectKind::Volumes => self.remove_volume(name),
+            ObjectKind::Snapshots => self.remove_snapshot(name),
+        }
     }
 
     /// Adds or replaces a volume and its provisioned size.
@@ -122,10 +162,10 @@ impl Index {
         self.volumes.values().filter(|entry| entry.damage.is_some()).count() + snapshots.count()
     }
 
-    /// Bytes provisioned.
+    /// Bytes provisioned, and reserved by this process.
     #[must_use]
     pub fn provisioned(&self) -> u64 {
-        u64::try_from(self.provisioned).unwrap_or(u64::MAX)
+        u64::try_from(self.provisioned + self.reserved).unwrap_or(u64::MAX)
     }
 }
 
@@ -153,19 +193,37 @@ fn damaged(error: &Error) -> VolumeEntry {
 
 /// Reads the entries of these volumes. A directory with neither record nor data has none.
 fn read_entries(store: &Store, names: &[Name]) -> Vec<(Name, VolumeEntry)> {
-    let entries = names.iter().filter_map(|name| Some((name.clone(), read_entry(store, name)?)));
-    entries.collect()
+    let read = |name| read_volume(store, name).unwrap_or_else(|error| Some(damaged(&error)));
+    names.iter().filter_map(|name| Some((name.clone(), read(name)?))).collect()
 }
 
-fn read_entry(store: &Store, name: &Name) -> Option<VolumeEntry> {
+/// Reads the entry of a volume; `None` if there is no such volume.
+///
+/// # Errors
+/// The error of a failed system call, which says nothing about the volume.
+pub(super) fn read_volume(store: &Store, name: &Name) -> Result<Option<VolumeEntry>> {
     match store.volume(name) {
-        Ok(Some(volume)) => Some(VolumeEntry::from(&volume)),
+        Ok(Some(volume)) => Ok(Some(VolumeEntry::from(&volume))),
         // A directory without a record is an unmanaged volume if it has data.
-        Ok(None) => match store.data(ObjectKind::Volumes, name) {
-            Ok(Some(_)) => Some(VolumeEntry { size: 0, source: None, ephemeral: false, damage: None }),
-            Ok(None) => None,
-            Err(error) => Some(damaged(&error)),
-        },
-        Err(error) => Some(damaged(&error)),
+        Ok(None) => {
+            let data = store.data(ObjectKind::Volumes, name)?;
+            Ok(data.map(|_| VolumeEntry { size: 0, source: None, ephemeral: false, damage: None }))
+        }
+        Err(error) if error.kind() == Kind::Unreadable => Ok(Some(damaged(&error))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads the entry of a snapshot; `None` if there is no such snapshot.
+///
+/// # Errors
+/// Same as [`read_volume`].
+pub(super) fn read_snapshot(store: &Store, name: &Name) -> Result<Option<SnapshotEntry>> {
+    match store.snapshot(name) {
+        Ok(found) => Ok(found.as_ref().map(SnapshotEntry::from)),
+        Err(error) if error.kind() == Kind::Unreadable => {
+            Ok(Some(SnapshotEntry::Damaged(error.chain().into())))
+        }
+        Err(error) => Err(error),
     }
 }

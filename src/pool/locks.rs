@@ -1,155 +1,345 @@
-//! Locks of volumes, snapshots and targets within this process.
+//! Locks of volumes, snapshots, drafts and trash, which exclude the other calls of this process and all other processes
+//! that use the pool; and in-process locks of targets.
 //!
-//! The task that does the work holds the guard, so a caller that disconnects does not release it early.
+//! A key is locked in this process first, then in the kernel, as one byte of one of the pool's [lock files](super::lock_files).
+//! The kernel drops the locks of a process that ends. The task that does the work holds the guard, so a caller that
+//! disconnects does not release it early.
+//!
+//! Order: the object, the source of its copy, the commit. Every wait ends.
 
-use std::collections::HashSet;
-use std::fmt;
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::fmt::{self, Debug, Display};
+use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use super::lock_files::LockFiles;
+use super::store::ObjectKind;
 use crate::error::{Error, Kind, Result};
 use crate::volume::Name;
 
-/// The object that a lock protects.
+/// The first and the longest pause between two attempts to get a lock that another process holds.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
+
+/// What a lock in a pool protects.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum LockKey {
-    /// The volume of this name, in any pool: a name is unique across the pools of a process.
-    Volume(Name),
-    /// The snapshot of this name, in any pool.
-    Snapshot(Name),
-    /// A path that volumes are published at.
-    Target(PathBuf),
+pub enum ObjectKey {
+    /// An object, while a call changes or publishes it. Held for that call only.
+    Object(ObjectKind, Name),
+    /// The name of an object that a copy creates, until the copy ends.
+    CopyTo(ObjectKind, Name),
+    /// The data of an object: shared by the copies that read it, exclusive while it is deleted.
+    Data(ObjectKind, Name),
+    /// An entry of `work/`, or a new record, while its creator is at work.
+    Draft(String),
+    /// An entry of `trash/`, while it is removed.
+    Trash(String),
+    /// The pool's sum of provisioned sizes, from its check to the rename that changes it.
+    Commit,
 }
 
-impl fmt::Display for LockKey {
+impl Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Volume(name) => write!(f, "volume {name}"),
-            Self::Snapshot(name) => write!(f, "snapshot {name}"),
-            Self::Target(path) => write!(f, "target {}", path.display()),
+            Self::Object(kind, name) => write!(f, "{kind} {name}"),
+            Self::CopyTo(kind, name) => write!(f, "the copy to {kind} {name}"),
+            Self::Data(kind, name) => write!(f, "the data of {kind} {name}"),
+            Self::Draft(nonce) => write!(f, "draft {nonce}"),
+            Self::Trash(entry) => write!(f, "trash {entry}"),
+            Self::Commit => f.write_str("commit"),
         }
     }
 }
 
-/// The locks of this process.
-#[derive(Debug, Clone)]
-pub struct LockTable {
-    inner: Arc<Inner>,
+/// Whether others may hold a lock at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// With others in this mode.
+    Shared,
+    /// Alone.
+    Exclusive,
+}
+
+/// A table of locks.
+#[derive(Debug)]
+pub struct LockTable<K: Eq + Hash> {
+    inner: Arc<Inner<K>>,
     wait: Duration,
 }
 
-#[derive(Debug, Default)]
-struct Inner {
-    state: Mutex<State>,
+#[derive(Debug)]
+struct Inner<K: Eq + Hash> {
+    state: Mutex<State<K>>,
     released: Condvar,
+    /// The locks of the kernel; `None` if the keys concern this process only.
+    files: Option<LockFiles>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    held: HashSet<LockKey>,
+#[derive(Debug)]
+struct State<K: Eq + Hash> {
+    held: HashMap<K, Holders>,
     /// Number of waiting callers. Without any, a release needs no wake-up, which would be a system call.
     waiting: usize,
 }
 
-impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// The holders of a key in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holders {
+    /// One, which holds it exclusively or is about to change the lock of the kernel.
+    One,
+    /// A number of holders that share it.
+    Shared(usize),
 }
 
 /// A held lock, released on drop.
 #[derive(Debug)]
-pub struct LockGuard {
-    inner: Arc<Inner>,
-    key: LockKey,
+pub struct LockGuard<K: Eq + Hash + Display> {
+    inner: Arc<Inner<K>>,
+    key: K,
+    /// Whether the kernel's lock is held, too.
+    in_kernel: bool,
 }
 
-impl LockTable {
-    /// Creates a table whose callers wait at most `wait` for a lock.
+impl<K: Eq + Hash> Clone for LockTable<K> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), wait: self.wait }
+    }
+}
+
+impl<K: Clone + Eq + Hash + Display> LockTable<K> {
+    /// Creates a table for this process. Its callers wait at most `wait` for a lock.
     #[must_use]
     pub fn new(wait: Duration) -> Self {
-        Self { inner: Arc::default(), wait }
+        Self::with_files(None, wait)
     }
 
-    /// Acquires the lock if it is free.
-    #[must_use]
-    pub fn try_lock(&self, key: LockKey) -> Option<LockGuard> {
-        self.inner.state().held.insert(key.clone()).then(|| self.guard(key))
+    pub(super) fn with_files(files: Option<LockFiles>, wait: Duration) -> Self {
+        let state = Mutex::new(State { held: HashMap::new(), waiting: 0 });
+        Self { inner: Arc::new(Inner { state, released: Condvar::new(), files }), wait }
     }
 
-    /// Acquires the lock, waiting for another call to release it.
+    /// Acquires an exclusive lock, waiting for its holder.
     ///
     /// # Errors
-    /// `Busy` when another call still holds it at the end of the wait.
-    pub fn lock(&self, key: LockKey) -> Result<LockGuard> {
+    /// `Busy` when it is still held at the end of the wait; otherwise the error of the failed system call.
+    pub fn lock(&self, key: K) -> Result<LockGuard<K>> {
         let deadline = Instant::now() + self.wait;
+        let text = key.to_string();
+        let busy = |by: &str| Error::new(Kind::Busy, format!("another {by} holds {text}: retry later"));
+        self.acquire(key, Mode::Exclusive, deadline)?.map_err(|holder| busy(holder.noun()))
+    }
+
+    /// Acquires a lock if no other holder excludes it; `None` otherwise.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn try_lock(&self, key: K, mode: Mode) -> Result<Option<LockGuard<K>>> {
+        Ok(self.acquire(key, mode, Instant::now())?.ok())
+    }
+
+    fn acquire(
+        &self,
+        key: K,
+        mode: Mode,
+        deadline: Instant,
+    ) -> Result<std::result::Result<LockGuard<K>, Holder>> {
         let mut state = self.inner.state();
-        while state.held.contains(&key) {
+        loop {
+            match state.held.get_mut(&key) {
+                None => break,
+                Some(Holders::Shared(count)) if mode == Mode::Shared => {
+                    *count += 1;
+                    drop(state);
+                    return Ok(Ok(self.guard(key, true)));
+                }
+                Some(_) => {}
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let text = format!("another call for {key} is still running: retry later");
-                return Err(Error::new(Kind::Busy, text));
+                return Ok(Err(Holder::Call));
             }
             state.waiting += 1;
             state = self.inner.released.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.waiting -= 1;
         }
-        state.held.insert(key.clone());
+        state.held.insert(key.clone(), Holders::One);
         drop(state);
-        Ok(self.guard(key))
+        let mut guard = self.guard(key, false);
+        guard.in_kernel = self.inner.lock_in_kernel(&guard.key, mode, deadline)?;
+        if !guard.in_kernel {
+            return Ok(Err(Holder::Process));
+        }
+        if mode == Mode::Shared {
+            self.inner.update(|held| held.insert(guard.key.clone(), Holders::Shared(1)));
+        }
+        Ok(Ok(guard))
     }
 
-    fn guard(&self, key: LockKey) -> LockGuard {
-        LockGuard { inner: Arc::clone(&self.inner), key }
+    fn guard(&self, key: K, in_kernel: bool) -> LockGuard<K> {
+        LockGuard { inner: Arc::clone(&self.inner), key, in_kernel }
     }
 }
 
-impl Drop for LockGuard {
-    fn drop(&mut self) {
-        let mut state = self.inner.state();
-        state.held.remove(&self.key);
+/// The holder that excludes a caller.
+#[derive(Debug, Clone, Copy)]
+enum Holder {
+    Call,
+    Process,
+}
+
+impl Holder {
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Call => "call",
+            Self::Process => "process",
+        }
+    }
+}
+
+impl<K: Eq + Hash> Inner<K> {
+    fn state(&self) -> MutexGuard<'_, State<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the table and wakes the waiting callers.
+    fn update<T>(&self, change: impl FnOnce(&mut HashMap<K, Holders>) -> T) {
+        let mut state = self.state();
+        change(&mut state.held);
         let waiting = state.waiting > 0;
         drop(state);
         if waiting {
-            self.inner.released.notify_all();
+            self.released.notify_all();
         }
+    }
+}
+
+impl<K: Eq + Hash + Display> Inner<K> {
+    /// Acquires the lock of the kernel; reports whether that happened in time. Never uses the call that waits, which has no
+    /// deadline.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the kernel does not report that another process released a lock"
+    )]
+    fn lock_in_kernel(&self, key: &K, mode: Mode, deadline: Instant) -> Result<bool> {
+        let Some(files) = &self.files else { return Ok(true) };
+        let (mut pause, longest) = RETRY_PAUSE;
+        while !files.try_lock(&key.to_string(), mode)? {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(longest);
+        }
+        Ok(true)
+    }
+
+    /// Takes one holder of a shared key away; reports whether it was the last holder. The last one keeps the key until
+    /// the kernel's lock is released.
+    fn is_last_holder(&self, key: &K) -> bool {
+        match self.state().held.get_mut(key) {
+            Some(Holders::Shared(count)) if *count > 1 => {
+                *count -= 1;
+                false
+            }
+            Some(holders) => {
+                *holders = Holders::One;
+                true
+            }
+            None => true,
+        }
+    }
+}
+
+impl<K: Eq + Hash + Display> Drop for LockGuard<K> {
+    fn drop(&mut self) {
+        if !self.inner.is_last_holder(&self.key) {
+            return;
+        }
+        if let Some(files) = self.inner.files.as_ref().filter(|_| self.in_kernel) {
+            files.unlock(&self.key.to_string());
+        }
+        self.inner.update(|held| held.remove(&self.key));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
-    fn volume(name: &str) -> LockKey {
-        LockKey::Volume(Name::of(name))
+    fn files(dir: &std::path::Path) -> LockFiles {
+        LockFiles::new(OwnedFd::from(std::fs::File::open(dir).unwrap())).unwrap()
+    }
+
+    /// Two tables on one directory, as in two processes: the kernel's locks belong to open file descriptions.
+    fn two(wait: Duration) -> (tempfile::TempDir, LockTable<ObjectKey>, LockTable<ObjectKey>) {
+        let dir = tempfile::tempdir().unwrap();
+        let table = || LockTable::with_files(Some(files(dir.path())), wait);
+        let (one, other) = (table(), table());
+        (dir, one, other)
+    }
+
+    fn volume(name: &str) -> ObjectKey {
+        ObjectKey::Object(ObjectKind::Volumes, Name::of(name))
     }
 
     #[test]
     fn a_second_call_waits_and_then_fails_as_busy() {
-        let locks = LockTable::new(Duration::from_millis(20));
-        let guard = locks.try_lock(volume("a")).unwrap();
-        assert!(locks.try_lock(volume("a")).is_none());
-        assert_eq!(locks.lock(volume("a")).unwrap_err().kind(), Kind::Busy);
-        locks.lock(volume("b")).unwrap();
+        let (_dir, one, other) = two(Duration::from_millis(20));
+        let guard = one.try_lock(volume("a"), Mode::Exclusive).unwrap().unwrap();
+        for table in [&one, &other] {
+            assert!(table.try_lock(volume("a"), Mode::Exclusive).unwrap().is_none());
+            assert!(table.try_lock(volume("a"), Mode::Shared).unwrap().is_none());
+            assert_eq!(table.lock(volume("a")).unwrap_err().kind(), Kind::Busy);
+            table.lock(volume("b")).unwrap();
+        }
         drop(guard);
-        locks.lock(volume("a")).unwrap();
+        other.lock(volume("a")).unwrap();
+        one.lock(volume("a")).unwrap();
+    }
+
+    #[test]
+    fn a_shared_lock_ends_with_its_last_holder() {
+        let (_dir, one, other) = two(Duration::from_millis(20));
+        let shared = |table: &LockTable<_>| table.try_lock(volume("a"), Mode::Shared).unwrap();
+        let exclusive = |table: &LockTable<_>| table.try_lock(volume("a"), Mode::Exclusive).unwrap();
+        let (first, second) = (shared(&one).unwrap(), shared(&one).unwrap());
+        let third = shared(&other).unwrap();
+        drop(first);
+        assert!(exclusive(&one).is_none() && exclusive(&other).is_none());
+        drop(third);
+        assert!(exclusive(&other).is_none(), "one still has a holder");
+        drop(second);
+        assert!(exclusive(&other).is_some() && exclusive(&one).is_some());
     }
 
     #[test]
     fn two_calls_never_hold_the_same_lock() {
-        let locks = LockTable::new(Duration::from_secs(20));
-        let inside = std::sync::atomic::AtomicU32::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
+        let (_dir, one, other) = two(Duration::from_secs(20));
+        let inside = AtomicU32::new(0);
+        thread::scope(|scope| {
+            for table in [&one, &other].repeat(4) {
+                let inside = &inside;
+                scope.spawn(move || {
                     for _ in 0..100 {
-                        let _guard = locks.lock(volume("a")).unwrap();
-                        assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
-                        inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                        let _guard = table.lock(volume("a")).unwrap();
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        inside.fetch_sub(1, Ordering::SeqCst);
                     }
                 });
             }
         });
+    }
+
+    #[test]
+    fn a_lock_without_files_excludes_the_calls_of_this_process() {
+        let table = LockTable::new(Duration::from_millis(1));
+        let guard = table.lock("a").unwrap();
+        assert_eq!(table.lock("a").unwrap_err().kind(), Kind::Busy);
+        drop(guard);
+        table.lock("a").unwrap();
     }
 }

@@ -3,25 +3,32 @@
 //! Everything is opened relative to a directory's descriptor, by names that [`crate::volume::Name`] has checked, never
 //! through a symbolic link or across a mount.
 
+mod change;
 mod draft;
 mod record;
 
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
 use super::dirs::{DIRECTORY, PRIVATE, for_each_entry, for_each_name, nonce, open_inside, open_or_create};
+use super::lock_files::LockFiles;
+use super::locks::{LockGuard, LockTable, Mode, ObjectKey};
 use super::trash::{Retention, Trash, TrashEntry};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{DATA, Name, Snapshot, Volume};
+pub use change::RecordChange;
+pub(super) use change::parse_new_record_name;
 pub use draft::Draft;
+use record::write_file;
 pub use record::{parse, read_file, replace_file};
-use record::{with_unknown_fields, write_bytes, write_file};
 
 /// The kinds of object in a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ObjectKind {
     /// Volumes, in `volumes/`.
     Volumes,
@@ -47,6 +54,15 @@ impl ObjectKind {
     }
 }
 
+impl fmt::Display for ObjectKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Volumes => "volume",
+            Self::Snapshots => "snapshot",
+        })
+    }
+}
+
 /// The open directories of one pool.
 #[derive(Debug)]
 pub struct Store {
@@ -55,30 +71,30 @@ pub struct Store {
     snapshots: OwnedFd,
     work: OwnedFd,
     trash: Trash,
+    locks: LockTable<ObjectKey>,
 }
 
 impl Store {
-    /// Opens the directories of a pool, creates the missing ones, and locks the pool for this process.
+    /// Opens the directories of a pool, and creates the missing ones. Other processes may do the same, unless one of them
+    /// has the pool for itself.
     ///
     /// # Errors
-    /// `Unavailable` when another process holds the pool; otherwise the error of the failed system call.
-    pub fn open_and_lock(root: OwnedFd) -> Result<Self> {
+    /// `Unavailable` when another process has the pool for itself, or when this one wants that and others use the pool;
+    /// otherwise the error of the failed system call.
+    pub fn open(root: OwnedFd, exclusive: bool, lock_wait: Duration) -> Result<Self> {
         let directory = |name: &str| open_or_create(root.as_fd(), name);
+        let locks = directory("locks")?;
+        lock_pool(&locks, exclusive)?;
         let store = Self {
             volumes: directory("volumes")?,
             snapshots: directory("snapshots")?,
             work: directory("work")?,
             trash: Trash::new(directory("trash")?),
+            locks: LockTable::with_files(Some(LockFiles::new(locks)?), lock_wait),
             root,
         };
         fs::fsync(&store.root).context(|| "sync the pool's directory")?;
-        match fs::flock(&store.work, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => Err(Error::new(
-                Kind::Unavailable,
-                "another orlop process serves this pool: stop it, or let this process serve another pool",
-            )),
-            result => result.context(|| "lock work/").map(|()| store),
-        }
+        Ok(store)
     }
 
     /// The pool's own directory.
@@ -93,7 +109,13 @@ impl Store {
         &self.trash
     }
 
-    fn directory(&self, kind: ObjectKind) -> BorrowedFd<'_> {
+    /// The locks of the pool's objects.
+    #[must_use]
+    pub fn locks(&self) -> &LockTable<ObjectKey> {
+        &self.locks
+    }
+
+    pub(super) fn directory(&self, kind: ObjectKind) -> BorrowedFd<'_> {
         match kind {
             ObjectKind::Volumes => self.volumes.as_fd(),
             ObjectKind::Snapshots => self.snapshots.as_fd(),
@@ -156,16 +178,18 @@ impl Store {
         Ok(names)
     }
 
-    /// Creates an empty directory in `work/` for a new object.
+    /// Creates an empty directory in `work/` for a new object. Its name is locked first, so that no other process takes it
+    /// for an abandoned one.
     ///
     /// # Errors
     /// The error of the failed system call.
     pub fn draft(&self) -> Result<Draft<'_>> {
         let nonce = nonce()?;
+        let lock = self.locks.try_lock(ObjectKey::Draft(nonce.clone()), Mode::Exclusive)?;
         fs::mkdirat(&self.work, &nonce, PRIVATE).context(|| "create a directory in work/")?;
         let opened = open_inside(&self.work, nonce.as_str(), DIRECTORY);
         match opened.context(|| format!("open work/{nonce}")) {
-            Ok(dir) => Ok(Draft { store: self, nonce, dir, committed: false }),
+            Ok(dir) => Ok(Draft { store: self, nonce, dir, committed: false, _lock: lock }),
             Err(error) => {
                 let _ = fs::unlinkat(&self.work, &nonce, AtFlags::REMOVEDIR);
                 Err(error)
@@ -173,58 +197,42 @@ impl Store {
         }
     }
 
-    /// Replaces the record of a volume. Fields of the stored record that this version does not know are kept.
+    /// Makes a new object survive a power failure.
     ///
     /// # Errors
-    /// The error of the failed system call; the old record is in place then.
-    pub fn rewrite(&self, volume: &Volume) -> Result<()> {
-        let (name, record) = (&volume.id.name, ObjectKind::Volumes.record());
-        let shown = || format!("write volumes/{name}/{record}");
-        let dir = self.object(ObjectKind::Volumes, name)?;
-        let stored = read_file(&dir, record).context(shown)?.unwrap_or_default();
-        let merged = with_unknown_fields(volume, &stored).context(shown)?;
-        self.swap_record(dir.as_fd(), |work, new| write_file(work, new, &merged)).context(shown)?;
-        fs::fsync(&dir).context(shown).inspect_err(|_| {
-            // The new record may be lost with a power failure, and the caller gets an error: restore the old one.
-            let _ = self.swap_record(dir.as_fd(), |work, new| write_bytes(work, new, &stored));
+    /// The error of the failed system call. The object is moved into the trash then, so that a retry starts afresh.
+    pub fn sync_new(&self, kind: ObjectKind, name: &Name) -> Result<()> {
+        let parent = self.directory(kind);
+        fs::fsync(parent).context(|| format!("sync {}", kind.directory())).inspect_err(|_| {
+            self.trash.add_abandoned(parent, name.as_str(), name.as_str());
         })
     }
 
-    /// Writes a record in `work/`, where the remains of a crash are swept, and renames it into place.
-    fn swap_record(
-        &self,
-        dir: BorrowedFd<'_>,
-        write: impl FnOnce(BorrowedFd<'_>, &str) -> Result<()>,
-    ) -> Result<()> {
-        let new = nonce()?;
-        let written = write(self.work.as_fd(), &new).and_then(|()| {
-            fs::renameat(&self.work, &new, dir, ObjectKind::Volumes.record())
-                .context(|| "rename the new record into place")
-        });
-        written.inspect_err(|_| {
-            let _ = fs::unlinkat(&self.work, &new, AtFlags::empty());
-        })
-    }
-
-    /// Moves an object into the trash. When this returns, the object does not exist, also after a power failure.
+    /// Moves an object into the trash.
     ///
     /// # Errors
     /// The error of the failed system call; the object still exists then.
-    pub fn discard(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<TrashEntry> {
+    pub fn move_to_trash(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<TrashEntry> {
+        self.trash.add(self.directory(kind), name.as_str(), name.as_str(), retention)
+    }
+
+    /// Makes the move of an object into the trash survive a power failure.
+    ///
+    /// # Errors
+    /// The error of the failed system call. The object is moved back then, since the caller gets an error.
+    pub fn sync_discarded(&self, kind: ObjectKind, name: &Name, entry: &TrashEntry) -> Result<()> {
         let from = self.directory(kind);
-        let entry = self.trash.add(from, name.as_str(), name.as_str(), retention)?;
         // Sync the new parent first: a power failure between the two syncs must not lose data that is to be kept.
         let synced =
             self.trash.sync().and_then(|()| fs::fsync(from).context(|| format!("sync {}", kind.directory())));
-        // The rename may be lost with a power failure, and the caller gets an error: undo it.
         synced.inspect_err(|_| {
             let (trash, flags) = (self.trash.dir(), RenameFlags::NOREPLACE);
             let _ = fs::renameat_with(trash, &entry.directory, from, name.as_str(), flags);
-        })?;
-        Ok(entry)
+        })
     }
 
-    /// Moves everything that an earlier process left in `work/` into the trash, to be removed at once.
+    /// Removes what processes that have ended left behind: moves their drafts into the trash, to be removed at once, and
+    /// unlinks new records that are not in place. The creator of a draft holds the lock of its name.
     ///
     /// # Errors
     /// The error of the failed system call.
@@ -232,8 +240,47 @@ impl Store {
         let mut left = Vec::new();
         for_each_entry(self.work.as_fd(), |entry| left.push(entry.to_owned())).context(|| "list work/")?;
         for entry in &left {
-            self.trash.add(self.work.as_fd(), entry.as_c_str(), "work", Retention::Until(0))?;
+            let Some(_abandoned) = self.try_lock_draft(&entry.to_string_lossy())? else { continue };
+            // Its creator may have committed it before the lock was free.
+            if fs::statat(&self.work, entry.as_c_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+                self.trash.add(self.work.as_fd(), entry.as_c_str(), "work", Retention::Until(0))?;
+            }
+        }
+        self.sweep_new_records()
+    }
+
+    fn sweep_new_records(&self) -> Result<()> {
+        let volumes = self.directory(ObjectKind::Volumes);
+        let mut left = Vec::new();
+        for_each_name(volumes, |file| {
+            left.extend(parse_new_record_name(file).map(|(_, nonce)| (file.to_owned(), nonce.to_owned())));
+        })
+        .context(|| "list volumes/")?;
+        for (file, nonce) in &left {
+            if let Some(_abandoned) = self.try_lock_draft(nonce)? {
+                let _ = fs::unlinkat(volumes, file.as_str(), AtFlags::empty());
+            }
         }
         Ok(())
+    }
+
+    fn try_lock_draft(&self, nonce: &str) -> Result<Option<LockGuard<ObjectKey>>> {
+        self.locks.try_lock(ObjectKey::Draft(nonce.to_owned()), Mode::Exclusive)
+    }
+}
+
+/// Locks the whole pool for as long as the descriptor is open: shared, or for one process alone.
+fn lock_pool(locks: &OwnedFd, exclusive: bool) -> Result<()> {
+    let (operation, text) = if exclusive {
+        let text =
+            "its settings say `exclusive = true`, and another orlop process uses it: stop that process";
+        (FlockOperation::NonBlockingLockExclusive, text)
+    } else {
+        let text = "another orlop process has it for itself (`exclusive = true`): stop that process";
+        (FlockOperation::NonBlockingLockShared, text)
+    };
+    match fs::flock(locks, operation) {
+        Err(Errno::WOULDBLOCK) => Err(Error::new(Kind::Unavailable, text)),
+        result => result.context(|| "lock locks/"),
     }
 }

@@ -13,7 +13,7 @@ use orlop::volume::{OnDelete, Policy, PolicyChange, SizeRange, Source};
 use crate::common::pool::{
     MIB, clone_request, copy_request, id, kind, open, request, settings, snapshot_request,
 };
-use crate::common::wait::{StopOnDrop, within_seconds};
+use crate::common::wait::StopOnDrop;
 
 fn count(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().count()
@@ -112,16 +112,6 @@ fn a_pool_that_disappears_is_unavailable_until_it_returns() {
     fs::remove_dir_all(&path).unwrap();
     fs::rename(&away, &path).unwrap();
     assert_eq!(engine.get(&volume.id).unwrap(), volume);
-}
-
-#[test]
-fn a_second_process_cannot_use_the_pool() {
-    let dir = tempfile::tempdir().unwrap();
-    let first = open(dir.path());
-    let second = Engine::open(vec![settings(dir.path())], Tuning::default()).unwrap();
-    assert_eq!(kind(second.create(&request("a", MIB))), Kind::Unavailable);
-    drop(first);
-    within_seconds(10, "the lock is free", || second.create(&request("a", MIB)).is_ok());
 }
 
 #[test]

@@ -27,9 +27,20 @@ pub(crate) fn skip(reason: &str) {
 ///
 /// A test needs this if it changes or measures something process-wide (limits, memory), or if the users of its mounts
 /// must be found through `/proc`, which shows processes and not threads.
+pub(crate) fn in_own_process(test: &str, body: impl FnOnce()) {
+    in_process_of(test, &["unshare", "--mount", "--propagation", "private"], body);
+}
+
+/// Runs the body of a test in a process that gets no inotify instance: one in a user namespace whose limit is 0.
+pub(crate) fn without_inotify(test: &str, body: impl FnOnce()) {
+    let forbid = "echo 0 > /proc/sys/user/max_inotify_instances && exec \"$@\"";
+    in_process_of(test, &["unshare", "--user", "--map-root-user", "sh", "-ec", forbid, "sh"], body);
+}
+
+/// Runs the body of a test in a process that this command starts.
 #[expect(clippy::disallowed_methods, reason = "the process is this program again")]
 #[expect(clippy::print_stderr, reason = "passes on the output of the process")]
-pub(crate) fn in_own_process(test: &str, body: impl FnOnce()) {
+fn in_process_of(test: &str, command: &[&str], body: impl FnOnce()) {
     const CHILD: &str = "ORLOP_TEST_CHILD";
     if std::env::var_os(CHILD).is_some() {
         return body();
@@ -37,8 +48,9 @@ pub(crate) fn in_own_process(test: &str, body: impl FnOnce()) {
     if !is_root() {
         return;
     }
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe().unwrap());
+    let (program, arguments) = command.split_first().unwrap();
+    let mut command = Command::new(program);
+    command.args(arguments).arg(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
     let output = command.output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);

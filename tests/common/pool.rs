@@ -37,6 +37,7 @@ pub(crate) fn settings_of(name: &str, path: &Path) -> PoolSettings {
         uuid: None,
         overcommit_percent: 100,
         reserve: 0,
+        exclusive: false,
     }
 }
 

@@ -59,6 +59,9 @@ const CALLS: &[&str] = &[
     "utimensat",
     "fsetxattr",
     "flock",
+    "fcntl",
+    "inotify_init1",
+    "inotify_add_watch",
     "getdents64",
     "open_tree",
     "mount_setattr",
@@ -315,7 +318,9 @@ impl Operation {
         let others = |all: &BTreeMap<String, String>| -> BTreeMap<String, String> {
             let kept = all.iter().filter(|(path, _)| {
                 let is_own = path.as_str() == own || path.starts_with(&format!("{own}/"));
-                (path.starts_with("volumes/") || path.starts_with("snapshots/")) && !is_own
+                // A new record that is not in place yet belongs to the operation.
+                let is_new_record = path.starts_with("volumes/.");
+                (path.starts_with("volumes/") || path.starts_with("snapshots/")) && !is_own && !is_new_record
             });
             kept.map(|(path, text)| (path.clone(), text.clone())).collect()
         };

@@ -87,12 +87,12 @@ fn a_full_filesystem_is_reported_and_can_be_freed() {
 
 #[test]
 fn a_filesystem_without_inodes_is_reported_and_can_be_freed() {
-    on_a_small_disk(c"size=64m,nr_inodes=64,mode=755", |pool| {
+    on_a_small_disk(c"size=64m,nr_inodes=384,mode=755", |pool| {
         let engine = open(pool);
         engine.create(&request("a", 0)).unwrap();
         engine.create(&request("b", 0)).unwrap();
         let data = pool.join("volumes/b/data");
-        let made = (0..64).take_while(|which| fs::write(data.join(which.to_string()), "").is_ok()).count();
+        let made = (0..384).take_while(|which| fs::write(data.join(which.to_string()), "").is_ok()).count();
         assert!(made > 10);
         let before = contents(pool);
         no_space(engine.create(&request("new", 0)), "new");

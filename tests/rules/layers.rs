@@ -17,7 +17,11 @@ const LAYERS: &[Row] = &[
     ("fs", &["error"], &["rustix"]),
     ("mount", &["error", "sys"], &["rustix"]),
     ("backend", &["error", "fs", "volume"], &["rustix"]),
-    ("pool", &["backend", "error", "fs", "mount", "volume"], &["rustix", "serde", "serde_json", "uuid"]),
+    (
+        "pool",
+        &["backend", "error", "fs", "mount", "volume"],
+        &["nix", "rustix", "serde", "serde_json", "sha2", "uuid"],
+    ),
     ("engine", &["backend", "error", "fs", "mount", "pool", "volume"], &["rustix", "uuid"]),
     ("quantity", &["error", "volume"], &["serde"]),
     ("health", &["engine"], &["tokio"]),

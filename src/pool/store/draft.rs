@@ -8,15 +8,17 @@ use serde::Serialize;
 
 use super::{DIRECTORY, ObjectKind, Store, open_inside, write_file};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::pool::locks::{LockGuard, ObjectKey};
 use crate::volume::{DATA, Name};
 
-/// A directory in `work/`. Dropping it without [`Draft::commit`] removes it.
+/// A directory in `work/`, whose name is locked. Dropping it before [`Draft::rename_to`] removes it.
 #[derive(Debug)]
 pub struct Draft<'s> {
     pub(super) store: &'s Store,
     pub(super) nonce: String,
     pub(super) dir: OwnedFd,
     pub(super) committed: bool,
+    pub(super) _lock: Option<LockGuard<ObjectKey>>,
 }
 
 impl Draft<'_> {
@@ -34,28 +36,36 @@ impl Draft<'_> {
         open_inside(&self.dir, DATA, DIRECTORY).context(|| "open the new data directory")
     }
 
-    /// Writes the record and renames the draft into place. When this returns, the object exists and survives a power
-    /// failure.
+    /// Writes the record and makes the draft survive a power failure.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn write_record<T: Serialize>(&self, kind: ObjectKind, record: &T) -> Result<()> {
+        write_file(self.dir(), kind.record(), record).context(|| format!("write {}", kind.record()))?;
+        fs::fsync(&self.dir).context(|| format!("sync work/{}", self.nonce))
+    }
+
+    /// Renames the draft into place: the object exists.
     ///
     /// # Errors
     /// `Conflict` when the name is taken; otherwise the error of the failed system call. Nothing is visible then.
-    pub fn commit<T: Serialize>(mut self, kind: ObjectKind, name: &Name, record: &T) -> Result<()> {
+    pub fn rename_to(&mut self, kind: ObjectKind, name: &Name) -> Result<()> {
         let to = format!("{}/{name}", kind.directory());
-        write_file(self.dir(), kind.record(), record).context(|| format!("write {}", kind.record()))?;
-        fs::fsync(&self.dir).context(|| format!("sync work/{}", self.nonce))?;
-        let parent = self.store.directory(kind);
-        let flags = RenameFlags::NOREPLACE;
-        match fs::renameat_with(&self.store.work, &self.nonce, parent, name.as_str(), flags) {
-            Err(Errno::EXIST) => {
-                return Err(Error::new(Kind::Conflict, format!("{to} already exists")));
-            }
-            result => result.context(|| format!("rename work/{} to {to}", self.nonce))?,
+        let taken = || Error::new(Kind::Conflict, format!("{to} already exists"));
+        let (from, parent) = (self.store.work.as_fd(), self.store.directory(kind));
+        let renamed =
+            match fs::renameat_with(from, &self.nonce, parent, name.as_str(), RenameFlags::NOREPLACE) {
+                // Some FUSE filesystems have no flags. A rename onto a directory that is not empty fails, and objects never
+                // are empty.
+                Err(Errno::INVAL) => fs::renameat(from, &self.nonce, parent, name.as_str()),
+                renamed => renamed,
+            };
+        match renamed {
+            Err(Errno::EXIST | Errno::NOTEMPTY) => return Err(taken()),
+            renamed => renamed.context(|| format!("rename work/{} to {to}", self.nonce))?,
         }
         self.committed = true;
-        // The rename may be lost with a power failure: undo it, so that the caller's retry starts afresh.
-        fs::fsync(parent).context(|| format!("sync {}", kind.directory())).inspect_err(|_| {
-            self.store.trash.add_abandoned(parent, name.as_str(), name.as_str());
-        })
+        Ok(())
     }
 }
 

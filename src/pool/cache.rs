@@ -1,0 +1,179 @@
+//! Keeps the index up to date with the pool's directories, which other processes and administrators change, too.
+//!
+//! The events of a [`Watch`] name the objects that changed, and these are read again before the index is used. Everything
+//! is read again when events were lost, when there is no watch, and in the background when the last time was a minute ago,
+//! since an edit of a record in place causes no event.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::OpenPool;
+use super::index::{Index, read_snapshot, read_volume};
+use super::store::{ObjectKind, Store};
+use super::watch::Watch;
+use crate::error::Result;
+use crate::volume::Name;
+
+/// Age at which everything is read again.
+const MAX_AGE: Duration = Duration::from_secs(60);
+
+/// Number of objects that a refresh in the background reads without a pause for other threads.
+const CHUNK: usize = 64;
+
+/// The index of a pool, and what is known about its age.
+#[derive(Debug, Default)]
+pub(super) struct IndexCache {
+    index: Mutex<Index>,
+    news: Mutex<NewsState>,
+}
+
+/// Locked while the index is brought up to date, which reads the disk. The index itself is never locked during I/O.
+#[derive(Debug, Default)]
+pub(super) struct NewsState {
+    watch: Option<Watch>,
+    /// Objects that have to be read again.
+    stale: BTreeSet<(ObjectKind, Name)>,
+    /// Time at which everything was read; `None`: never.
+    read_at: Option<Instant>,
+    /// Whether a thread reads everything again.
+    refreshing: bool,
+}
+
+impl IndexCache {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn news(&self) -> MutexGuard<'_, NewsState> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl NewsState {
+    /// Applies all changes until now to the index.
+    pub(super) fn catch_up(&mut self, store: &Store, cache: &IndexCache) -> Result<()> {
+        if let Some(watch) = &self.watch {
+            let news = watch.take();
+            self.stale.extend(news.changed.into_keys());
+            if news.overflow {
+                self.watch = None;
+            }
+        }
+        if self.watch.is_none() {
+            return self.read_all(store, cache);
+        }
+        for (kind, name) in std::mem::take(&mut self.stale) {
+            self.read_again(store, cache, kind, name);
+        }
+        Ok(())
+    }
+
+    fn read_all(&mut self, store: &Store, cache: &IndexCache) -> Result<()> {
+        // Watch first: a change during the reading is then in the queue. Without a watch, everything is read at each use.
+        let watch = Watch::start(store).ok();
+        let index = Index::read(store)?;
+        cache.index().replace(index);
+        self.watch = watch;
+        self.stale.clear();
+        self.read_at = Some(Instant::now());
+        Ok(())
+    }
+
+    fn read_again(&mut self, store: &Store, cache: &IndexCache, kind: ObjectKind, name: Name) {
+        let is_known = match kind {
+            ObjectKind::Volumes => read_volume(store, &name).map(|entry| {
+                let exists = entry.is_some();
+                cache.index().update_volume(name.clone(), entry);
+                exists
+            }),
+            ObjectKind::Snapshots => read_snapshot(store, &name).map(|entry| {
+                let exists = entry.is_some();
+                cache.index().update_snapshot(name.clone(), entry);
+                exists
+            }),
+        };
+        // A failed call says nothing about the object, and a directory without data may be getting it now.
+        let unfinished = match is_known {
+            Ok(known) => !known && store.object(kind, &name).is_ok(),
+            Err(_) => true,
+        };
+        if unfinished {
+            self.stale.insert((kind, name));
+        }
+    }
+
+    /// Drops the event of a rename that this process has just made of an object whose lock it holds.
+    pub(super) fn skip_own(&mut self, kind: ObjectKind, name: &Name) {
+        let own = (kind, name.clone());
+        self.stale.remove(&own);
+        let Some(watch) = &self.watch else { return };
+        let mut news = watch.take();
+        if news.changed.get(&own) == Some(&1) {
+            news.changed.remove(&own);
+        }
+        self.stale.extend(news.changed.into_keys());
+        if news.overflow {
+            self.watch = None;
+        }
+    }
+
+    fn is_old(&self) -> bool {
+        self.watch.is_some() && !self.refreshing && self.read_at.is_some_and(|time| time.elapsed() >= MAX_AGE)
+    }
+}
+
+impl OpenPool {
+    /// Brings the index up to date and locks it. Callers hold the guard briefly and do no I/O with it.
+    ///
+    /// # Errors
+    /// The error of the failed system call when the objects cannot be listed.
+    pub fn index(self: &Arc<Self>) -> Result<MutexGuard<'_, Index>> {
+        let mut news = self.cache.news();
+        news.catch_up(&self.store, &self.cache)?;
+        if news.is_old() {
+            news.refreshing = self.start_refresh();
+        }
+        drop(news);
+        Ok(self.cached_index())
+    }
+
+    /// Locks the index as it was when it was last used. Does no I/O.
+    pub fn cached_index(&self) -> MutexGuard<'_, Index> {
+        self.cache.index()
+    }
+
+    fn start_refresh(self: &Arc<Self>) -> bool {
+        let pool = Arc::clone(self);
+        let thread = thread::Builder::new().name("refresh".to_owned());
+        thread.spawn(move || pool.refresh()).is_ok()
+    }
+
+    /// Reads every object again. Other threads use the index meanwhile.
+    fn refresh(&self) {
+        // Linux keeps a nice value for each thread. Without the right to change it, the priority stays as it is.
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
+        for kind in [ObjectKind::Volumes, ObjectKind::Snapshots] {
+            let names: Vec<Name> = self.store.names(kind).unwrap_or_default();
+            let known: Vec<Name> = match kind {
+                ObjectKind::Volumes => self.cached_index().volumes().keys().cloned().collect(),
+                ObjectKind::Snapshots => self.cached_index().snapshots().keys().cloned().collect(),
+            };
+            let all: Vec<Name> =
+                names.into_iter().chain(known).collect::<BTreeSet<_>>().into_iter().collect();
+            for chunk in all.chunks(CHUNK) {
+                let mut news = self.cache.news();
+                for name in chunk {
+                    news.read_again(&self.store, &self.cache, kind, name.clone());
+                }
+                drop(news);
+                // Let a waiting thread have the lock.
+                thread::yield_now();
+            }
+        }
+        let mut news = self.cache.news();
+        news.read_at = Some(Instant::now());
+        news.refreshing = false;
+    }
+}

@@ -1,0 +1,125 @@
+//! The renames that change the contents of a pool, each applied to the index in the same step.
+//!
+//! A change that provisions space checks the sum and renames under the pool's commit lock, so processes together never
+//! provision more than the pool has. Nothing slow is done under that lock: no fsync, no walk.
+
+use std::sync::Arc;
+
+use super::OpenPool;
+use super::capacity::Reservation;
+use super::index::{Index, SnapshotEntry, VolumeEntry};
+use super::locks::ObjectKey;
+use super::store::{Draft, ObjectKind};
+use super::trash::{Retention, TrashEntry};
+use crate::error::{Context as _, Result};
+use crate::volume::{Name, Snapshot, Volume};
+
+impl OpenPool {
+    /// Makes a draft the volume of this record. When this returns, the volume exists and survives a power failure.
+    ///
+    /// # Errors
+    /// `Conflict` when the name is taken; `NoSpace` when other processes have provisioned the space meanwhile; otherwise
+    /// the error of the failed system call. Nothing is visible then.
+    pub fn commit_volume(
+        self: &Arc<Self>,
+        mut draft: Draft<'_>,
+        volume: &Volume,
+        reservation: Reservation,
+    ) -> Result<()> {
+        let (kind, name) = (ObjectKind::Volumes, &volume.id.name);
+        draft.write_record(kind, volume)?;
+        self.provision(reservation, volume, || draft.rename_to(kind, name))?;
+        drop(draft);
+        self.store.sync_new(kind, name)
+    }
+
+    /// Makes a draft the snapshot of this record. When this returns, the snapshot exists and survives a power failure.
+    ///
+    /// # Errors
+    /// `Conflict` when the name is taken; otherwise the error of the failed system call. Nothing is visible then.
+    pub fn commit_snapshot(&self, mut draft: Draft<'_>, snapshot: &Snapshot) -> Result<()> {
+        let (kind, name) = (ObjectKind::Snapshots, &snapshot.id.name);
+        draft.write_record(kind, snapshot)?;
+        let entry = SnapshotEntry::from(snapshot);
+        self.rename(
+            kind,
+            name,
+            || draft.rename_to(kind, name),
+            |index| index.put_snapshot(name.clone(), entry),
+        )?;
+        drop(draft);
+        self.store.sync_new(kind, name)
+    }
+
+    /// Replaces the record of a volume, which uses a reservation if it has grown. Fields of the stored record that this
+    /// version does not know are kept.
+    ///
+    /// # Errors
+    /// `NoSpace` as in [`OpenPool::commit_volume`]; otherwise the error of the failed system call. The old record is in
+    /// place then.
+    pub fn rewrite(self: &Arc<Self>, volume: &Volume, growth: Option<Reservation>) -> Result<()> {
+        let mut change = self.store.change_record(volume)?;
+        match growth {
+            Some(reservation) => self.provision(reservation, volume, || change.rename())?,
+            None => {
+                let (name, entry) = (&volume.id.name, VolumeEntry::from(volume));
+                let update = |index: &mut Index| index.put_volume(name.clone(), entry);
+                self.rename(ObjectKind::Volumes, name, || change.rename(), update)?;
+            }
+        }
+        change.sync()
+    }
+
+    /// Moves an object into the trash. When this returns, the object does not exist, also after a power failure.
+    ///
+    /// # Errors
+    /// The error of the failed system call; the object still exists then.
+    pub fn discard(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<TrashEntry> {
+        let move_to_trash = || self.store.move_to_trash(kind, name, retention);
+        let entry = self.rename(kind, name, move_to_trash, |index| index.remove(kind, name))?;
+        self.store.sync_discarded(kind, name, &entry)?;
+        Ok(entry)
+    }
+
+    /// Checks a reservation against the sum of all processes, renames, and turns the reservation into the volume's size.
+    fn provision(
+        self: &Arc<Self>,
+        reservation: Reservation,
+        volume: &Volume,
+        rename: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let (name, entry) = (&volume.id.name, VolumeEntry::from(volume));
+        if reservation.bytes() == 0 {
+            return self
+                .rename(ObjectKind::Volumes, name, rename, |index| reservation.commit(index, name, entry));
+        }
+        let _commit = self
+            .store
+            .locks()
+            .lock(ObjectKey::Commit)
+            .context(|| format!("provision volume {}", volume.id))?;
+        let mut news = self.cache.news();
+        news.catch_up(&self.store, &self.cache)?;
+        self.check_sum()?;
+        rename()?;
+        news.skip_own(ObjectKind::Volumes, name);
+        reservation.commit(&mut self.cached_index(), name, entry);
+        Ok(())
+    }
+
+    /// Renames an object whose lock the caller holds, and updates the index. The rename's own event is dropped, so that the
+    /// object is not read again.
+    fn rename<T>(
+        &self,
+        kind: ObjectKind,
+        name: &Name,
+        rename: impl FnOnce() -> Result<T>,
+        update: impl FnOnce(&mut Index),
+    ) -> Result<T> {
+        let mut news = self.cache.news();
+        let renamed = rename()?;
+        news.skip_own(kind, name);
+        update(&mut self.cached_index());
+        Ok(renamed)
+    }
+}

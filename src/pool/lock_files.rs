@@ -1,0 +1,110 @@
+//! Byte-range locks that the processes of a pool hold on the files in `locks/` (`F_OFD_SETLK`, Linux 3.15).
+//!
+//! A key locks one byte: 8 bits of its hash choose the file and 62 bits the byte, so two keys practically never collide.
+//! There are 256 files since the kernel searches the locks of one file one by one. The locks belong to the open file
+//! descriptions of this process and end with it, however it ends.
+
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, c_short, flock};
+use rustix::fs::{self, AtFlags, Mode as FileMode, OFlags};
+use sha2::{Digest as _, Sha256};
+
+use super::dirs::open_file_inside;
+use super::locks::Mode;
+use crate::error::{Context as _, Result};
+
+const FILES: usize = 256;
+
+/// The lock files, each opened at its first use.
+#[derive(Debug)]
+pub(super) struct LockFiles {
+    dir: OwnedFd,
+    files: Box<[OnceLock<OwnedFd>; FILES]>,
+}
+
+/// The byte that stands for a key.
+struct Position {
+    file: u8,
+    byte: i64,
+}
+
+impl Position {
+    fn of(key: &str) -> Self {
+        let digest = Sha256::digest(key.as_bytes());
+        let mut offset = [0; 8];
+        offset.copy_from_slice(&digest[1..9]);
+        // 62 bits: start and end of a range must be valid file offsets.
+        Self { file: digest[0], byte: i64::from_be_bytes(offset) & (i64::MAX >> 1) }
+    }
+}
+
+impl LockFiles {
+    /// Uses the files in this directory, and makes them if it is new: a full filesystem has no space for them later, and a
+    /// delete needs them.
+    pub(super) fn new(dir: OwnedFd) -> Result<Self> {
+        let locks = Self { dir, files: Box::new([const { OnceLock::new() }; FILES]) };
+        let last = file_name(u8::MAX);
+        if fs::statat(&locks.dir, &last, AtFlags::SYMLINK_NOFOLLOW).is_err() {
+            for number in 0..=u8::MAX {
+                locks.open(number)?;
+            }
+        }
+        Ok(locks)
+    }
+
+    /// Acquires the lock of a key unless another process holds it in a mode that excludes this one. The caller makes sure
+    /// that no other thread of this process locks or unlocks the key: within one process, a second lock would replace the
+    /// first.
+    pub(super) fn try_lock(&self, key: &str, mode: Mode) -> Result<bool> {
+        let position = Position::of(key);
+        let file = self.file(position.file).context(|| format!("lock {key}"))?;
+        let kind = match mode {
+            Mode::Shared => F_RDLCK,
+            Mode::Exclusive => F_WRLCK,
+        };
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&range(kind, position.byte))) {
+            Ok(_) => Ok(true),
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
+            Err(error) => Err(std::io::Error::from(error)).context(|| format!("lock {key}")),
+        }
+    }
+
+    /// Releases the lock of a key.
+    pub(super) fn unlock(&self, key: &str) {
+        let position = Position::of(key);
+        if let Some(file) = self.files[usize::from(position.file)].get() {
+            let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&range(F_UNLCK, position.byte)));
+        }
+    }
+
+    fn file(&self, number: u8) -> Result<&OwnedFd> {
+        let slot = &self.files[usize::from(number)];
+        if let Some(file) = slot.get() {
+            return Ok(file);
+        }
+        let opened = self.open(number)?;
+        // Another thread may have been faster. Its file is used, and this one has no locks yet.
+        Ok(slot.get_or_init(|| opened))
+    }
+
+    fn open(&self, number: u8) -> Result<OwnedFd> {
+        let name = file_name(number);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        open_file_inside(&self.dir, &name, flags, FileMode::RUSR | FileMode::WUSR)
+            .context(|| format!("open locks/{name}"))
+    }
+}
+
+fn file_name(number: u8) -> String {
+    format!("{number:02x}")
+}
+
+fn range(kind: i32, byte: i64) -> flock {
+    #[expect(clippy::cast_possible_truncation, reason = "the constants fit, but libc types them as int")]
+    let (kind, whence) = (kind as c_short, SEEK_SET as c_short);
+    // The process id must be 0 for these commands.
+    flock { l_type: kind, l_whence: whence, l_start: byte, l_len: 1, l_pid: 0 }
+}

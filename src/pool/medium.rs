@@ -1,0 +1,45 @@
+//! Which filesystems several processes may use as one pool.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::fstatfs;
+
+use crate::error::{Context as _, Error, Kind, Result};
+
+/// The types of local filesystems, as in statfs(2), by name: byte-range locks exclude all processes that use them, and
+/// inotify reports every change.
+const LOCAL: [(u64, &str); 11] = [
+    (0xEF53, "ext2, ext3 and ext4"),
+    (0x5846_5342, "xfs"),
+    (0x9123_683E, "btrfs"),
+    (0x0102_1994, "tmpfs"),
+    (0xF2F5_2010, "f2fs"),
+    (0x2FC1_2FC1, "zfs"),
+    (0xCA45_1A4E, "bcachefs"),
+    (0x794C_7630, "overlay"),
+    (0x3153_464A, "jfs"),
+    (0x3434, "nilfs2"),
+    (0x8584_58F6, "ramfs"),
+];
+
+/// Refuses a filesystem that is not known to let processes exclude each other: on 9p, virtiofs, FUSE, and NFS without
+/// locks, two locks may conflict within one host and not between two.
+///
+/// # Errors
+/// `Unavailable`, with the remedy; otherwise the error of the failed system call.
+pub(super) fn check_shareable(root: BorrowedFd<'_>) -> Result<()> {
+    let found = fs_type(root)?;
+    if LOCAL.iter().any(|(known, _)| *known == found) {
+        return Ok(());
+    }
+    let text = format!(
+        "its filesystem (type {found:#x} of statfs(2)) is not known to let processes exclude each other: use a local \
+         filesystem, or set `exclusive = true` in its settings if no other process and no other host uses this pool"
+    );
+    Err(Error::new(Kind::Unavailable, text))
+}
+
+fn fs_type(root: BorrowedFd<'_>) -> Result<u64> {
+    let stat = fstatfs(root).context(|| "read the type of the filesystem")?;
+    Ok(stat.f_type.cast_unsigned())
+}
