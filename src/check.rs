@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::backend;
 use crate::mount::users::Users;
-use crate::pool::read_marker;
+use crate::pool::{check_shareable, read_marker};
 use crate::sys::probe::Call;
 use crate::volume::PoolName;
 
@@ -137,6 +137,10 @@ fn check_pool(facts: &mut Vec<Fact>, name: &PoolName, path: &Path) {
         let text = format!("{} of {} MiB", mib(stat.f_bavail), mib(stat.f_blocks));
         facts.push(fact(Verdict::Ok, &pool, "free", text));
     }
+    facts.push(match check_shareable(directory.as_fd()) {
+        Ok(()) => fact(Verdict::Ok, &pool, "sharing", "yes: several processes may use the pool at once"),
+        Err(error) => fact(Verdict::Note, &pool, "sharing", format!("no: {}", error.chain())),
+    });
     facts.push(match supports_reflink(path) {
         Ok(true) => fact(Verdict::Ok, &pool, "reflink", "yes: snapshots and clones share blocks"),
         Ok(false) => fact(Verdict::Note, &pool, "reflink", "no: snapshots and clones are full copies"),

@@ -42,6 +42,7 @@ use crate::volume::PoolName;
 pub use capacity::{FsStats, Reservation};
 pub use index::{Index, SnapshotEntry, VolumeEntry};
 pub use marker::{Marker, read_marker};
+pub use medium::check_shareable;
 
 /// The configuration of a pool.
 #[derive(Debug, Clone)]

@@ -35,6 +35,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// When the engine cannot be opened, or a frontend cannot be started or fails.
 pub fn serve(settings: Settings) -> Result<()> {
+    raise_file_limit();
     let runtime = Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .max_blocking_threads(MAX_BLOCKING_THREADS)
@@ -45,6 +46,13 @@ pub fn serve(settings: Settings) -> Result<()> {
     // A call that hangs on a dead disk must not keep the process alive. The next start removes unfinished drafts.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
+}
+
+/// Allows this process as many open files as an administrator permits: a pool has 256 lock files.
+fn raise_file_limit() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
 }
 
 async fn run_frontends(settings: Settings) -> Result<()> {

@@ -27,7 +27,7 @@ const LOCAL: [(u64, &str); 11] = [
 ///
 /// # Errors
 /// `Unavailable`, with the remedy; otherwise the error of the failed system call.
-pub(super) fn check_shareable(root: BorrowedFd<'_>) -> Result<()> {
+pub fn check_shareable(root: BorrowedFd<'_>) -> Result<()> {
     let found = fs_type(root)?;
     if LOCAL.iter().any(|(known, _)| *known == found) {
         return Ok(());
