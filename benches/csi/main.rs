@@ -16,6 +16,7 @@ mod least;
 mod lifecycle;
 mod many;
 mod server;
+mod shared;
 mod table;
 mod trees;
 
@@ -124,6 +125,9 @@ async fn run(sizes: &Sizes, parts: &[String]) -> ExitCode {
     }
     if selected("lifecycle") {
         lifecycle::run(&mut table, sizes, &base.join("lifecycle")).await;
+    }
+    if selected("shared") {
+        shared::run(&mut table, sizes, &base.join("shared")).await;
     }
     if selected("many") {
         many::run(&mut table, sizes, base).await;
