@@ -124,18 +124,20 @@ impl Reopen {
         Ok(Self(fds))
     }
 
-    /// The file must be known to be regular: opening another type could block.
+    /// The file must be known to be regular. Fails with `EAGAIN` while a process holds a lease on it, and asks that process
+    /// to give the lease up; an open that blocks would wait for that (45 s, `fs.lease-break-time`).
     fn for_reading(&self, file: BorrowedFd<'_>) -> ErrnoResult<OwnedFd> {
         with_noatime(|flags| self.with(file, OFlags::RDONLY | flags))
     }
 
-    /// The file must be known to be regular: opening another type could block.
+    /// Same as [`Reopen::for_reading`].
     fn for_writing(&self, file: BorrowedFd<'_>) -> ErrnoResult<OwnedFd> {
         self.with(file, OFlags::WRONLY)
     }
 
     fn with(&self, file: BorrowedFd<'_>, flags: OFlags) -> ErrnoResult<OwnedFd> {
-        retry_transient(|| openat(&self.0, DecInt::from_fd(file), flags | OFlags::CLOEXEC, Mode::empty()))
+        let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        rustix::io::retry_on_intr(|| openat(&self.0, DecInt::from_fd(file), flags, Mode::empty()))
     }
 }
 

@@ -11,6 +11,7 @@ mod api {
     mod csi;
     mod engine;
     mod hostile;
+    mod live_copy;
     mod records;
     mod semantics;
     mod sharing;

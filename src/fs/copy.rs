@@ -16,6 +16,7 @@ mod verify;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags, Statx, mkdirat, mknodat, openat, readlinkat, symlinkat, syncfs};
 use rustix::io::Errno;
@@ -28,6 +29,10 @@ use super::{
 };
 use crate::error::{Context, Error, Kind, Result};
 
+/// How long a copy waits for leases that processes hold on its files. A file server gives one up in milliseconds.
+const LEASE_WAIT: Duration = Duration::from_secs(5);
+const LEASE_POLL: Duration = Duration::from_millis(5);
+
 /// What a copy contains.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Manifest {
@@ -35,7 +40,8 @@ pub struct Manifest {
     pub entries: u64,
     /// Apparent sizes of the regular files in bytes; a hard-linked file counts once for each name.
     pub bytes: u64,
-    /// Number of extended attributes that the destination could not store.
+    /// Number of extended attributes that the destination could not store, and of files with more attributes than the
+    /// kernel lists.
     pub skipped_xattrs: u64,
 }
 
@@ -98,7 +104,8 @@ pub fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) 
 ///
 /// # Errors
 /// `Unsupported` when there is a mount point inside, or when the destination cannot store an ACL; `Busy` when the
-/// copy is cancelled, or when a directory was moved during the copy; `NoSpace`; `Internal` for any other failed call.
+/// copy is cancelled, when a directory was moved during the copy, or when a
+/// process keeps a lease on a file; `NoSpace`; `Internal` for any other failed call.
 pub fn copy_files(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
     let mut copier = Copier::new(from, to, progress)?;
     copier.run()?;
@@ -126,6 +133,8 @@ struct Copier<'a> {
     reopen: Reopen,
     progress: &'a Progress,
     manifest: Manifest,
+    /// How long the copy has waited for leases.
+    lease_wait: Duration,
 }
 
 impl<'a> Copier<'a> {
@@ -142,6 +151,7 @@ impl<'a> Copier<'a> {
             reopen: Reopen::new()?,
             progress,
             manifest: Manifest::default(),
+            lease_wait: Duration::ZERO,
         })
     }
 
@@ -253,7 +263,7 @@ impl<'a> Copier<'a> {
     }
 
     fn copy_regular(&mut self, file: &OwnedFd, name: &CStr, stat: &Statx) -> Result<Option<u64>> {
-        let source = self.reopen.for_reading(file.as_fd()).context(|| "open")?;
+        let source = self.open_source(file)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o777);
         let copy = match openat(self.to.dir(), name, flags, mode) {
@@ -263,6 +273,27 @@ impl<'a> Copier<'a> {
         let size = self.contents.copy(source.as_fd(), copy.as_fd(), stat)?;
         self.attributes.copy_to_open(source.as_fd(), copy.as_fd(), stat)?;
         Ok(Some(size))
+    }
+
+    /// Opens a regular file for reading. Waits for leases on the files of the source, for all of them together at most
+    /// [`LEASE_WAIT`]: a tenant must not keep the copy from its end.
+    #[expect(clippy::disallowed_methods, reason = "the kernel does not report the end of a lease")]
+    fn open_source(&mut self, file: &OwnedFd) -> Result<OwnedFd> {
+        loop {
+            match self.reopen.for_reading(file.as_fd()) {
+                Err(Errno::AGAIN) if self.lease_wait < LEASE_WAIT => {
+                    self.progress.check()?;
+                    std::thread::sleep(LEASE_POLL);
+                    self.lease_wait += LEASE_POLL;
+                }
+                Err(Errno::AGAIN) => {
+                    let text =
+                        "a process holds a lease on the file (fcntl(2), F_SETLEASE): stop it and retry";
+                    return Err(Error::new(Kind::Busy, text));
+                }
+                opened => return opened.context(|| "open"),
+            }
+        }
     }
 
     fn copy_symlink(&mut self, file: &OwnedFd, name: &CStr, stat: &Statx) -> Result<Option<u64>> {

@@ -68,7 +68,8 @@ impl<'a> Handle<'a> {
     }
 }
 
-/// Copies attributes, and counts those that the destination cannot store.
+/// Copies attributes, and counts those that were not copied: the destination cannot store them, or the kernel does not list
+/// them.
 pub(super) struct Attributes {
     pub(super) skipped_xattrs: u64,
     names: Vec<u8>,
@@ -126,8 +127,21 @@ impl Attributes {
     fn list_xattrs(&mut self, from: &Handle<'_>) -> Result<usize> {
         match from.list(&mut self.names) {
             Err(Errno::OPNOTSUPP) => Ok(0),
+            // The kernel lists at most 64 KiB of names, so the rest is unknown. These names matter for access.
+            Err(Errno::TOOBIG) => {
+                self.skipped_xattrs += 1;
+                Ok(self.list_access_xattrs())
+            }
             length => length.context(|| "list the extended attributes"),
         }
+    }
+
+    /// Writes the names of attributes that decide about access into `names`; returns the length of the list.
+    fn list_access_xattrs(&mut self) -> usize {
+        let names = ACLS.iter().chain(&[c"security.capability"]);
+        let list: Vec<u8> = names.flat_map(|name| name.to_bytes_with_nul()).copied().collect();
+        self.names[..list.len()].copy_from_slice(&list);
+        list.len()
     }
 
     /// Copies the attributes in the first `length` bytes of `names`.
@@ -142,7 +156,7 @@ impl Attributes {
             let shown = || name.to_string_lossy().into_owned();
             let size = match from.get(name, value) {
                 // It was removed since it was listed.
-                Err(Errno::NODATA) => continue,
+                Err(Errno::NODATA | Errno::OPNOTSUPP) => continue,
                 size => size.context(|| format!("read attribute {}", shown()))?,
             };
             match to.set(name, &value[..size]) {

@@ -84,6 +84,8 @@ impl<'a> Contents<'a> {
             };
             let reached = self.copy_range(from, to, start..end)?;
             if reached < end {
+                // The source ends here now, and the copy may end before, in a hole.
+                ftruncate(to, reached).context(|| "set the size")?;
                 return Ok(reached);
             }
             at = end;
