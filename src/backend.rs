@@ -7,14 +7,13 @@ mod file_copy;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{Mode, mkdirat};
 
 use self::file_copy::FileCopy;
 use crate::error::{Context as _, Result};
 use crate::fs::copy::Progress;
-use crate::fs::remove::remove_tree;
+use crate::fs::remove::{Removed, Slice, remove_tree};
 use crate::fs::{DiskUsage, open_directory};
 use crate::volume::{BackendState, DATA, Enforced, Limits};
 
@@ -187,13 +186,13 @@ pub trait Backend: fmt::Debug + Send + Sync {
         Ok(None)
     }
 
-    /// Removes the directory `name` of `parent` with everything below it. Returns `Busy` soon after
-    /// `stop` is set.
+    /// Removes the directory `name` of `parent` with everything below it, or as much as the slice allows. Repeated calls
+    /// remove all of it.
     ///
     /// # Errors
     /// Same as [`remove_tree`].
-    fn remove(&self, parent: BorrowedFd<'_>, name: &str, stop: &AtomicBool) -> Result<()> {
-        remove_tree(parent, name, stop).map(|_| ())
+    fn remove(&self, parent: BorrowedFd<'_>, name: &str, slice: Slice<'_>) -> Result<Removed> {
+        remove_tree(parent, name, slice)
     }
 }
 

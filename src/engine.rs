@@ -13,15 +13,13 @@ mod snapshot;
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::users::Users;
 use crate::pool::locks::{LockGuard, LockTable, Mode, ObjectKey};
-use crate::pool::reaper::Reaper;
 use crate::pool::store::ObjectKind;
 use crate::pool::trash::Retention;
-use crate::pool::usage::UsageCache;
 use crate::pool::{OpenPool, Pool};
 use crate::volume::{
     OnDelete, Policy, PolicyChange, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId,
@@ -39,9 +37,7 @@ pub struct Engine {
     targets: LockTable<Target>,
     claims: NameClaims,
     jobs: Jobs,
-    reaper: Reaper,
     users: Users,
-    usage: UsageCache,
     tuning: Tuning,
 }
 
@@ -49,7 +45,7 @@ impl Engine {
     /// Opens the pools. Opening an unavailable pool is retried on each request for it.
     ///
     /// # Errors
-    /// `Invalid` when two pools have the same name; `Internal` if a thread cannot be spawned.
+    /// `Invalid` when two pools have the same name.
     pub fn open(pools: Vec<PoolSettings>, tuning: Tuning) -> Result<Self> {
         for (i, pool) in pools.iter().enumerate() {
             if pools.iter().take(i).any(|earlier| earlier.name == pool.name) {
@@ -57,18 +53,19 @@ impl Engine {
             }
         }
         let engine = Self {
-            pools: pools.into_iter().map(|pool| Pool::new(pool, tuning.lock_wait)).collect(),
+            pools: pools
+                .into_iter()
+                .map(|settings| Pool::new(settings, tuning.lock_wait, tuning.usage_age))
+                .collect(),
             targets: LockTable::new(tuning.lock_wait),
             claims: NameClaims::default(),
             jobs: Jobs::new(tuning.copies),
-            reaper: Reaper::start()?,
             users: Users::new("/proc".into()),
-            usage: UsageCache::new(tuning.usage_age),
             tuning,
         };
         for pool in &engine.pools {
             // A failure is reported by `pools` and by every request for the pool.
-            let _ = engine.open_pool(pool);
+            let _ = pool.get_or_open();
         }
         Ok(engine)
     }
@@ -79,14 +76,10 @@ impl Engine {
         !self.pools.is_empty()
     }
 
-    fn open_pool(&self, pool: &Pool) -> Result<Arc<OpenPool>> {
-        pool.get_or_open(|opened, trash| self.reaper.add(opened, trash))
-    }
-
     /// Returns the pool with this name, opened if necessary.
     fn pool(&self, name: &PoolName) -> Result<Arc<OpenPool>> {
         match self.pools.iter().find(|pool| pool.settings().name == *name) {
-            Some(pool) => self.open_pool(pool),
+            Some(pool) => pool.get_or_open(),
             None => Err(Error::new(Kind::NotFound, format!("pool {name} is not configured in this process"))),
         }
     }
@@ -139,8 +132,8 @@ impl Engine {
         let _data = lock_data(pool, ObjectKind::Volumes, id)?;
         let entry = pool.discard(ObjectKind::Volumes, &id.name, retention(volume.policy));
         let entry = entry.context(|| format!("delete volume {id}"))?;
-        self.usage.forget(id);
-        self.reaper.add(pool, [entry]);
+        pool.usage.forget(&id.name);
+        pool.reaper.add([entry]);
         Ok(())
     }
 
@@ -205,11 +198,13 @@ impl Engine {
         self.jobs.count()
     }
 
-    /// Waits until no trash is due for removal; reports whether that happened in time. An entry whose removal failed is due
+    /// Waits until no trash of any pool is due for removal; reports whether that happened in time. An entry whose removal failed is due
     /// again after a minute.
     #[must_use]
     pub fn wait_for_reaper(&self, timeout: Duration) -> bool {
-        self.reaper.wait_until_idle(timeout)
+        let deadline = Instant::now() + timeout;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        self.pools.iter().all(|pool| pool.reaper().wait_until_idle(left()))
     }
 
     /// Stops the copies. The next start removes their drafts, and retries start them again.

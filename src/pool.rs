@@ -31,8 +31,9 @@ use rustix::io::Errno;
 
 use self::cache::IndexCache;
 use self::marker::MARKER;
+use self::reaper::{Reaper, ReaperQueue};
 use self::store::Store;
-use self::trash::TrashEntry;
+use self::usage::UsageCache;
 use crate::backend::{self, Backend};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::DirIdentity;
@@ -83,30 +84,45 @@ pub struct OpenPool {
     pub store: Store,
     /// The backend for its filesystem.
     pub backend: Box<dyn Backend>,
+    /// Where deleted objects are added for removal.
+    pub reaper: ReaperQueue,
+    /// The measured usage of its volumes.
+    pub usage: UsageCache,
     cache: IndexCache,
     identity: DirIdentity,
 }
 
-/// A configured pool, available or not.
+/// A configured pool, available or not. Its background threads are its own, so a pool that does not respond affects no
+/// other.
 #[derive(Debug)]
 pub struct Pool {
     settings: PoolSettings,
     lock_wait: Duration,
+    reaper: Reaper,
+    usage: UsageCache,
     open: RwLock<Option<Arc<OpenPool>>>,
     opening: Mutex<()>,
 }
 
 impl Pool {
-    /// Creates a pool that is not open yet. Its callers wait at most `lock_wait` for the lock of an object.
+    /// Creates a pool that is not open yet. Its callers wait at most `lock_wait` for the lock of an object. A measured usage
+    /// is measured again when it is older than `usage_age`.
     #[must_use]
-    pub fn new(settings: PoolSettings, lock_wait: Duration) -> Self {
-        Self { settings, lock_wait, open: RwLock::new(None), opening: Mutex::new(()) }
+    pub fn new(settings: PoolSettings, lock_wait: Duration, usage_age: Duration) -> Self {
+        let (reaper, usage) = (Reaper::default(), UsageCache::new(usage_age));
+        Self { settings, lock_wait, reaper, usage, open: RwLock::new(None), opening: Mutex::new(()) }
     }
 
     /// Its settings.
     #[must_use]
     pub fn settings(&self) -> &PoolSettings {
         &self.settings
+    }
+
+    /// The reaper of its trash.
+    #[must_use]
+    pub fn reaper(&self) -> &Reaper {
+        &self.reaper
     }
 
     /// Returns the pool if it is open and its directory is still at its path.
@@ -122,14 +138,11 @@ impl Pool {
         self.open.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the pool, opened if necessary. `on_open` is called with the entries of its trash each time the pool is opened.
+    /// Returns the pool, opened if necessary. When it is opened, its reaper starts to work.
     ///
     /// # Errors
-    /// `Unavailable`, with the cause and the remedy.
-    pub fn get_or_open(
-        &self,
-        on_open: impl FnOnce(&Arc<OpenPool>, Vec<TrashEntry>),
-    ) -> Result<Arc<OpenPool>> {
+    /// `Unavailable`, with the cause and the remedy; `Internal` if a thread cannot be spawned.
+    pub fn get_or_open(&self) -> Result<Arc<OpenPool>> {
         if let Some(pool) = self.get_if_open() {
             return Ok(pool);
         }
@@ -139,21 +152,21 @@ impl Pool {
         }
         // Drop the old one first: it may have the same directory for itself.
         *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
-        let opened = OpenPool::open(&self.settings, self.lock_wait).map_err(|error| {
+        let opened = OpenPool::open(self).map_err(|error| {
             let text = format!("pool {} at {}", self.settings.name, self.settings.path.display());
             Error::caused(Kind::Unavailable, text, error)
         })?;
         let pool = Arc::new(opened);
         drop(pool.index()?);
-        let entries = pool.store.trash().entries()?;
-        on_open(&pool, entries);
+        self.reaper.attach(&pool)?;
         *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pool));
         Ok(pool)
     }
 }
 
 impl OpenPool {
-    fn open(settings: &PoolSettings, lock_wait: Duration) -> Result<Self> {
+    fn open(configured: &Pool) -> Result<Self> {
+        let settings = &configured.settings;
         let root = open_root(&settings.path)?;
         if settings.mounted {
             check_mount_point(&settings.path)?;
@@ -164,13 +177,15 @@ impl OpenPool {
         let backend = backend::for_filesystem(root.as_fd());
         let marker = marker::open_or_initialize(root.as_fd(), settings, backend.kind())?;
         let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
-        let store = Store::open(root, settings.exclusive, lock_wait)?;
+        let store = Store::open(root, settings.exclusive, configured.lock_wait)?;
         store.sweep()?;
         Ok(Self {
             settings: settings.clone(),
             marker,
             store,
             backend,
+            reaper: configured.reaper.queue(),
+            usage: configured.usage.clone(),
             cache: IndexCache::default(),
             identity,
         })

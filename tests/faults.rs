@@ -7,4 +7,5 @@ mod faults {
     mod crash;
     mod full_disk;
     mod killed_server;
+    mod reaper;
 }

@@ -28,7 +28,7 @@ impl Engine {
 
     pub(super) fn create_as(&self, request: &CreateVolume, ephemeral: bool) -> Result<Volume> {
         // The default pool is fixed, so a retry finds the volume in the same pool.
-        let pool = self.open_pool(self.requested_pool(request.pool.as_ref())?)?;
+        let pool = self.requested_pool(request.pool.as_ref())?.get_or_open()?;
         let id = VolumeId { pool: pool.settings.name.clone(), name: Name::of(&request.name) };
         let claim = self.claims.claim(ObjectKind::Volumes, &id)?;
         let locked = self.lock_volume_in(&pool, &id)?;
@@ -101,7 +101,7 @@ impl Engine {
             volume.enforced = pool.backend.create(draft.dir(), &volume.backend, limits(&volume))?;
             finish_volume(pool, draft, &volume, reservation)
         });
-        self.reaper.add(pool, pool.store.trash().take_abandoned());
+        pool.reaper.add(pool.store.trash().take_abandoned());
         made.context(|| format!("create volume {}", volume.id)).map(|()| volume)
     }
 
@@ -185,10 +185,10 @@ impl Engine {
         from: Source,
         work: impl FnOnce(&Job) -> Result<()> + Send + 'static,
     ) -> Result<Arc<Job>> {
-        let (pool, reaper) = (Arc::clone(pool), self.reaper.queue());
+        let pool = Arc::clone(pool);
         self.jobs.start(key, from, move |job| {
             let result = work(job);
-            reaper.add(&pool, pool.store.trash().take_abandoned());
+            pool.reaper.add(pool.store.trash().take_abandoned());
             result
         })
     }

@@ -36,7 +36,7 @@ impl Engine {
         let object = pool.store.object(ObjectKind::Volumes, &id.name)?;
         let measured = match pool.backend.usage(object.as_fd(), &volume.backend)? {
             Some(usage) => Some(usage),
-            None => self.usage.measure(id, reopen(data.as_fd())?, FIRST_MEASUREMENT)?,
+            None => pool.usage.measure(&id.name, reopen(data.as_fd())?, FIRST_MEASUREMENT)?,
         };
         let used = measured.map(|usage| usage.bytes);
         let available =
@@ -66,7 +66,7 @@ impl Engine {
         let Some(entry) = self.refreshed_entry(&pool, id) else {
             return Err(Error::new(Kind::NotFound, format!("volume {id} does not exist")));
         };
-        let mut symptoms = self.known_symptoms(id, &entry);
+        let mut symptoms = known_symptoms(&pool, id, &entry);
         if pool.store.data(ObjectKind::Volumes, &id.name)?.is_none() {
             let text =
                 format!("the data directory of volume {id} is missing: restore it from a backup or snapshot");
@@ -85,27 +85,27 @@ impl Engine {
         let _ = self.peek(pool, id);
         pool.cached_index().volumes().get(&id.name).cloned()
     }
+}
 
-    /// The symptoms in the index and the last measurement, without access to the disk.
-    pub(super) fn known_symptoms(&self, id: &VolumeId, entry: &VolumeEntry) -> Vec<Symptom> {
-        let mut symptoms = Vec::new();
-        if let Some(damage) = &entry.damage {
-            let text = format!("the record of volume {id} cannot be read: {damage}");
-            symptoms.push(symptom(Severity::DataLoss, "RecordUnreadable", text));
-        }
-        if let Some(usage) = self.usage.last(id)
-            && entry.size != 0
-            && usage.bytes > entry.size
-        {
-            let text = format!(
-                "volume {id} uses {} bytes, more than its size of {} bytes, which this pool does not enforce: expand \
-                 the volume or remove data",
-                usage.bytes, entry.size
-            );
-            symptoms.push(symptom(Severity::Degraded, "OverSize", text));
-        }
-        symptoms
+/// The symptoms in the index and the last measurement, without access to the disk.
+pub(super) fn known_symptoms(pool: &OpenPool, id: &VolumeId, entry: &VolumeEntry) -> Vec<Symptom> {
+    let mut symptoms = Vec::new();
+    if let Some(damage) = &entry.damage {
+        let text = format!("the record of volume {id} cannot be read: {damage}");
+        symptoms.push(symptom(Severity::DataLoss, "RecordUnreadable", text));
     }
+    if let Some(usage) = pool.usage.last(&id.name)
+        && entry.size != 0
+        && usage.bytes > entry.size
+    {
+        let text = format!(
+            "volume {id} uses {} bytes, more than its size of {} bytes, which this pool does not enforce: expand \
+             the volume or remove data",
+            usage.bytes, entry.size
+        );
+        symptoms.push(symptom(Severity::Degraded, "OverSize", text));
+    }
+    symptoms
 }
 
 fn symptom(severity: Severity, reason: &'static str, message: String) -> Symptom {

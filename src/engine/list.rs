@@ -6,6 +6,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::Engine;
+use super::health::known_symptoms;
 use super::request::{Capacity, Listed, Page, PoolStatus, Symptom};
 use crate::error::{Kind, Result};
 use crate::pool::{Index, OpenPool, Pool};
@@ -14,7 +15,7 @@ use crate::volume::{Name, PoolName, VolumeId};
 impl Engine {
     /// Opens all pools and returns them ordered by name.
     pub(super) fn pools_by_name(&self) -> Result<Vec<Arc<OpenPool>>> {
-        let mut pools = self.pools.iter().map(|pool| self.open_pool(pool)).collect::<Result<Vec<_>>>()?;
+        let mut pools = self.pools.iter().map(Pool::get_or_open).collect::<Result<Vec<_>>>()?;
         pools.sort_by(|a, b| a.settings.name.cmp(&b.settings.name));
         Ok(pools)
     }
@@ -25,7 +26,7 @@ impl Engine {
     /// `Unavailable` when a pool is: an incomplete list would imply that the missing volumes were deleted.
     pub fn list(&self, after: Option<&VolumeId>, max: usize) -> Result<Page<Listed>> {
         let pools = self.pools_by_name()?;
-        collect(&pools, after, max, Index::volumes, |id, entry| {
+        collect(&pools, after, max, Index::volumes, |_, id, entry| {
             Some(Listed { id, size: entry.size, source: entry.source.as_deref().cloned() })
         })
     }
@@ -40,8 +41,8 @@ impl Engine {
         max: usize,
     ) -> Result<Page<(VolumeId, Vec<Symptom>)>> {
         let pools = self.pools_by_name()?;
-        collect(&pools, after, max, Index::volumes, |id, entry| {
-            let symptoms = self.known_symptoms(&id, entry);
+        collect(&pools, after, max, Index::volumes, |pool, id, entry| {
+            let symptoms = known_symptoms(pool, &id, entry);
             (!symptoms.is_empty()).then_some((id, symptoms))
         })
     }
@@ -54,7 +55,7 @@ impl Engine {
         if self.pools.is_empty() {
             return Ok(Capacity::default());
         }
-        let pool = match self.open_pool(self.requested_pool(pool)?) {
+        let pool = match self.requested_pool(pool)?.get_or_open() {
             Err(error) if error.kind() == Kind::Unavailable => return Ok(Capacity::default()),
             pool => pool?,
         };
@@ -65,28 +66,28 @@ impl Engine {
     /// Returns the status of each pool, in the order of the settings.
     #[must_use]
     pub fn pools(&self) -> Vec<PoolStatus> {
-        self.pools.iter().map(|pool| self.status(pool)).collect()
+        self.pools.iter().map(status).collect()
     }
+}
 
-    fn status(&self, pool: &Pool) -> PoolStatus {
-        let settings = pool.settings();
-        let mut status = PoolStatus::new(settings);
-        status.trash_failure = self.reaper.failure(&settings.name);
-        match self.open_pool(pool).and_then(|open| Ok((open.fs_stats()?, open.allocatable()?, open))) {
-            Err(error) => status.unavailable = Some(error.chain()),
-            Ok((stats, allocatable, open)) => {
-                let index = open.cached_index();
-                (status.total, status.allocatable, status.provisioned) =
-                    (stats.total, allocatable, index.provisioned());
-                status.volumes = index.volumes().len() as u64;
-                status.snapshots = index.snapshots().len() as u64;
-                status.unreadable = index.unreadable_count() as u64;
-                status.backend = Some(open.backend.kind().as_str());
-                status.trash = self.reaper.waiting(&settings.name) as u64;
-            }
+fn status(pool: &Pool) -> PoolStatus {
+    let settings = pool.settings();
+    let mut status = PoolStatus::new(settings);
+    status.trash_failure = pool.reaper().failure();
+    match pool.get_or_open().and_then(|open| Ok((open.fs_stats()?, open.allocatable()?, open))) {
+        Err(error) => status.unavailable = Some(error.chain()),
+        Ok((stats, allocatable, open)) => {
+            let index = open.cached_index();
+            (status.total, status.allocatable, status.provisioned) =
+                (stats.total, allocatable, index.provisioned());
+            status.volumes = index.volumes().len() as u64;
+            status.snapshots = index.snapshots().len() as u64;
+            status.unreadable = index.unreadable_count() as u64;
+            status.backend = Some(open.backend.kind().as_str());
+            status.trash = pool.reaper().waiting() as u64;
         }
-        status
     }
+    status
 }
 
 /// Collects at most `max` items of the entries after `after`. Entries for which `to_item` returns `None` are skipped.
@@ -95,7 +96,7 @@ pub(super) fn collect<E, T>(
     after: Option<&VolumeId>,
     max: usize,
     entries: impl Fn(&Index) -> &BTreeMap<Name, E>,
-    to_item: impl Fn(VolumeId, &E) -> Option<T>,
+    to_item: impl Fn(&OpenPool, VolumeId, &E) -> Option<T>,
 ) -> Result<Page<T>> {
     let mut items = Vec::new();
     let mut last: Option<VolumeId> = None;
@@ -109,7 +110,7 @@ pub(super) fn collect<E, T>(
         let index = pool.index()?;
         for (entry_name, entry) in entries(&index).range::<Name, _>((from, Bound::Unbounded)) {
             let id = VolumeId { pool: name.clone(), name: entry_name.clone() };
-            let Some(item) = to_item(id, entry) else { continue };
+            let Some(item) = to_item(pool, id, entry) else { continue };
             if items.len() == max {
                 return Ok(Page { items, next: last });
             }

@@ -103,7 +103,7 @@ impl Engine {
     fn find_ephemeral(&self, id: &str) -> Result<Option<VolumeId>> {
         let name = Name::of(id);
         for pool in &self.pools {
-            let pool = match self.open_pool(pool) {
+            let pool = match pool.get_or_open() {
                 // A success would be final, and the volume would stay in the pool forever.
                 Err(error) if is_inline(id) => {
                     return Err(error).context(|| format!("look for inline volume {id}"));

@@ -177,9 +177,9 @@ pub struct PoolStatus {
     pub volumes: u64,
     /// Number of snapshots.
     pub snapshots: u64,
-    /// Number of trash entries that are to be removed, now or later.
+    /// Number of trash entries that are to be removed, now or later, and of those that are being removed.
     pub trash: u64,
-    /// The last failure to remove its trash; `None` if a later removal succeeded or none failed.
+    /// Why a trash entry could not be removed; `None` while there is no such entry.
     pub trash_failure: Option<String>,
     /// Number of volumes and snapshots whose record cannot be read.
     pub unreadable: u64,

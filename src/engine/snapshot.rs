@@ -168,7 +168,7 @@ impl Engine {
         let _data = lock_data(&pool, ObjectKind::Snapshots, id)?;
         let entry = pool.discard(ObjectKind::Snapshots, &id.name, now);
         let entry = entry.context(|| format!("delete snapshot {id}"))?;
-        self.reaper.add(&pool, [entry]);
+        pool.reaper.add([entry]);
         Ok(())
     }
 
@@ -184,7 +184,7 @@ impl Engine {
         max: usize,
     ) -> Result<Page<Snapshot>> {
         let pools = self.pools_by_name()?;
-        let page = collect(&pools, after, max, Index::snapshots, |id, entry| {
+        let page = collect(&pools, after, max, Index::snapshots, |_, id, entry| {
             let wanted = filter.id.as_ref().is_none_or(|only| *only == id)
                 && match (entry, &filter.source_volume) {
                     // Read again: the record may have been repaired.

@@ -5,8 +5,10 @@
 //! interruption continues. No symlink is followed, and a mount point inside stops the removal.
 
 use std::ffi::{CStr, CString};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FileType, IFlags, ftruncate, ioctl_getflags, ioctl_setflags, unlinkat};
 use rustix::io::{Errno, Result as ErrnoResult};
@@ -22,20 +24,35 @@ const STEP: u64 = 1 << 30;
 /// How often a directory may be found not empty after it was read to its end, with nothing removed in between.
 const MAX_RETRIES: u32 = 16;
 
-/// What was removed.
+/// Longest time until a call removes its first name. See [`Slice::length`].
+const LONGEST_DESCENT: Duration = Duration::from_secs(60);
+
+/// When a removal ends although something is left.
+#[derive(Debug, Clone, Copy)]
+pub struct Slice<'a> {
+    /// Set by another thread to end it soon.
+    pub stop: &'a AtomicBool,
+    /// Its longest duration, counted from the first removed name: the way down to that name is repeated by each call,
+    /// and a deep tree must become smaller in each.
+    pub length: Duration,
+}
+
+/// What a call removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Removed {
     /// Number of names of every type, including the top directory.
     pub entries: u64,
+    /// Whether nothing is left. Otherwise the slice is over, and another call continues.
+    pub complete: bool,
 }
 
-/// Removes the entry `name` of the directory `parent` with everything below it. Succeeds if it does not exist.
+/// Removes the entry `name` of the directory `parent` with everything below it, or as much as the slice allows.
+/// Succeeds if it does not exist.
 ///
 /// # Errors
-/// `InUse` when there is a mount point inside, or the filesystem is using a file; `Busy` when `stop` was set, or
-/// another process keeps moving or creating files inside; `Internal` for any other failed call. What was removed
-/// stays removed.
-pub fn remove_tree(parent: BorrowedFd<'_>, name: &str, stop: &AtomicBool) -> Result<Removed> {
+/// `InUse` when there is a mount point inside, or the filesystem is using a file; `Busy` when another process keeps
+/// moving or creating files inside; `Internal` for any other failed call. What was removed stays removed.
+pub fn remove_tree(parent: BorrowedFd<'_>, name: &str, slice: Slice<'_>) -> Result<Removed> {
     let what = || format!("remove {name}");
     if name.is_empty() || name == "." || name == ".." || name.contains('/') {
         return Err(Error::new(Kind::Invalid, format!("{name:?} is not the name of an entry")));
@@ -44,7 +61,9 @@ pub fn remove_tree(parent: BorrowedFd<'_>, name: &str, stop: &AtomicBool) -> Res
         CString::new(name).map_err(|_| Error::new(Kind::Invalid, format!("{name:?} contains a NUL")))?;
     let mut remover = Remover {
         reopen: Reopen::new()?,
-        stop,
+        slice,
+        started: Instant::now(),
+        first_removal: None,
         removed: Removed::default(),
         directory_was_read: false,
         retries: 0,
@@ -52,8 +71,13 @@ pub fn remove_tree(parent: BorrowedFd<'_>, name: &str, stop: &AtomicBool) -> Res
     let top = Entry { name: top, kind: FileType::Unknown };
     loop {
         match remover.remove_entry(parent, &top).context(what)? {
-            Unlinked::Done => return Ok(remover.removed),
-            Unlinked::NotEmpty(dir) => remover.remove_contents(dir.as_fd()).context(what)?,
+            Unlinked::Done => return Ok(Removed { complete: true, ..remover.removed }),
+            Unlinked::NotEmpty(dir) => {
+                if remover.remove_contents(dir.as_fd()).context(what)?.is_break() {
+                    return Ok(remover.removed);
+                }
+            }
+            Unlinked::SliceOver => return Ok(remover.removed),
         }
     }
 }
@@ -64,11 +88,16 @@ enum Unlinked {
     Done,
     /// The entry is this directory, which is not empty.
     NotEmpty(OwnedFd),
+    /// The entry is left for another call.
+    SliceOver,
 }
 
 struct Remover<'a> {
     reopen: Reopen,
-    stop: &'a AtomicBool,
+    slice: Slice<'a>,
+    started: Instant,
+    /// When the tree first became smaller.
+    first_removal: Option<Instant>,
     removed: Removed,
     /// Whether the directory that is to be removed next has just been read to its end.
     directory_was_read: bool,
@@ -76,30 +105,48 @@ struct Remover<'a> {
 }
 
 impl Remover<'_> {
-    fn remove_contents(&mut self, dir: BorrowedFd<'_>) -> Result<()> {
+    /// Whether the call has to end. It never ends before the tree has become smaller, unless that takes too long.
+    fn is_over(&self) -> bool {
+        let is_late = match self.first_removal {
+            Some(first) => first.elapsed() >= self.slice.length,
+            None => self.started.elapsed() >= LONGEST_DESCENT,
+        };
+        is_late || self.slice.stop.load(Ordering::Relaxed)
+    }
+
+    fn note_progress(&mut self) {
+        self.first_removal.get_or_insert_with(Instant::now);
+    }
+
+    /// Removes everything in a directory; breaks at the end of the slice.
+    fn remove_contents(&mut self, dir: BorrowedFd<'_>) -> Result<ControlFlow<()>> {
         let mut walk = Walk::new(dir).context(|| "open the top directory")?;
         let mut path = TreePath::default();
         loop {
             let Some(entry) = walk.next().context(|| format!("read {}", path.current()))? else {
                 self.directory_was_read = true;
                 if !walk.leave().context(|| path.current())? {
-                    return Ok(());
+                    return Ok(ControlFlow::Continue(()));
                 }
                 path.pop();
                 continue;
             };
             let unlinked = self.remove_entry(walk.dir(), &entry).context(|| path.join(&entry.name))?;
-            if let Unlinked::NotEmpty(dir) = unlinked {
-                path.push(&entry.name);
-                walk.put_back(entry);
-                walk.enter(dir).context(|| path.current())?;
+            match unlinked {
+                Unlinked::Done => {}
+                Unlinked::SliceOver => return Ok(ControlFlow::Break(())),
+                Unlinked::NotEmpty(dir) => {
+                    path.push(&entry.name);
+                    walk.put_back(entry);
+                    walk.enter(dir).context(|| path.current())?;
+                }
             }
         }
     }
 
     fn remove_entry(&mut self, at: BorrowedFd<'_>, entry: &Entry) -> Result<Unlinked> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(stopped());
+        if self.is_over() {
+            return Ok(Unlinked::SliceOver);
         }
         let name = &entry.name;
         let mut result = self.unlink(at, name, entry.kind);
@@ -108,6 +155,7 @@ impl Remover<'_> {
         }
         match result {
             Ok(()) => {
+                self.note_progress();
                 self.removed.entries += 1;
                 (self.directory_was_read, self.retries) = (false, 0);
                 Ok(Unlinked::Done)
@@ -118,13 +166,14 @@ impl Remover<'_> {
                 Kind::InUse,
                 "it is a mount point or in use by the filesystem: unmount it and retry",
             )),
-            Err(Errno::INTR) => Err(stopped()),
+            Err(Errno::INTR) => Ok(Unlinked::SliceOver),
             Err(error) => Err(error).context(|| "unlink"),
         }
     }
 
-    /// Unlinks a file or an empty directory. `kind` is a hint: the entry may have been replaced.
-    fn unlink(&self, at: BorrowedFd<'_>, name: &CStr, kind: FileType) -> ErrnoResult<()> {
+    /// Unlinks a file or an empty directory. `kind` is a hint: the entry may have been replaced. `INTR` at the end of the
+    /// slice.
+    fn unlink(&mut self, at: BorrowedFd<'_>, name: &CStr, kind: FileType) -> ErrnoResult<()> {
         if !matches!(kind, FileType::Directory | FileType::Unknown) {
             match self.unlink_file(at, name, kind) {
                 Err(Errno::ISDIR) => {}
@@ -137,7 +186,7 @@ impl Remover<'_> {
         }
     }
 
-    fn unlink_file(&self, at: BorrowedFd<'_>, name: &CStr, kind: FileType) -> ErrnoResult<()> {
+    fn unlink_file(&mut self, at: BorrowedFd<'_>, name: &CStr, kind: FileType) -> ErrnoResult<()> {
         if matches!(kind, FileType::RegularFile | FileType::Unknown)
             && fstatat(at, name).is_ok_and(|stat| stat.stx_blocks > STEP / 512)
         {
@@ -148,7 +197,7 @@ impl Remover<'_> {
 
     /// Truncates a large file in steps, if it has no other name. A file that cannot be truncated is left to `unlink`.
     /// The number of steps depends on the allocated blocks: the size of a sparse file can be any number.
-    fn truncate_in_steps(&self, at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<()> {
+    fn truncate_in_steps(&mut self, at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<()> {
         let file = open_path(at, name)?;
         let stat = fstat(file.as_fd())?;
         if !kind_of(&stat).is_file() || stat.stx_nlink != 1 {
@@ -157,12 +206,13 @@ impl Remover<'_> {
         let Ok(file) = self.reopen.for_writing(file.as_fd()) else { return Ok(()) };
         let steps = stat.stx_blocks / (STEP / 512) + 1;
         for left in (1..steps).rev() {
-            if self.stop.load(Ordering::Relaxed) {
+            if self.is_over() {
                 return Err(Errno::INTR);
             }
             if ftruncate(&file, stat.stx_size / steps * left).is_err() {
                 break;
             }
+            self.note_progress();
         }
         Ok(())
     }
@@ -198,10 +248,6 @@ impl Remover<'_> {
             Err(error) => Err(error).context(|| "open"),
         }
     }
-}
-
-fn stopped() -> Error {
-    Error::new(Kind::Busy, "stopped")
 }
 
 fn clear_flags(fd: BorrowedFd<'_>) -> bool {

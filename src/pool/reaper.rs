@@ -1,28 +1,40 @@
-//! Removes trash whose retention has passed: one thread, one directory after another, at the lowest priority.
+//! Removes the trash of one pool when its retention has passed: one thread, one directory after another, at the lowest
+//! priority.
+//!
+//! Each pool has its own reaper, so a disk that does not respond delays no other pool. A directory is removed in slices,
+//! so one that takes long, or into which a process still writes, delays no other directory.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+mod queue;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use self::queue::Queue;
 use super::OpenPool;
-use super::trash::{Retention, TrashEntry};
+use super::trash::TrashEntry;
 use crate::error::{Context as _, Result};
-use crate::volume::{PoolName, Timestamp};
+use crate::fs::remove::{Removed, Slice};
+use crate::volume::Timestamp;
 
 /// Seconds until a directory that could not be removed is tried again.
 const RETRY_AFTER: i64 = 60;
+/// How long a directory is removed until it is the turn of the next one.
+const SLICE: Duration = Duration::from_secs(2);
+/// How often the trash is listed, to find the entries of other processes.
+const LIST_EVERY: Duration = Duration::from_secs(60);
+/// Seconds until an entry of another process is removed. That process may still undo its deletion, if a sync fails.
+const UNDO_TIME: i64 = 60;
 
-/// The thread and its queue. Dropping it stops the thread.
-#[derive(Debug)]
+/// The reaper of a configured pool. Dropping it stops its thread.
+#[derive(Debug, Default)]
 pub struct Reaper {
-    shared: Arc<Shared>,
+    queue: ReaperQueue,
 }
 
-/// A handle for threads that add trash.
-#[derive(Debug, Clone)]
+/// A handle of a pool's reaper, to add trash.
+#[derive(Debug, Clone, Default)]
 pub struct ReaperQueue {
     shared: Arc<Shared>,
 }
@@ -36,123 +48,140 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Ordered by due time.
-    queue: BinaryHeap<Reverse<Due>>,
-    /// The last failure of each pool.
-    failures: HashMap<PoolName, String>,
+    /// The pool, while it is open.
+    pool: Weak<OpenPool>,
+    queue: Queue,
+    /// When the trash was last listed.
+    listed: Option<Instant>,
+    /// Why that failed.
+    list_failure: Option<String>,
+    /// Whether the thread exists.
+    started: bool,
+    /// Whether the thread waits.
     idle: bool,
 }
 
-/// A directory to remove at a time in seconds since 1970.
-#[derive(Debug)]
-struct Due {
-    at: i64,
-    pool: Weak<OpenPool>,
-    directory: String,
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Due {}
-
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, &self.directory).cmp(&(other.at, &other.directory))
-    }
+/// What the thread does next.
+enum Task {
+    List(Arc<OpenPool>),
+    Remove(Arc<OpenPool>, Arc<str>),
 }
 
 impl Reaper {
-    /// Starts the thread.
+    /// Starts to remove the trash of the pool, which has just been opened. Entries of an earlier instance are forgotten.
     ///
     /// # Errors
-    /// `Internal` if a thread cannot be spawned.
-    pub fn start() -> Result<Self> {
-        let shared = Arc::<Shared>::default();
-        let own = Arc::clone(&shared);
+    /// `Internal` if a thread cannot be spawned; otherwise the error of the failed system call.
+    pub fn attach(&self, pool: &Arc<OpenPool>) -> Result<()> {
+        let listing = pool.store.trash().entries()?;
+        let mut state = self.queue.shared.lock();
+        state.pool = Arc::downgrade(pool);
+        (state.queue, state.listed, state.list_failure) = (Queue::default(), Some(Instant::now()), None);
+        listing.into_iter().for_each(|entry| state.queue.add(entry, i64::MIN));
+        self.start_thread(&mut state)?;
+        drop(state);
+        self.queue.shared.changed.notify_all();
+        Ok(())
+    }
+
+    fn start_thread(&self, state: &mut State) -> Result<()> {
+        if state.started {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.queue.shared);
         thread::Builder::new()
             .name("reaper".to_owned())
-            .spawn(move || own.run())
+            .spawn(move || shared.run())
             .context(|| "start the reaper")?;
-        Ok(Self { shared })
+        state.started = true;
+        Ok(())
     }
 
-    /// Adds entries of a pool's trash.
-    pub fn add(&self, pool: &Arc<OpenPool>, entries: impl IntoIterator<Item = TrashEntry>) {
-        self.queue().add(pool, entries);
-    }
-
-    /// A handle for another thread.
+    /// A handle for other threads.
     #[must_use]
     pub fn queue(&self) -> ReaperQueue {
-        ReaperQueue { shared: Arc::clone(&self.shared) }
+        self.queue.clone()
     }
 
-    /// Number of directories of a pool that are still to be removed.
+    /// Number of directories that are still to be removed, including the one that is being removed.
     #[must_use]
-    pub fn waiting(&self, pool: &PoolName) -> usize {
-        let of_pool = |due: &Due| due.pool.upgrade().is_some_and(|open| open.settings.name == *pool);
-        self.shared.lock().queue.iter().filter(|Reverse(due)| of_pool(due)).count()
+    pub fn waiting(&self) -> usize {
+        self.queue.shared.lock().queue.len()
     }
 
-    /// The last failure to remove trash of a pool; `None` if a later removal succeeded or none failed.
+    /// Why the trash is not removed: the failure of one of its entries; `None` if each entry that was due could be
+    /// removed.
     #[must_use]
-    pub fn failure(&self, pool: &PoolName) -> Option<String> {
-        self.shared.lock().failures.get(pool).cloned()
+    pub fn failure(&self) -> Option<String> {
+        let state = self.queue.shared.lock();
+        state.queue.failure().map(str::to_owned).or_else(|| state.list_failure.clone())
     }
 
     /// Waits until no entry is due; reports whether that happened in time. An entry whose removal failed is due again
     /// after a minute.
+    #[must_use]
     pub fn wait_until_idle(&self, timeout: Duration) -> bool {
-        let state = self.shared.lock();
-        let busy = |state: &mut State| !state.idle || state.next_is_due();
-        let waited = self.shared.changed.wait_timeout_while(state, timeout, busy);
+        let shared = &self.queue.shared;
+        let busy = |state: &mut State| state.started && (!state.idle || state.is_due());
+        let waited = shared.changed.wait_timeout_while(shared.lock(), timeout, busy);
         let (state, result) = waited.unwrap_or_else(PoisonError::into_inner);
         drop(state);
         !result.timed_out()
     }
 }
 
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        // Set the flag under the lock, to avoid a lost wakeup.
+        let state = self.queue.shared.lock();
+        self.queue.shared.stop.store(true, Ordering::Relaxed);
+        drop(state);
+        self.queue.shared.changed.notify_all();
+    }
+}
+
 impl ReaperQueue {
-    /// Adds entries of a pool's trash.
-    pub fn add(&self, pool: &Arc<OpenPool>, entries: impl IntoIterator<Item = TrashEntry>) {
+    /// Adds entries of the trash that this process has moved there.
+    pub fn add(&self, entries: impl IntoIterator<Item = TrashEntry>) {
         let mut entries = entries.into_iter().peekable();
         if entries.peek().is_none() {
             return;
         }
         let mut state = self.shared.lock();
-        for TrashEntry { directory, retention } in entries {
-            if let Retention::Until(at) = retention {
-                state.queue.push(Reverse(Due { at, pool: Arc::downgrade(pool), directory }));
-            }
-        }
-        drop(state);
-        self.shared.changed.notify_all();
-    }
-}
-
-impl Drop for Reaper {
-    fn drop(&mut self) {
-        // Set the flag under the lock, to avoid a lost wakeup.
-        let state = self.shared.lock();
-        self.shared.stop.store(true, Ordering::Relaxed);
+        entries.for_each(|entry| state.queue.add(entry, i64::MIN));
         drop(state);
         self.shared.changed.notify_all();
     }
 }
 
 impl State {
-    fn next_is_due(&self) -> bool {
-        self.queue.peek().is_some_and(|Reverse(due)| due.at <= now())
+    fn is_due(&self) -> bool {
+        self.queue.next_at().is_some_and(|at| at <= now())
+    }
+
+    /// The next task, if there is one now.
+    fn next_task(&mut self) -> Option<Task> {
+        let Some(pool) = self.pool.upgrade() else {
+            // The next opening of the pool lists the trash.
+            self.queue = Queue::default();
+            return None;
+        };
+        if self.until_listing().is_zero() {
+            self.listed = Some(Instant::now());
+            return Some(Task::List(pool));
+        }
+        self.queue.take_due(now()).map(|directory| Task::Remove(pool, directory))
+    }
+
+    fn until_listing(&self) -> Duration {
+        self.listed.map_or(Duration::ZERO, |listed| LIST_EVERY.saturating_sub(listed.elapsed()))
+    }
+
+    /// How long the thread may wait. Entries are due by the clock, which may be changed, so the wait is at most a minute.
+    fn wait(&self) -> Duration {
+        let until_due = self.queue.next_at().map_or(60, |at| at.saturating_sub(now()));
+        let until_due = Duration::from_secs(u64::try_from(until_due).unwrap_or(0));
+        until_due.min(self.until_listing()).clamp(Duration::from_secs(1), LIST_EVERY)
     }
 }
 
@@ -164,47 +193,102 @@ impl Shared {
     fn run(&self) {
         // Linux keeps a nice value for each thread. Without the right to change it, the priority stays as it is.
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
-        while let Some(due) = self.next() {
-            let Some(pool) = due.pool.upgrade() else { continue };
-            let result = pool.backend.remove(pool.store.trash().dir(), &due.directory, &self.stop);
-            let name = &pool.settings.name;
-            let mut state = self.lock();
-            match result {
-                Ok(()) => {
-                    state.failures.remove(name);
-                }
-                Err(error) => {
-                    let text = format!("trash/{}: {}", due.directory, error.chain());
-                    state.failures.insert(name.clone(), text);
-                    let at = now().saturating_add(RETRY_AFTER);
-                    state.queue.push(Reverse(Due { at, ..due }));
-                }
+        while let Some(task) = self.next() {
+            match task {
+                Task::List(pool) => self.list(&pool),
+                Task::Remove(pool, directory) => self.remove(&pool, directory),
             }
         }
     }
 
-    /// Waits for the next directory that is due; `None` when the thread is to stop.
-    fn next(&self) -> Option<Due> {
+    /// Waits for the next task; `None` when the thread is to stop.
+    fn next(&self) -> Option<Task> {
         let mut state = self.lock();
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return None;
             }
-            if state.next_is_due() {
+            if let Some(task) = state.next_task() {
                 state.idle = false;
-                return state.queue.pop().map(|Reverse(due)| due);
+                return Some(task);
             }
             state.idle = true;
             self.changed.notify_all();
-            // The clock may be changed during the wait, so the wait is at most a minute.
-            let left = state.queue.peek().map_or(3600, |Reverse(due)| due.at.saturating_sub(now()));
-            let wait = Duration::from_secs(u64::try_from(left).unwrap_or(0).clamp(1, 60));
+            let wait = state.wait();
             state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Lists the trash: adds the entries of other processes, and forgets those that are gone.
+    fn list(&self, pool: &OpenPool) {
+        let mark = self.lock().queue.mark();
+        let listing = pool.store.trash().entries();
+        let mut state = self.lock();
+        if !std::ptr::eq(state.pool.as_ptr(), pool) {
+            return; // The pool was opened again meanwhile, and its trash was listed.
+        }
+        match listing {
+            Ok(listing) => {
+                let earliest = now().saturating_add(UNDO_TIME);
+                state.queue.forget_unlisted(&listing, mark);
+                listing.into_iter().for_each(|entry| state.queue.add(entry, earliest));
+                state.list_failure = None;
+            }
+            Err(error) => state.list_failure = Some(error.chain()),
+        }
+    }
+
+    /// Removes an entry for one slice, and notes the result.
+    fn remove(&self, pool: &OpenPool, directory: Arc<str>) {
+        let result = self.remove_slice(pool, &directory);
+        let mut state = self.lock();
+        match result {
+            Ok(Removed { complete: true, .. }) => state.queue.removed(&directory),
+            Ok(_) => state.queue.put_back(directory, now()),
+            Err(error) => {
+                let why = format!("trash/{directory}: {}", error.chain());
+                state.queue.failed(directory, why, now().saturating_add(RETRY_AFTER));
+            }
+        }
+    }
+
+    /// The only call that removes anything from the trash. An entry that does not exist any more is complete.
+    fn remove_slice(&self, pool: &OpenPool, directory: &str) -> Result<Removed> {
+        let slice = Slice { stop: &self.stop, length: SLICE };
+        pool.backend.remove(pool.store.trash().dir(), directory, slice)
     }
 }
 
 /// The time in seconds since 1970.
 fn now() -> i64 {
     Timestamp::now().as_second()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::{Pool, PoolSettings};
+
+    #[test]
+    fn entries_of_other_processes_are_found_and_removed_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = PoolSettings::new("p".parse().unwrap(), dir.path().to_owned());
+        let pool = Pool::new(settings, Duration::ZERO, Duration::ZERO);
+        let open = pool.get_or_open().unwrap();
+        let trash = dir.path().join("trash");
+        for entry in ["due.0.0123456789abcdef", "kept.keep.0123456789abcdef", "foreign"] {
+            std::fs::create_dir(trash.join(entry)).unwrap();
+        }
+        pool.reaper.queue.shared.list(&open);
+        assert_eq!(pool.reaper.waiting(), 1);
+        assert!(pool.reaper.wait_until_idle(Duration::from_secs(10)));
+        assert_eq!(
+            std::fs::read_dir(&trash).unwrap().count(),
+            3,
+            "the other process may still undo its deletion"
+        );
+        std::fs::remove_dir(trash.join("due.0.0123456789abcdef")).unwrap();
+        pool.reaper.queue.shared.list(&open);
+        assert_eq!(pool.reaper.waiting(), 0);
+    }
 }

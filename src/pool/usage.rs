@@ -1,5 +1,5 @@
-//! The disk usage of volumes, measured by a background thread, one volume at a time. A caller waits for the first
-//! measurement only, and limits that wait.
+//! The disk usage of a pool's volumes, measured by a background thread, one volume at a time. A caller waits for the
+//! first measurement only, and limits that wait.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context as _, Result};
 use crate::fs::{DiskUsage, disk_usage};
-use crate::volume::VolumeId;
+use crate::volume::Name;
 
-/// The last measurement of each volume, and a thread that runs while the queue is not empty.
-#[derive(Debug)]
+/// The last measurement of each volume of a pool, and a thread that runs while the queue is not empty. Clones share both.
+#[derive(Debug, Clone)]
 pub struct UsageCache {
     age: Duration,
     shared: Arc<Shared>,
@@ -26,11 +26,11 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    last: HashMap<VolumeId, (Instant, DiskUsage)>,
+    last: HashMap<Name, (Instant, DiskUsage)>,
     /// Volumes to be measured, with their data directories.
-    queue: VecDeque<(VolumeId, OwnedFd)>,
+    queue: VecDeque<(Name, OwnedFd)>,
     /// The volume that is being measured.
-    current: Option<VolumeId>,
+    current: Option<Name>,
     /// Whether the thread runs.
     running: bool,
 }
@@ -46,35 +46,35 @@ impl UsageCache {
     ///
     /// # Errors
     /// `Internal` if a thread cannot be spawned.
-    pub fn measure(&self, id: &VolumeId, data: OwnedFd, wait: Duration) -> Result<Option<DiskUsage>> {
+    pub fn measure(&self, name: &Name, data: OwnedFd, wait: Duration) -> Result<Option<DiskUsage>> {
         let mut state = self.shared.lock();
-        let last = state.last.get(id).copied();
-        if last.is_none_or(|(time, _)| time.elapsed() >= self.age) && !state.is_pending(id) {
+        let last = state.last.get(name).copied();
+        if last.is_none_or(|(time, _)| time.elapsed() >= self.age) && !state.is_pending(name) {
             // Start the thread first: a volume that stays in the queue without one is never measured.
             self.start_thread(&mut state)?;
-            state.queue.push_back((id.clone(), data));
+            state.queue.push_back((name.clone(), data));
         }
         if let Some((_, usage)) = last {
             return Ok(Some(usage));
         }
-        let unfinished = |state: &mut State| !state.last.contains_key(id) && state.is_pending(id);
+        let unfinished = |state: &mut State| !state.last.contains_key(name) && state.is_pending(name);
         let waited = self.shared.measured.wait_timeout_while(state, wait, unfinished);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        Ok(state.last.get(id).map(|(_, usage)| *usage))
+        Ok(state.last.get(name).map(|(_, usage)| *usage))
     }
 
     /// The last measurement of a volume, if there is one.
-    pub fn last(&self, id: &VolumeId) -> Option<DiskUsage> {
-        self.shared.lock().last.get(id).map(|(_, usage)| *usage)
+    pub fn last(&self, name: &Name) -> Option<DiskUsage> {
+        self.shared.lock().last.get(name).map(|(_, usage)| *usage)
     }
 
     /// Removes a deleted volume. A measurement that is running is discarded, since a new volume may get the same
     /// name.
-    pub fn forget(&self, id: &VolumeId) {
+    pub fn forget(&self, name: &Name) {
         let mut state = self.shared.lock();
-        state.last.remove(id);
-        state.queue.retain(|(queued, _)| queued != id);
-        state.current.take_if(|current| *current == *id);
+        state.last.remove(name);
+        state.queue.retain(|(queued, _)| queued != name);
+        state.current.take_if(|current| *current == *name);
         drop(state);
         self.shared.measured.notify_all();
     }
@@ -94,8 +94,8 @@ impl UsageCache {
 }
 
 impl State {
-    fn is_pending(&self, id: &VolumeId) -> bool {
-        self.current.as_ref() == Some(id) || self.queue.iter().any(|(queued, _)| queued == id)
+    fn is_pending(&self, name: &Name) -> bool {
+        self.current.as_ref() == Some(name) || self.queue.iter().any(|(queued, _)| queued == name)
     }
 }
 
@@ -107,26 +107,26 @@ impl Shared {
     fn run(&self) {
         // Linux keeps a nice value for each thread. Without the right to change it, the priority stays as it is.
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
-        while let Some((id, data)) = self.next() {
+        while let Some((name, data)) = self.next() {
             // The walk fails when directories are moved meanwhile. The next request then starts a new measurement.
-            self.store(id, disk_usage(data.as_fd()).ok());
+            self.store(name, disk_usage(data.as_fd()).ok());
         }
     }
 
-    fn store(&self, id: VolumeId, usage: Option<DiskUsage>) {
+    fn store(&self, name: Name, usage: Option<DiskUsage>) {
         let mut state = self.lock();
-        let forgotten = state.current.take().is_none_or(|current| current != id);
+        let forgotten = state.current.take().is_none_or(|current| current != name);
         if let Some(usage) = usage.filter(|_| !forgotten) {
-            state.last.insert(id, (Instant::now(), usage));
+            state.last.insert(name, (Instant::now(), usage));
         }
         drop(state);
         self.measured.notify_all();
     }
 
-    fn next(&self) -> Option<(VolumeId, OwnedFd)> {
+    fn next(&self) -> Option<(Name, OwnedFd)> {
         let mut state = self.lock();
         let next = state.queue.pop_front();
-        state.current = next.as_ref().map(|(id, _)| id.clone());
+        state.current = next.as_ref().map(|(name, _)| name.clone());
         state.running = next.is_some();
         next
     }
@@ -136,8 +136,8 @@ impl Shared {
 mod tests {
     use super::*;
 
-    fn id() -> VolumeId {
-        "p/v".parse().unwrap()
+    fn name() -> Name {
+        "v".parse().unwrap()
     }
 
     #[test]
@@ -145,11 +145,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = || OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
         let usage = UsageCache::new(Duration::from_secs(60));
-        usage.shared.lock().queue.extend([(id(), open()), (id(), open())]);
+        usage.shared.lock().queue.extend([(name(), open()), (name(), open())]);
         let (measured, _) = usage.shared.next().unwrap();
-        usage.forget(&id());
+        usage.forget(&name());
         usage.shared.store(measured, Some(DiskUsage { bytes: 1, inodes: 1 }));
-        assert_eq!(usage.last(&id()), None);
+        assert_eq!(usage.last(&name()), None);
         assert!(usage.shared.next().is_none(), "the volume is no longer in the queue");
     }
 
@@ -158,11 +158,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = || OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
         let usage = UsageCache::new(Duration::from_secs(60));
-        let first = usage.measure(&id(), open(), Duration::from_secs(10)).unwrap().unwrap();
+        let first = usage.measure(&name(), open(), Duration::from_secs(10)).unwrap().unwrap();
         std::fs::write(dir.path().join("a"), vec![1; 1 << 20]).unwrap();
-        assert_eq!(usage.measure(&id(), open(), Duration::from_secs(10)).unwrap(), Some(first));
-        usage.forget(&id());
-        let second = usage.measure(&id(), open(), Duration::from_secs(10)).unwrap().unwrap();
+        assert_eq!(usage.measure(&name(), open(), Duration::from_secs(10)).unwrap(), Some(first));
+        usage.forget(&name());
+        let second = usage.measure(&name(), open(), Duration::from_secs(10)).unwrap().unwrap();
         assert!(second.bytes > first.bytes);
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use orlop::error::{Kind, Result};
 use orlop::fs::copy::{Manifest, Progress, copy_tree};
-use orlop::fs::remove::remove_tree;
+use orlop::fs::remove::{Removed, Slice, remove_tree};
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags, mkdirat, openat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
@@ -44,7 +44,14 @@ fn copy(from: &Path, to: &Path, progress: &Progress) -> Result<Manifest> {
 
 fn remove(parent: &Path, name: &str) -> Result<u64> {
     let parent = File::open(parent).unwrap();
-    remove_tree(parent.as_fd(), name, &AtomicBool::new(false)).map(|removed| removed.entries)
+    let removed = remove_tree(parent.as_fd(), name, slice(&AtomicBool::new(false)))?;
+    assert!(removed.complete, "nothing ends this removal early");
+    Ok(removed.entries)
+}
+
+/// A slice that ends when `stop` is set.
+fn slice(stop: &AtomicBool) -> Slice<'_> {
+    Slice { stop, length: Duration::MAX }
 }
 
 /// Copies `from` to `to`, checks that nothing differs, removes the copy, and checks that nothing is left.
@@ -574,9 +581,8 @@ fn a_stopped_removal_can_be_resumed() {
     make_deep(&workspace.path().join("from"));
     let parent = File::open(workspace.path()).unwrap();
     let stop = AtomicBool::new(true);
-    let error = remove_tree(parent.as_fd(), "from", &stop).unwrap_err();
-    assert_eq!((error.kind(), error.chain()), (Kind::Busy, "remove from: stopped".to_owned()));
-    let mut removed = 0;
+    let removed = remove_tree(parent.as_fd(), "from", slice(&stop)).unwrap();
+    assert_eq!(removed, Removed { entries: 0, complete: false });
     for _ in 0..3 {
         stop.store(false, Ordering::Relaxed);
         std::thread::scope(|scope| {
@@ -584,13 +590,30 @@ fn a_stopped_removal_can_be_resumed() {
                 sleep_ms(20);
                 stop.store(true, Ordering::Relaxed);
             });
-            if let Ok(done) = remove_tree(parent.as_fd(), "from", &stop) {
-                removed += done.entries;
-            }
+            remove_tree(parent.as_fd(), "from", slice(&stop)).unwrap();
         });
     }
     remove(workspace.path(), "from").unwrap();
     assert!(!workspace.path().join("from").exists());
+}
+
+#[test]
+fn each_slice_of_a_removal_makes_the_tree_smaller() {
+    let workspace = workspace();
+    let from = workspace.path().join("from");
+    for directory in ["a/b/c/d", "a/e", "f"] {
+        fs::create_dir_all(from.join(directory)).unwrap();
+        fs::write(from.join(directory).join("file"), "x").unwrap();
+    }
+    let parent = File::open(workspace.path()).unwrap();
+    let stop = AtomicBool::new(false);
+    // A slice without length ends after its first removed name.
+    let slice = Slice { stop: &stop, length: Duration::ZERO };
+    for _ in 0..10 {
+        let removed = remove_tree(parent.as_fd(), "from", slice).unwrap();
+        assert_eq!(removed, Removed { entries: 1, complete: !from.exists() });
+    }
+    assert!(!from.exists(), "the tree has ten names");
 }
 
 #[test]
