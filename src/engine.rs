@@ -10,6 +10,7 @@ mod list;
 mod locked;
 mod publish;
 mod snapshot;
+mod source;
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;

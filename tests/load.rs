@@ -6,4 +6,5 @@ mod common;
 mod load {
     mod concurrency;
     mod model;
+    mod waiting_copies;
 }

@@ -49,7 +49,7 @@ pub(super) struct PoolSection {
 pub(super) struct TuningSection {
     /// How long a request waits for a copy before it reports that the copy still runs.
     pub(super) copy_wait: Option<HumanDuration>,
-    /// Number of copies that run at once.
+    /// Number of copies within one pool, or between the same two pools, that run at once.
     pub(super) copies: Option<usize>,
     /// How long a request waits for another one on the same volume.
     pub(super) lock_wait: Option<HumanDuration>,

@@ -10,6 +10,7 @@ use super::claims::NameClaim;
 use super::jobs::{Job, JobKey};
 use super::locked::{CopyLocks, LockedVolume, check_limit, ensure_not_copied, limits};
 use super::request::{CreateVolume, OwnerSpec};
+use super::source::CopySource;
 use crate::backend::{CopySpec, CopyStats};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::store::{Draft, ObjectKind};
@@ -113,7 +114,7 @@ impl Engine {
         claim: NameClaim,
     ) -> Result<Arc<Job>> {
         let (pool, id) = (&locked.pool, &locked.id);
-        let (data, size, locks) = self.open_source(source, locked).map_err(|error| {
+        let (from, size, locks) = self.find_source(source, locked).map_err(|error| {
             if error.kind() != Kind::NotFound || !request.may_go_elsewhere {
                 return error;
             }
@@ -127,6 +128,7 @@ impl Engine {
         let (pool_of_job, owner) = (Arc::clone(pool), request.owner);
         self.start_job(pool, JobKey::Volume(id.clone()), source.clone(), move |job| {
             let _held = (claim, locks);
+            let data = from.open()?;
             let draft = pool_of_job.store.draft()?;
             volume.backend = pool_of_job.backend.allot()?;
             let spec = CopySpec { state: volume.backend.clone(), limits: limits(&volume) };
@@ -136,9 +138,8 @@ impl Engine {
         })
     }
 
-    /// Opens the source's data for reading; returns it with the source's size and the locks that the copy holds until it
-    /// ends.
-    fn open_source(&self, source: &Source, copy: &LockedVolume) -> Result<(OwnedFd, u64, CopyLocks)> {
+    /// Returns the source with its size, and the locks that the copy holds until it ends.
+    fn find_source(&self, source: &Source, copy: &LockedVolume) -> Result<(CopySource, u64, CopyLocks)> {
         let (pool, id) = (self.pool(&source.id().pool)?, source.id());
         let kind = match source {
             Source::Volume(_) => ObjectKind::Volumes,
@@ -150,10 +151,7 @@ impl Engine {
             ObjectKind::Volumes => self.require_without_lock(&pool, id)?.size,
             ObjectKind::Snapshots => self.require_snapshot(&pool, id)?.size,
         };
-        let data = pool.store.data(kind, &id.name)?;
-        let data = data.ok_or_else(|| Error::new(Kind::Internal, format!("{source} has no data")))?;
-        let data = reopen(data.as_fd()).context(|| format!("copy {source}"))?;
-        Ok((data, size, locks))
+        Ok((CopySource::new(&pool, source.clone()), size, locks))
     }
 
     fn join_copy(&self, locked: &LockedVolume, job: &Arc<Job>, request: &CreateVolume) -> Result<Volume> {

@@ -211,7 +211,7 @@ impl PoolStatus {
 pub struct Tuning {
     /// How long a request waits for a copy before it reports that the copy still runs.
     pub copy_wait: Duration,
-    /// Number of copies that run at once. Others wait.
+    /// Number of copies within one pool, or between the same two pools, that run at once. Others wait.
     pub copies: usize,
     /// How long a request waits for another one on the same object.
     pub lock_wait: Duration,

@@ -4,11 +4,12 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use super::claims::NameClaim;
-use super::create::{copy, reopen};
+use super::create::copy;
 use super::jobs::{Job, JobKey};
 use super::list::collect;
 use super::locked::{CopyLocks, ensure_not_copied};
 use super::request::{CreateSnapshot, Page, SnapshotFilter};
+use super::source::CopySource;
 use super::{Engine, lock_data};
 use crate::backend::CopySpec;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -55,10 +56,6 @@ impl Engine {
         let source = (ObjectKind::Volumes, &request.source_volume);
         let locks = CopyLocks::acquire(pool, (ObjectKind::Snapshots, id), pool, source)?;
         let volume = self.require_without_lock(pool, &request.source_volume)?;
-        let data = pool.store.data(ObjectKind::Volumes, &volume.id.name)?;
-        let data =
-            data.ok_or_else(|| Error::new(Kind::Internal, format!("volume {} has no data", volume.id)))?;
-        let data = reopen(data.as_fd()).context(|| format!("copy volume {} to snapshot {id}", volume.id))?;
         let mut snapshot = Snapshot {
             schema: SCHEMA,
             uid: uuid::Uuid::new_v4(),
@@ -73,9 +70,11 @@ impl Engine {
             created: Timestamp::now(),
             ready: true,
         };
-        let pool_of_job = Arc::clone(pool);
-        self.start_job(pool, JobKey::Snapshot(id.clone()), Source::Volume(volume.id), move |job| {
+        let source = Source::Volume(volume.id);
+        let (pool_of_job, from) = (Arc::clone(pool), CopySource::new(pool, source.clone()));
+        self.start_job(pool, JobKey::Snapshot(id.clone()), source, move |job| {
             let _held = (claim, locks);
+            let data = from.open()?;
             let draft = pool_of_job.store.draft()?;
             snapshot.backend = pool_of_job.backend.allot()?;
             let spec = CopySpec { state: snapshot.backend.clone(), ..CopySpec::default() };

@@ -1,0 +1,36 @@
+//! The source of a copy.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use super::create::reopen;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::pool::OpenPool;
+use crate::pool::store::ObjectKind;
+use crate::volume::Source;
+
+/// A volume or snapshot that is to be copied. Its data is opened when the copy starts, so a waiting copy holds no
+/// descriptor. It is not deleted meanwhile, because its deletion finds the job.
+#[derive(Debug)]
+pub(super) struct CopySource {
+    pool: Arc<OpenPool>,
+    source: Source,
+}
+
+impl CopySource {
+    pub(super) fn new(pool: &Arc<OpenPool>, source: Source) -> Self {
+        Self { pool: Arc::clone(pool), source }
+    }
+
+    /// Opens the data for reading.
+    pub(super) fn open(&self) -> Result<OwnedFd> {
+        let source = &self.source;
+        let kind = match source {
+            Source::Volume(_) => ObjectKind::Volumes,
+            Source::Snapshot(_) => ObjectKind::Snapshots,
+        };
+        let data = self.pool.store.data(kind, &source.id().name)?;
+        let data = data.ok_or_else(|| Error::new(Kind::Internal, format!("{source} has no data")))?;
+        reopen(data.as_fd()).context(|| format!("copy {source}"))
+    }
+}
