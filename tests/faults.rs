@@ -5,6 +5,7 @@ mod common;
 
 mod faults {
     mod crash;
+    mod frozen_disk;
     mod full_disk;
     mod killed_server;
     mod reaper;

@@ -266,14 +266,42 @@ fn now() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::pool::{Pool, PoolSettings};
+
+    fn pool(path: &Path) -> Pool {
+        Pool::new(PoolSettings::new("p".parse().unwrap(), path.to_owned()), Duration::ZERO, Duration::ZERO)
+    }
+
+    #[test]
+    fn the_thread_serves_a_pool_that_is_opened_again_and_ends_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (dir.path().join("pool"), dir.path().join("elsewhere"));
+        std::fs::create_dir(&path).unwrap();
+        let pool = pool(&path);
+        pool.get_or_open().unwrap();
+        std::fs::rename(&path, &elsewhere).unwrap();
+        assert!(pool.get_or_open().is_err());
+        std::fs::create_dir(elsewhere.join("trash/due.0.0123456789abcdef")).unwrap();
+        std::fs::rename(&elsewhere, &path).unwrap();
+        pool.get_or_open().unwrap();
+        assert!(pool.reaper.wait_until_idle(Duration::from_secs(10)));
+        assert_eq!(std::fs::read_dir(path.join("trash")).unwrap().count(), 0);
+        let shared = Arc::downgrade(&pool.reaper.queue.shared);
+        drop(pool);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while shared.strong_count() > 0 {
+            assert!(Instant::now() < deadline, "the thread still runs");
+            thread::yield_now();
+        }
+    }
 
     #[test]
     fn entries_of_other_processes_are_found_and_removed_later() {
         let dir = tempfile::tempdir().unwrap();
-        let settings = PoolSettings::new("p".parse().unwrap(), dir.path().to_owned());
-        let pool = Pool::new(settings, Duration::ZERO, Duration::ZERO);
+        let pool = pool(dir.path());
         let open = pool.get_or_open().unwrap();
         let trash = dir.path().join("trash");
         for entry in ["due.0.0123456789abcdef", "kept.keep.0123456789abcdef", "foreign"] {
