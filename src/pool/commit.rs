@@ -76,9 +76,8 @@ impl OpenPool {
     /// The error of the failed system call; the object still exists then.
     pub fn discard(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<TrashEntry> {
         let move_to_trash = || self.store.move_to_trash(kind, name, retention);
-        let entry = self.rename(kind, name, move_to_trash, |index| index.remove(kind, name))?;
-        self.store.sync_discarded(kind, name, &entry)?;
-        Ok(entry)
+        let discarded = self.rename(kind, name, move_to_trash, |index| index.remove(kind, name))?;
+        self.store.sync_discarded(kind, name, discarded)
     }
 
     /// Checks a reservation against the sum of all processes, renames, and turns the reservation into the volume's size.

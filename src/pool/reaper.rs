@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use self::queue::Queue;
 use super::OpenPool;
+use super::locks::{Mode, ObjectKey};
 use super::trash::TrashEntry;
 use crate::error::{Context as _, Result};
 use crate::fs::remove::{Removed, Slice};
@@ -24,8 +25,8 @@ const RETRY_AFTER: i64 = 60;
 const SLICE: Duration = Duration::from_secs(2);
 /// How often the trash is listed, to find the entries of other processes.
 const LIST_EVERY: Duration = Duration::from_secs(60);
-/// Seconds until an entry of another process is removed. That process may still undo its deletion, if a sync fails.
-const UNDO_TIME: i64 = 60;
+/// Seconds until an entry that another process holds is tried again.
+const HELD_AGAIN_AFTER: i64 = 1;
 
 /// The reaper of a configured pool. Dropping it stops its thread.
 #[derive(Debug, Default)]
@@ -77,7 +78,7 @@ impl Reaper {
         let mut state = self.queue.shared.lock();
         state.pool = Arc::downgrade(pool);
         (state.queue, state.listed, state.list_failure) = (Queue::default(), Some(Instant::now()), None);
-        listing.into_iter().for_each(|entry| state.queue.add(entry, i64::MIN));
+        listing.into_iter().for_each(|entry| state.queue.add(entry));
         self.start_thread(&mut state)?;
         drop(state);
         self.queue.shared.changed.notify_all();
@@ -148,7 +149,7 @@ impl ReaperQueue {
             return;
         }
         let mut state = self.shared.lock();
-        entries.for_each(|entry| state.queue.add(entry, i64::MIN));
+        entries.for_each(|entry| state.queue.add(entry));
         drop(state);
         self.shared.changed.notify_all();
     }
@@ -229,9 +230,8 @@ impl Shared {
         }
         match listing {
             Ok(listing) => {
-                let earliest = now().saturating_add(UNDO_TIME);
                 state.queue.forget_unlisted(&listing, mark);
-                listing.into_iter().for_each(|entry| state.queue.add(entry, earliest));
+                listing.into_iter().for_each(|entry| state.queue.add(entry));
                 state.list_failure = None;
             }
             Err(error) => state.list_failure = Some(error.chain()),
@@ -243,8 +243,9 @@ impl Shared {
         let result = self.remove_slice(pool, &directory);
         let mut state = self.lock();
         match result {
-            Ok(Removed { complete: true, .. }) => state.queue.removed(&directory),
-            Ok(_) => state.queue.put_back(directory, now()),
+            Ok(Some(Removed { complete: true, .. })) => state.queue.removed(&directory),
+            Ok(Some(_)) => state.queue.put_back(directory, now()),
+            Ok(None) => state.queue.put_back(directory, now().saturating_add(HELD_AGAIN_AFTER)),
             Err(error) => {
                 let why = format!("trash/{directory}: {}", error.chain());
                 state.queue.failed(directory, why, now().saturating_add(RETRY_AFTER));
@@ -252,10 +253,13 @@ impl Shared {
         }
     }
 
-    /// The only call that removes anything from the trash. An entry that does not exist any more is complete.
-    fn remove_slice(&self, pool: &OpenPool, directory: &str) -> Result<Removed> {
+    /// The only call that removes anything from the trash. An entry that does not exist any more is complete. `None` if
+    /// another process removes the entry, or may still undo its deletion.
+    fn remove_slice(&self, pool: &OpenPool, directory: &str) -> Result<Option<Removed>> {
+        let key = ObjectKey::Trash(directory.to_owned());
+        let Some(_lock) = pool.store.locks().try_lock(key, Mode::Exclusive)? else { return Ok(None) };
         let slice = Slice { stop: &self.stop, length: SLICE };
-        pool.backend.remove(pool.store.trash().dir(), directory, slice)
+        pool.backend.remove(pool.store.trash().dir(), directory, slice).map(Some)
     }
 }
 
@@ -299,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_other_processes_are_found_and_removed_later() {
+    fn entries_of_other_processes_are_removed_when_their_locks_are_free() {
         let dir = tempfile::tempdir().unwrap();
         let pool = pool(dir.path());
         let open = pool.get_or_open().unwrap();
@@ -307,16 +311,19 @@ mod tests {
         for entry in ["due.0.0123456789abcdef", "kept.keep.0123456789abcdef", "foreign"] {
             std::fs::create_dir(trash.join(entry)).unwrap();
         }
+        let key = ObjectKey::Trash("due.0.0123456789abcdef".to_owned());
+        let held = open.store.locks().try_lock(key, Mode::Exclusive).unwrap();
         pool.reaper.queue.shared.list(&open);
+        pool.reaper.queue.shared.changed.notify_all();
         assert_eq!(pool.reaper.waiting(), 1);
         assert!(pool.reaper.wait_until_idle(Duration::from_secs(10)));
-        assert_eq!(
-            std::fs::read_dir(&trash).unwrap().count(),
-            3,
-            "the other process may still undo its deletion"
-        );
-        std::fs::remove_dir(trash.join("due.0.0123456789abcdef")).unwrap();
-        pool.reaper.queue.shared.list(&open);
-        assert_eq!(pool.reaper.waiting(), 0);
+        let count = || std::fs::read_dir(&trash).unwrap().count();
+        assert_eq!(count(), 3, "the other process may still undo its deletion");
+        drop(held);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while count() > 2 {
+            assert!(Instant::now() < deadline, "the entry is removed when its lock is free");
+            thread::yield_now();
+        }
     }
 }

@@ -208,19 +208,25 @@ impl Store {
         })
     }
 
-    /// Moves an object into the trash.
+    /// Moves an object into the trash. The entry is locked, so that no process removes it before the deletion is final.
     ///
     /// # Errors
     /// The error of the failed system call; the object still exists then.
-    pub fn move_to_trash(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<TrashEntry> {
-        self.trash.add(self.directory(kind), name.as_str(), name.as_str(), retention)
+    pub fn move_to_trash(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<Discarded> {
+        let entry = TrashEntry::new(name.as_str(), retention)?;
+        let lock = self.locks.try_lock(ObjectKey::Trash(entry.directory.clone()), Mode::Exclusive)?;
+        self.trash
+            .add_as(self.directory(kind), name.as_str(), &entry)
+            .context(|| format!("move {name} into trash/"))?;
+        Ok(Discarded { entry, _lock: lock })
     }
 
     /// Makes the move of an object into the trash survive a power failure.
     ///
     /// # Errors
     /// The error of the failed system call. The object is moved back then, since the caller gets an error.
-    pub fn sync_discarded(&self, kind: ObjectKind, name: &Name, entry: &TrashEntry) -> Result<()> {
+    pub fn sync_discarded(&self, kind: ObjectKind, name: &Name, discarded: Discarded) -> Result<TrashEntry> {
+        let entry = &discarded.entry;
         let from = self.directory(kind);
         // Sync the new parent first: a power failure between the two syncs must not lose data that is to be kept.
         let synced =
@@ -228,7 +234,8 @@ impl Store {
         synced.inspect_err(|_| {
             let (trash, flags) = (self.trash.dir(), RenameFlags::NOREPLACE);
             let _ = fs::renameat_with(trash, &entry.directory, from, name.as_str(), flags);
-        })
+        })?;
+        Ok(discarded.entry)
     }
 
     /// Removes what processes that have ended left behind: moves their drafts into the trash, to be removed at once, and
@@ -267,6 +274,13 @@ impl Store {
     fn try_lock_draft(&self, nonce: &str) -> Result<Option<LockGuard<ObjectKey>>> {
         self.locks.try_lock(ObjectKey::Draft(nonce.to_owned()), Mode::Exclusive)
     }
+}
+
+/// An object in the trash whose deletion is not final yet.
+#[derive(Debug)]
+pub struct Discarded {
+    entry: TrashEntry,
+    _lock: Option<LockGuard<ObjectKey>>,
 }
 
 /// Locks the whole pool for as long as the descriptor is open: shared, or for one process alone.

@@ -27,6 +27,17 @@ pub struct TrashEntry {
     pub retention: Retention,
 }
 
+impl TrashEntry {
+    /// A new name for an object.
+    pub(super) fn new(name: &str, retention: Retention) -> Result<Self> {
+        let until = match retention {
+            Retention::Until(seconds) => seconds.to_string(),
+            Retention::Forever => "keep".to_owned(),
+        };
+        Ok(Self { directory: format!("{name}.{until}.{}", nonce()?), retention })
+    }
+}
+
 /// The directory `trash/` of a pool.
 #[derive(Debug)]
 pub struct Trash {
@@ -54,14 +65,19 @@ impl Trash {
         name: &str,
         retention: Retention,
     ) -> Result<TrashEntry> {
-        let until = match retention {
-            Retention::Until(seconds) => seconds.to_string(),
-            Retention::Forever => "keep".to_owned(),
-        };
-        let directory = format!("{name}.{until}.{}", nonce()?);
-        fs::renameat_with(from, entry, &self.dir, &directory, RenameFlags::NOREPLACE)
-            .context(|| format!("move {name} into trash/"))?;
-        Ok(TrashEntry { directory, retention })
+        let new = TrashEntry::new(name, retention)?;
+        self.add_as(from, entry, &new).context(|| format!("move {name} into trash/"))?;
+        Ok(new)
+    }
+
+    /// Moves the directory `entry` of `from` into the trash.
+    pub(super) fn add_as(
+        &self,
+        from: BorrowedFd<'_>,
+        entry: impl Arg,
+        new: &TrashEntry,
+    ) -> rustix::io::Result<()> {
+        fs::renameat_with(from, entry, &self.dir, &new.directory, RenameFlags::NOREPLACE)
     }
 
     /// Moves an unfinished object into the trash; [`Trash::take_abandoned`] returns it.

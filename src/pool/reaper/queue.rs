@@ -21,11 +21,11 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Adds an entry that is not known yet, due when its retention has passed, but not before `earliest`.
-    pub(super) fn add(&mut self, entry: TrashEntry, earliest: i64) {
+    /// Adds an entry that is not known yet, due when its retention has passed.
+    pub(super) fn add(&mut self, entry: TrashEntry) {
         let Retention::Until(until) = entry.retention else { return };
         if !self.known.contains_key(entry.directory.as_str()) {
-            self.push(entry.directory.into(), until.max(earliest));
+            self.push(entry.directory.into(), until);
         }
     }
 
@@ -55,11 +55,11 @@ impl Queue {
         }
     }
 
-    /// Puts an entry behind all others that are due.
-    pub(super) fn put_back(&mut self, directory: Arc<str>, now: i64) {
+    /// Puts an entry behind all others that are due at this time.
+    pub(super) fn put_back(&mut self, directory: Arc<str>, at: i64) {
         self.taken = None;
         self.failures.remove(&directory);
-        self.push(directory, now);
+        self.push(directory, at);
     }
 
     /// Notes a failure and tries the entry again at `retry_at`.
@@ -114,7 +114,7 @@ mod tests {
 
     fn queue(entries: &[(&str, i64)]) -> Queue {
         let mut queue = Queue::default();
-        entries.iter().for_each(|(directory, until)| queue.add(entry(directory, *until), 0));
+        entries.iter().for_each(|(directory, until)| queue.add(entry(directory, *until)));
         queue
     }
 
@@ -152,15 +152,14 @@ mod tests {
         let mut queue = queue(&[("known", 1), ("gone", 1), ("taken", 0)]);
         let taken = queue.take_due(0).unwrap();
         let mark = queue.mark();
-        queue.add(entry("deleted meanwhile", 1), 0);
+        queue.add(entry("deleted meanwhile", 1));
         let listing = [entry("known", 1), entry("unknown", 1)];
         queue.forget_unlisted(&listing, mark);
-        listing.into_iter().for_each(|entry| queue.add(entry, 50));
-        queue.add(TrashEntry { directory: "kept".to_owned(), retention: Retention::Forever }, 0);
+        listing.into_iter().for_each(|entry| queue.add(entry));
+        queue.add(TrashEntry { directory: "kept".to_owned(), retention: Retention::Forever });
         let mut known: Vec<_> = queue.known.keys().map(|directory| &**directory).collect();
         known.sort_unstable();
         assert_eq!(known, ["deleted meanwhile", "known", "taken", "unknown"]);
-        assert_eq!(queue.known["unknown"].0, 50, "not before the given time");
         queue.removed(&taken);
         assert_eq!(queue.order.len(), queue.known.len());
     }
