@@ -121,12 +121,18 @@ fn tuning(section: TuningSection) -> Result<Tuning> {
     if copies == 0 {
         return Err(invalid("tuning: copies must be at least 1"));
     }
-    Ok(Tuning {
+    let tuning = Tuning {
         copy_wait: section.copy_wait.map_or(defaults.copy_wait, |duration| duration.0),
         copies,
         lock_wait: section.lock_wait.map_or(defaults.lock_wait, |duration| duration.0),
         usage_age: section.usage_age.map_or(defaults.usage_age, |duration| duration.0),
-    })
+        call_timeout: section.call_timeout.map_or(defaults.call_timeout, |duration| duration.0),
+    };
+    // A call that waits for a copy or a lock would count as one that hangs.
+    if tuning.call_timeout <= tuning.copy_wait.max(tuning.lock_wait) {
+        return Err(invalid("tuning: call-timeout must be longer than copy-wait and lock-wait"));
+    }
+    Ok(tuning)
 }
 
 /// Checks a driver name: a domain name of at most 63 characters, in lower case because it is also a label prefix.
@@ -244,13 +250,16 @@ mod tests {
     fn the_file_configures_pools_and_tuning() {
         let settings = with_file(
             "[[pool]]\nname = \"z\"\npath = \"/z\"\nmounted = true\nuuid = \"u\"\novercommit = 1.5\n\
-             reserve = \"10Gi\"\n[[pool]]\nname = \"a\"\npath = \"/a\"\n[tuning]\ncopies = 4\ncopy-wait = \"9s\"\n",
+             reserve = \"10Gi\"\n[[pool]]\nname = \"a\"\npath = \"/a\"\n[tuning]\ncopies = 4\ncopy-wait = \"9s\"\n\
+             call-timeout = \"12s\"\n",
         )
         .unwrap();
         assert_eq!(settings.pools[0].reserve, 10 << 30);
         assert_eq!((settings.pools[0].overcommit_percent, settings.pools[1].overcommit_percent), (150, 100));
         assert_eq!(settings.pools[1].name.as_str(), "a");
-        assert_eq!((settings.tuning.copies, settings.tuning.copy_wait), (4, Duration::from_secs(9)));
+        let tuning = settings.tuning;
+        assert_eq!((tuning.copies, tuning.copy_wait), (4, Duration::from_secs(9)));
+        assert_eq!(tuning.call_timeout, Duration::from_secs(12));
     }
 
     #[test]
@@ -263,6 +272,7 @@ mod tests {
             (format!("{pool}overcommit = 1e9\n"), "overcommit"),
             ("[[pool]]\nname = \"a\"\npath = \"rel\"\n".to_owned(), "not an absolute path"),
             (format!("{pool}[tuning]\ncopies = 0\n"), "copies"),
+            (format!("{pool}[tuning]\ncopy-wait = \"8s\"\n"), "call-timeout"),
             (format!("pools = 1\n{pool}"), "pools"),
         ];
         for (text, expected) in cases {

@@ -1,7 +1,6 @@
 //! The CSI frontend: the Identity, Controller and Node services on one Unix socket.
 //!
-//! A handler parses its message into a typed request, makes one engine call, and responds. `Driver::run` is the only
-//! bridge from async to sync.
+//! A handler parses its message into a typed request, makes one engine call in the lane of its pool, and responds.
 
 mod access;
 mod capabilities;
@@ -18,16 +17,14 @@ mod response;
 mod status;
 mod topology;
 
-use std::any::Any;
 use std::future::Future;
 use std::sync::Arc;
 
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
-use tracing::Span;
 
+use crate::dispatch::{Dispatch, Lane};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::health::Health;
@@ -50,10 +47,6 @@ pub mod proto {
     )]
     tonic::include_proto!("csi.v1");
 }
-
-/// Maximum number of concurrent engine calls. More than one, since a call that hangs on a dead disk must not block the
-/// others.
-const MAX_CALLS: usize = 64;
 
 /// All methods that are served. Metrics name no other method.
 const METHODS: [&str; 30] = [
@@ -104,18 +97,16 @@ pub struct Identity {
 #[derive(Debug, Clone)]
 pub struct Driver {
     identity: Arc<Identity>,
-    engine: Arc<Engine>,
+    dispatch: Dispatch,
     health: Arc<Health>,
-    calls: Arc<Semaphore>,
     relocator: Option<ClaimRelocator>,
 }
 
 impl Driver {
-    /// Creates the services of an engine.
+    /// Creates the services of an engine, whose calls `dispatch` runs.
     #[must_use]
-    pub fn new(identity: Identity, engine: Arc<Engine>, health: Arc<Health>) -> Self {
-        let calls = Arc::new(Semaphore::new(MAX_CALLS));
-        Self { identity: Arc::new(identity), engine, health, calls, relocator: None }
+    pub fn new(identity: Identity, dispatch: Dispatch, health: Arc<Health>) -> Self {
+        Self { identity: Arc::new(identity), dispatch, health, relocator: None }
     }
 
     /// Moves claims to the node of their source, if a relocator is given.
@@ -124,42 +115,13 @@ impl Driver {
         Self { relocator, ..self }
     }
 
-    /// Runs one engine call on a thread of its own.
-    ///
-    /// The task is detached and owns everything that it needs. If the caller disconnects, tonic drops this future, but
-    /// the call continues to its end and keeps its permit and the lock of its volume, where a retry finds them.
+    /// Runs one engine call in a lane.
     async fn run<T: Send + 'static>(
         &self,
+        lane: &Lane,
         call: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        if !self.engine.has_pools() {
-            return Err(no_pools());
-        }
-        let permit = Arc::clone(&self.calls)
-            .acquire_owned()
-            .await
-            .map_err(|error| Error::caused(Kind::Unavailable, "wait for other calls", error))?;
-        let (engine, span) = (Arc::clone(&self.engine), Span::current());
-        let task = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            span.in_scope(|| call(&engine))
-        });
-        match task.await {
-            Ok(result) => result,
-            Err(error) => Err(match error.try_into_panic() {
-                Ok(panic) => {
-                    let text = format!("a bug in orlop caused a panic: {}", panic_message(&*panic));
-                    Error::new(Kind::Internal, text)
-                }
-                Err(cancelled) => Error::caused(Kind::Unavailable, "orlop is stopping", cancelled),
-            }),
-        }
-    }
-
-    /// Waits until no engine call runs.
-    pub async fn wait_for_calls(&self) {
-        let all = u32::try_from(MAX_CALLS).unwrap_or(u32::MAX);
-        let _ = self.calls.acquire_many(all).await;
+        if self.dispatch.engine().has_pools() { self.dispatch.run(lane, call).await } else { Err(no_pools()) }
     }
 
     /// Serves CSI on a listener until `stop` completes, and then until the running calls are answered.
@@ -190,26 +152,9 @@ fn no_pools() -> Error {
     Error::new(Kind::Unsupported, text)
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic")
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-    use std::time::Duration;
-
     use super::*;
-    use crate::engine::request::{PoolSettings, Tuning};
-
-    fn driver(pool: &std::path::Path) -> Driver {
-        let settings = PoolSettings::new("p".parse().unwrap(), pool.to_path_buf());
-        let engine = Arc::new(Engine::open(vec![settings], Tuning::default()).unwrap());
-        let health = Arc::new(Health::new(Arc::clone(&engine)));
-        let identity = Identity { driver: "d".into(), node: "n".into(), controller_expand: true };
-        Driver::new(identity, engine, health)
-    }
 
     #[test]
     fn the_method_names_are_those_of_the_proto() {
@@ -225,29 +170,5 @@ mod tests {
         }
         found.retain(|name| !name.contains("/csi.v1.GroupController/") && !name.contains("SnapshotMetadata"));
         assert_eq!(found, METHODS);
-    }
-
-    #[tokio::test]
-    async fn a_panic_is_an_internal_error() {
-        let pool = tempfile::tempdir().unwrap();
-        let error = driver(pool.path()).run::<()>(|_| panic!("bad {}", "index")).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Internal);
-        assert_eq!(error.chain(), "a bug in orlop caused a panic: bad index");
-    }
-
-    #[tokio::test]
-    async fn an_engine_call_and_its_permit_outlive_the_caller() {
-        let pool = tempfile::tempdir().unwrap();
-        let driver = driver(pool.path());
-        let (resume, resumed) = mpsc::channel::<()>();
-        let (finish, finished) = mpsc::channel();
-        let call = driver.run(move |_| {
-            let _ = resumed.recv();
-            finish.send(()).map_err(|_| Error::new(Kind::Internal, "the test has ended"))
-        });
-        assert!(tokio::time::timeout(Duration::from_millis(50), call).await.is_err(), "the call waits");
-        assert_eq!(driver.calls.available_permits(), MAX_CALLS - 1);
-        resume.send(()).unwrap();
-        finished.recv_timeout(Duration::from_secs(5)).unwrap();
     }
 }

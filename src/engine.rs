@@ -71,6 +71,17 @@ impl Engine {
         Ok(engine)
     }
 
+    /// The settings of the pools, in their order.
+    pub fn pool_settings(&self) -> impl Iterator<Item = &PoolSettings> {
+        self.pools.iter().map(Pool::settings)
+    }
+
+    /// Timeouts and concurrency.
+    #[must_use]
+    pub fn tuning(&self) -> &Tuning {
+        &self.tuning
+    }
+
     /// Reports whether any pool is configured, available or not.
     #[must_use]
     pub fn has_pools(&self) -> bool {

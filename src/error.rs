@@ -31,6 +31,8 @@ pub enum Kind {
     Unsupported,
     /// The pool or filesystem of the object is not available now: restore it and retry.
     Unavailable,
+    /// The pool does not respond. The operation may have started and may still complete: check the disk and retry.
+    Unresponsive,
     /// The record of the object is damaged, or a newer version wrote it: restore it, or upgrade orlop.
     Unreadable,
     /// A fault of orlop or of the host: see the message and the log.

@@ -8,6 +8,7 @@
 //! | frontends | [`csi`], [`http`] | parse a request, call the engine once, respond; async |
 //! | Kubernetes client | `kube` | releases the claims of lost nodes, relocates claims to their source |
 //! | used by frontends | [`socket`], [`telemetry`], [`metrics`], [`health`], [`quantity`] | shared by frontends and configuration |
+//! | dispatch | [`dispatch`] | runs engine calls on threads; each pool has its own |
 //! | engine | [`engine`] | every rule about volumes; synchronous; independent of any protocol |
 //! | pool | [`pool`] | a self-describing directory: marker, records, trash, index, capacity |
 //! | backend | [`backend`] | what a pool's filesystem can do for its volumes |
@@ -23,7 +24,7 @@
 //! # Request flow
 //!
 //! 1. A handler of [`csi`] parses its message into a type of [`engine::request`] and checks the form of every field.
-//! 2. `Driver::run` runs the engine call on a blocking thread, where it continues if the caller disconnects.
+//! 2. [`dispatch::Dispatch::run`] runs the engine call on a blocking thread, where it continues if the caller disconnects.
 //! 3. A method of [`engine::Engine`] reads *lock, load, act, commit*: it locks the object, loads its record or its
 //!    mount, does the work in a draft or on a detached mount, and makes the result visible in one step.
 //! 4. An [`error::Error`] has a kind that is named for its remedy. `csi/status.rs` maps kinds to gRPC codes.
@@ -33,6 +34,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod csi;
+pub mod dispatch;
 pub mod engine;
 pub mod error;
 pub mod fs;

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::config::Settings;
 use crate::csi::{self, Driver};
+use crate::dispatch::Dispatch;
 use crate::engine::Engine;
 use crate::error::{Context, Error, Kind, Result};
 use crate::health::Health;
@@ -21,8 +22,8 @@ use crate::socket;
 
 /// gRPC is never the bottleneck, and few threads need little memory.
 const WORKER_THREADS: usize = 2;
-/// The 64 concurrent engine calls of the CSI frontend, and some reserve.
-const MAX_BLOCKING_THREADS: usize = 80;
+/// Threads besides those of engine calls.
+const SPARE_BLOCKING_THREADS: usize = 16;
 /// How long calls in progress may take after SIGTERM.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sending a response may take after the last call has finished.
@@ -36,9 +37,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// When the engine cannot be opened, or a frontend cannot be started or fails.
 pub fn serve(settings: Settings) -> Result<()> {
     raise_file_limit();
+    let max_threads = Dispatch::max_threads(settings.pools.len()) + SPARE_BLOCKING_THREADS;
     let runtime = Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
-        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .max_blocking_threads(max_threads)
         .enable_all()
         .build()
         .context(|| "start the runtime")?;
@@ -73,9 +75,8 @@ async fn run_frontends(settings: Settings) -> Result<()> {
     let relocator = settings.follow_sources.then(|| claim_relocator(&settings.identity));
     #[cfg(not(feature = "kube"))]
     let relocator = None;
-    let driver =
-        Driver::new(settings.identity, Arc::clone(&engine), Arc::clone(&health)).with_relocator(relocator);
-    let calls = driver.clone();
+    let calls = Dispatch::new(Arc::clone(&engine));
+    let driver = Driver::new(settings.identity, calls.clone(), Arc::clone(&health)).with_relocator(relocator);
     frontends.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
     if let Some(address) = &settings.http {
         let listener = http::bind(address).await?;
@@ -147,7 +148,7 @@ fn log_pools(health: &Health) {
 
 /// Waits until the frontends have responded to the calls in progress. Idle connections may stay open: a client can take
 /// long to close one.
-async fn drain(frontends: &mut JoinSet<Result<()>>, calls: &Driver) {
+async fn drain(frontends: &mut JoinSet<Result<()>>, calls: &Dispatch) {
     let all_ended = async {
         while let Some(ended) = frontends.join_next().await {
             if let Err(error) = ended.unwrap_or_else(|error| Err(task_failed(error, "stop"))) {
@@ -156,7 +157,7 @@ async fn drain(frontends: &mut JoinSet<Result<()>>, calls: &Driver) {
         }
     };
     let idle = async {
-        calls.wait_for_calls().await;
+        calls.wait_until_idle().await;
         tokio::time::sleep(RESPONSE_GRACE).await;
     };
     let drained = async {

@@ -55,6 +55,8 @@ pub(super) struct TuningSection {
     pub(super) lock_wait: Option<HumanDuration>,
     /// Age at which a measured usage is measured again.
     pub(super) usage_age: Option<HumanDuration>,
+    /// How long a caller waits for a pool that does not respond.
+    pub(super) call_timeout: Option<HumanDuration>,
 }
 
 /// A ratio such as 1.5, stored in percent.

@@ -5,7 +5,8 @@ use tonic::{Request, Response, Status};
 use super::paging::{self, Listing};
 use super::proto::{self, controller_server::Controller, volume_content_source as content};
 use super::{Driver, Identity, PendingClaim, access, capabilities, fields, params, response, status};
-use crate::engine::request::{CreateSnapshot, CreateVolume, SnapshotFilter};
+use crate::dispatch::Lane;
+use crate::engine::request::{Capacity, CreateSnapshot, CreateVolume, SnapshotFilter};
 use crate::error::{Error, Kind, Result};
 use crate::telemetry;
 use crate::volume::{PolicyChange, PoolName, SizeRange, Source, Volume, VolumeId};
@@ -129,7 +130,8 @@ impl Driver {
     /// returns the error.
     async fn create_or_relocate(&self, request: CreateVolume) -> Result<Volume> {
         let claim = PendingClaim::from_request(&request);
-        let result = self.run(move |engine| engine.create(&request)).await;
+        let lane = self.dispatch.lane_of_create(&request);
+        let result = self.run(&lane, move |engine| engine.create(&request)).await;
         if let (Err(error), Some(claim), Some(relocator)) = (&result, claim, &self.relocator)
             && error.kind() == Kind::NoSpace
         {
@@ -155,7 +157,7 @@ impl Controller for Driver {
         request: Request<proto::DeleteVolumeRequest>,
     ) -> Result<Response<proto::DeleteVolumeResponse>, Status> {
         if let Some(id) = fields::possible_id("volume_id", request.into_inner().volume_id)? {
-            self.run(move |engine| engine.delete(&id)).await?;
+            self.run(&Lane::of(&id), move |engine| engine.delete(&id)).await?;
         }
         Ok(Response::new(proto::DeleteVolumeResponse {}))
     }
@@ -165,7 +167,7 @@ impl Controller for Driver {
         request: Request<proto::ValidateVolumeCapabilitiesRequest>,
     ) -> Result<Response<proto::ValidateVolumeCapabilitiesResponse>, Status> {
         let (id, unsupported) = validate(request.get_ref())?;
-        self.run(move |engine| engine.get(&id)).await?;
+        self.run(&Lane::of(&id), move |engine| engine.get(&id)).await?;
         Ok(Response::new(validated(request.into_inner(), unsupported)))
     }
 
@@ -175,7 +177,8 @@ impl Controller for Driver {
     ) -> Result<Response<proto::ListVolumesResponse>, Status> {
         let request = request.into_inner();
         let range = paging::parse(Listing::Volumes, request.max_entries, &request.starting_token)?;
-        let page = self.run(move |engine| engine.list(range.after.as_ref(), range.max)).await?;
+        let page =
+            self.run(&Lane::AllPools, move |engine| engine.list(range.after.as_ref(), range.max)).await?;
         let entries = page.items.iter().map(|volume| response::list_entry(&self.identity, volume)).collect();
         let next_token = paging::token(Listing::Volumes, page.next.as_ref());
         Ok(Response::new(proto::ListVolumesResponse { entries, next_token }))
@@ -186,7 +189,7 @@ impl Controller for Driver {
         request: Request<proto::ControllerGetVolumeRequest>,
     ) -> Result<Response<proto::ControllerGetVolumeResponse>, Status> {
         let id = fields::id("volume_id", request.into_inner().volume_id)?;
-        let volume = self.run(move |engine| engine.get(&id)).await?;
+        let volume = self.run(&Lane::of(&id), move |engine| engine.get(&id)).await?;
         let status = proto::controller_get_volume_response::VolumeStatus { published_node_ids: Vec::new() };
         let volume = response::volume(&self.identity, &volume);
         Ok(Response::new(proto::ControllerGetVolumeResponse { volume, status: Some(status) }))
@@ -199,8 +202,13 @@ impl Controller for Driver {
         let Some(pool) = capacity(request.into_inner(), &self.identity)? else {
             return Ok(Response::new(proto::GetCapacityResponse::default()));
         };
-        let capacity = self.run(move |engine| engine.capacity(pool.as_ref())).await;
-        Ok(Response::new(response::capacity(capacity.map_err(params::add_pool_context)?)))
+        let lane = self.dispatch.lane_of_pool(pool.as_ref());
+        let capacity = match self.run(&lane, move |engine| engine.capacity(pool.as_ref())).await {
+            // As for an unavailable pool: after an error, the scheduler would use the last capacity.
+            Err(error) if error.kind() == Kind::Unresponsive => Capacity::default(),
+            capacity => capacity.map_err(params::add_pool_context)?,
+        };
+        Ok(Response::new(response::capacity(capacity)))
     }
 
     async fn controller_get_capabilities(
@@ -216,7 +224,8 @@ impl Controller for Driver {
         request: Request<proto::CreateSnapshotRequest>,
     ) -> Result<Response<proto::CreateSnapshotResponse>, Status> {
         let request = create_snapshot(request.into_inner(), &self.identity)?;
-        let snapshot = self.run(move |engine| engine.create_snapshot(&request)).await?;
+        let lane = Lane::of(&request.source_volume);
+        let snapshot = self.run(&lane, move |engine| engine.create_snapshot(&request)).await?;
         Ok(Response::new(proto::CreateSnapshotResponse { snapshot: response::snapshot(&snapshot) }))
     }
 
@@ -225,7 +234,7 @@ impl Controller for Driver {
         request: Request<proto::DeleteSnapshotRequest>,
     ) -> Result<Response<proto::DeleteSnapshotResponse>, Status> {
         if let Some(id) = fields::possible_id("snapshot_id", request.into_inner().snapshot_id)? {
-            self.run(move |engine| engine.delete_snapshot(&id)).await?;
+            self.run(&Lane::of(&id), move |engine| engine.delete_snapshot(&id)).await?;
         }
         Ok(Response::new(proto::DeleteSnapshotResponse {}))
     }
@@ -239,8 +248,11 @@ impl Controller for Driver {
         let Some(filter) = filter(&request) else {
             return Ok(Response::new(proto::ListSnapshotsResponse::default()));
         };
-        let page =
-            self.run(move |engine| engine.list_snapshots(&filter, range.after.as_ref(), range.max)).await?;
+        let page = self
+            .run(&Lane::AllPools, move |engine| {
+                engine.list_snapshots(&filter, range.after.as_ref(), range.max)
+            })
+            .await?;
         let entry =
             |snapshot| proto::list_snapshots_response::Entry { snapshot: response::snapshot(snapshot) };
         let entries = page.items.iter().map(entry).collect();
@@ -253,7 +265,7 @@ impl Controller for Driver {
         request: Request<proto::GetSnapshotRequest>,
     ) -> Result<Response<proto::GetSnapshotResponse>, Status> {
         let id = fields::id("snapshot_id", request.into_inner().snapshot_id)?;
-        let snapshot = self.run(move |engine| engine.get_snapshot(&id)).await?;
+        let snapshot = self.run(&Lane::of(&id), move |engine| engine.get_snapshot(&id)).await?;
         Ok(Response::new(proto::GetSnapshotResponse { snapshot: response::snapshot(&snapshot) }))
     }
 
@@ -262,7 +274,7 @@ impl Controller for Driver {
         request: Request<proto::ControllerExpandVolumeRequest>,
     ) -> Result<Response<proto::ControllerExpandVolumeResponse>, Status> {
         let (id, size) = expand(request.into_inner())?;
-        let volume = self.run(move |engine| engine.expand(&id, size)).await?;
+        let volume = self.run(&Lane::of(&id), move |engine| engine.expand(&id, size)).await?;
         Ok(Response::new(proto::ControllerExpandVolumeResponse {
             capacity_bytes: response::saturating_i64(volume.size),
             node_expansion_required: false,
@@ -274,7 +286,7 @@ impl Controller for Driver {
         request: Request<proto::ControllerModifyVolumeRequest>,
     ) -> Result<Response<proto::ControllerModifyVolumeResponse>, Status> {
         let (id, change) = modify(request.into_inner())?;
-        self.run(move |engine| engine.modify(&id, change)).await?;
+        self.run(&Lane::of(&id), move |engine| engine.modify(&id, change)).await?;
         Ok(Response::new(proto::ControllerModifyVolumeResponse {}))
     }
 
@@ -283,7 +295,9 @@ impl Controller for Driver {
         request: Request<proto::ControllerGetVolumeHealthRequest>,
     ) -> Result<Response<proto::ControllerGetVolumeHealthResponse>, Status> {
         let id = fields::id("volume_id", request.into_inner().volume_id)?;
-        let health = self.run(move |engine| Ok(response::health(&id, engine.health(&id, None)?))).await?;
+        let health = self
+            .run(&Lane::of(&id), move |engine| Ok(response::health(&id, engine.health(&id, None)?)))
+            .await?;
         Ok(Response::new(proto::ControllerGetVolumeHealthResponse { volume_health: Some(health) }))
     }
 
@@ -293,7 +307,9 @@ impl Controller for Driver {
     ) -> Result<Response<proto::ControllerListVolumeHealthResponse>, Status> {
         let request = request.into_inner();
         let range = paging::parse(Listing::Health, request.max_entries, &request.starting_token)?;
-        let page = self.run(move |engine| engine.list_health(range.after.as_ref(), range.max)).await?;
+        let page = self
+            .run(&Lane::AllPools, move |engine| engine.list_health(range.after.as_ref(), range.max))
+            .await?;
         let entries = page.items.into_iter().map(|(id, symptoms)| response::health(&id, symptoms)).collect();
         let next_token = paging::token(Listing::Health, page.next.as_ref());
         Ok(Response::new(proto::ControllerListVolumeHealthResponse { entries, next_token }))

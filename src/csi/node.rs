@@ -13,6 +13,7 @@ use super::proto::{
     NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, node_server::Node,
 };
 use super::{Driver, access, capabilities, fields, params, response};
+use crate::dispatch::Lane;
 use crate::engine::Engine;
 use crate::engine::request::Publish;
 use crate::error::Result;
@@ -79,8 +80,8 @@ impl Node for Driver {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
-        let request = publish(request.into_inner(), &self.engine)?;
-        self.run(move |engine| engine.publish(&request)).await?;
+        let request = publish(request.into_inner(), self.dispatch.engine())?;
+        self.run(&Lane::of(&request.id), move |engine| engine.publish(&request)).await?;
         Ok(Response::new(NodePublishVolumeResponse {}))
     }
 
@@ -93,7 +94,8 @@ impl Node for Driver {
         telemetry::record_volume_id(&request.volume_id);
         let id = fields::raw_id("volume_id", request.volume_id)?;
         let target = fields::target(request.target_path)?;
-        self.run(move |engine| engine.unpublish(&id, &target)).await?;
+        let lane = self.dispatch.lane_of_unpublish(&id);
+        self.run(&lane, move |engine| engine.unpublish(&id, &target)).await?;
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
 
@@ -102,7 +104,7 @@ impl Node for Driver {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let (id, path) = stats(request.into_inner())?;
-        let usage = self.run(move |engine| engine.stats(&id, &path)).await?;
+        let usage = self.run(&Lane::of(&id), move |engine| engine.stats(&id, &path)).await?;
         Ok(Response::new(NodeGetVolumeStatsResponse { usage: response::usage(&usage) }))
     }
 
@@ -111,7 +113,8 @@ impl Node for Driver {
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let (id, path, size) = expand(request.into_inner())?;
-        let volume = self.run(move |engine| engine.expand_published(&id, &path, size)).await?;
+        let volume =
+            self.run(&Lane::of(&id), move |engine| engine.expand_published(&id, &path, size)).await?;
         Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: response::saturating_i64(volume.size) }))
     }
 
@@ -120,8 +123,11 @@ impl Node for Driver {
         request: Request<NodeGetVolumeHealthRequest>,
     ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
         let (id, path) = health(request.into_inner())?;
-        let health =
-            self.run(move |engine| Ok(response::health(&id, engine.health(&id, path.as_deref())?))).await?;
+        let health = self
+            .run(&Lane::of(&id), move |engine| {
+                Ok(response::health(&id, engine.health(&id, path.as_deref())?))
+            })
+            .await?;
         Ok(Response::new(NodeGetVolumeHealthResponse { volume_health: Some(health) }))
     }
 

@@ -20,7 +20,7 @@ impl From<Error> for Status {
 /// csi-provisioner takes ABORTED, UNAVAILABLE, CANCELLED and DEADLINE_EXCEEDED to mean that the volume is still being
 /// created on this node: it retries here forever and never returns the claim to the scheduler. After RESOURCE_EXHAUSTED
 /// it tries another node. Therefore ABORTED is returned only while a lock is held or a copy runs, and an unavailable
-/// pool is RESOURCE_EXHAUSTED.
+/// pool is RESOURCE_EXHAUSTED. A pool that does not respond stays UNAVAILABLE: the volume may still be created on it.
 pub(super) fn for_create(error: Error) -> Status {
     match error.kind() {
         Kind::Unavailable => Status::new(Code::ResourceExhausted, message(&error)),
@@ -32,6 +32,7 @@ pub(super) fn for_create(error: Error) -> Status {
         | Kind::NoSpace
         | Kind::OutOfRange
         | Kind::Unsupported
+        | Kind::Unresponsive
         | Kind::Unreadable
         | Kind::Internal => error.into(),
     }
@@ -46,7 +47,7 @@ fn code(kind: Kind) -> Code {
         Kind::Busy => Code::Aborted,
         Kind::NoSpace => Code::ResourceExhausted,
         Kind::OutOfRange => Code::OutOfRange,
-        Kind::Unavailable => Code::Unavailable,
+        Kind::Unavailable | Kind::Unresponsive => Code::Unavailable,
         Kind::Unreadable | Kind::Internal => Code::Internal,
     }
 }
@@ -113,6 +114,7 @@ mod tests {
             (Kind::Unsupported, Code::InvalidArgument, Code::InvalidArgument),
             (Kind::Unreadable, Code::Internal, Code::Internal),
             (Kind::Unavailable, Code::Unavailable, Code::ResourceExhausted),
+            (Kind::Unresponsive, Code::Unavailable, Code::Unavailable),
             (Kind::Internal, Code::Internal, Code::Internal),
         ];
         for (kind, code, on_create) in table {

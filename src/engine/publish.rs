@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Engine;
 use super::request::{Publish, Sharing};
@@ -11,7 +12,7 @@ use crate::mount::{self, MountInfo};
 use crate::pool::locks::LockGuard;
 use crate::pool::store::ObjectKind;
 use crate::pool::{OpenPool, Pool};
-use crate::volume::{DATA, Name, SizeRange, Volume, VolumeId, shorten};
+use crate::volume::{DATA, Name, PoolName, SizeRange, Volume, VolumeId, shorten};
 
 /// A path that volumes are published at.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -90,19 +91,36 @@ impl Engine {
         }
     }
 
-    /// Whether the index has the volume as one that is not deleted with its pod.
-    fn is_known_persistent(&self, id: &VolumeId) -> bool {
+    /// Whether the index has the volume as one that is not deleted with its pod, so that unpublishing it does not access
+    /// its pool's disk. Does no I/O.
+    #[must_use]
+    pub fn is_known_persistent(&self, id: &VolumeId) -> bool {
         let pool = self.pools.iter().find(|pool| pool.settings().name == id.pool).and_then(Pool::loaded);
         pool.is_some_and(|pool| {
-            let Ok(index) = pool.index() else { return false };
+            let index = pool.cached_index();
             index.volumes().get(&id.name).is_some_and(|entry| !entry.ephemeral && entry.damage.is_none())
         })
     }
 
-    /// The inline volume of this id, in any pool.
+    /// The pool whose index has an inline volume of this id. Does no I/O.
+    #[must_use]
+    pub fn pool_of_inline_volume(&self, id: &str) -> Option<PoolName> {
+        let name = Name::of(id);
+        let has_it = |pool: &Arc<OpenPool>| {
+            let index = pool.cached_index();
+            // It is not known whether a volume with a damaged record is an inline volume.
+            index.volumes().get(&name).is_some_and(|entry| entry.ephemeral || entry.damage.is_some())
+        };
+        let found = self.pools.iter().filter_map(Pool::loaded).find(has_it);
+        found.map(|pool| pool.settings.name.clone())
+    }
+
+    /// The inline volume of this id. Accesses the disks of the other pools only if no index has it.
     fn find_ephemeral(&self, id: &str) -> Result<Option<VolumeId>> {
         let name = Name::of(id);
-        for pool in &self.pools {
+        let known = self.pool_of_inline_volume(id);
+        let may_have_it = |pool: &&Pool| known.as_ref().is_none_or(|name| pool.settings().name == *name);
+        for pool in self.pools.iter().filter(may_have_it) {
             let pool = match pool.get_or_open() {
                 // A success would be final, and the volume would stay in the pool forever.
                 Err(error) if is_inline(id) => {

@@ -217,6 +217,8 @@ pub struct Tuning {
     pub lock_wait: Duration,
     /// Age at which a measured usage is measured again.
     pub usage_age: Duration,
+    /// How long a caller waits for a pool that does not respond. Longer than `copy_wait` and `lock_wait`.
+    pub call_timeout: Duration,
 }
 
 impl Default for Tuning {
@@ -226,6 +228,8 @@ impl Default for Tuning {
             copies: 2,
             lock_wait: Duration::from_secs(1),
             usage_age: Duration::from_secs(60),
+            // Shorter than the timeout of the CSI sidecars, which is 10 s, so that they get the reason.
+            call_timeout: Duration::from_secs(8),
         }
     }
 }

@@ -1,0 +1,233 @@
+//! The only bridge from the async frontends to the synchronous engine.
+//!
+//! Each pool has lanes of its own, so that a pool whose disk does not respond blocks its own callers and no others.
+
+mod calls;
+mod lane;
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tracing::Span;
+
+use self::calls::{Calls, MAX_CALLS};
+use crate::engine::Engine;
+use crate::error::{Error, Kind, Result};
+use crate::volume::{PoolName, Timestamp};
+
+pub use lane::Lane;
+
+/// Runs engine calls on threads of their own.
+#[derive(Debug, Clone)]
+pub struct Dispatch {
+    engine: Arc<Engine>,
+    timeout: Duration,
+    lanes: Arc<HashMap<Lane, Arc<Calls>>>,
+}
+
+impl Dispatch {
+    /// Creates the lanes of an engine's pools.
+    #[must_use]
+    pub fn new(engine: Arc<Engine>) -> Self {
+        let timeout = engine.tuning().call_timeout;
+        let of_pools = engine.pool_settings().flat_map(|pool| lane::of_pool(&pool.name));
+        let lanes = of_pools.chain([Lane::AllPools, Lane::NoPool]);
+        let lanes = lanes.map(|lane| (lane.clone(), Arc::new(Calls::new(lane.subject(), timeout))));
+        Self { timeout, lanes: Arc::new(lanes.collect()), engine }
+    }
+
+    /// The most threads that the calls of this many pools can occupy.
+    #[must_use]
+    pub fn max_threads(pools: usize) -> usize {
+        let lanes = pools.saturating_mul(lane::LANES_OF_POOL).saturating_add(lane::SHARED_LANES);
+        lanes.saturating_mul(MAX_CALLS)
+    }
+
+    /// The engine whose calls are run.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Runs one engine call on a thread of its own and waits for it at most for [`Tuning::call_timeout`].
+    ///
+    /// The task is detached and owns everything that it needs. When the caller disconnects or its time is over, the call
+    /// continues to its end and keeps its permit and its locks, where a retry finds them.
+    ///
+    /// # Errors
+    /// The error of the call; `Unresponsive` when it does not complete in time, and at once while the lane is stalled;
+    /// `Internal` when it panics.
+    ///
+    /// [`Tuning::call_timeout`]: crate::engine::request::Tuning::call_timeout
+    pub async fn run<T: Send + 'static>(
+        &self,
+        lane: &Lane,
+        call: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let started = Instant::now();
+        let deadline = started + self.timeout;
+        if *lane == Lane::AllPools {
+            self.refuse_while_a_pool_is_stalled()?;
+        }
+        let calls = self.calls(lane)?;
+        let mut running = calls.enter(deadline).await?;
+        let (engine, span) = (Arc::clone(&self.engine), Span::current());
+        let task = tokio::task::spawn_blocking(move || {
+            let result = span.in_scope(|| call(&engine));
+            running.set_result(&result);
+            result
+        });
+        match timeout_at(deadline, task).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(error)) => Err(match error.try_into_panic() {
+                Ok(panic) => {
+                    let text = format!("a bug in orlop caused a panic: {}", panic_message(&*panic));
+                    Error::new(Kind::Internal, text)
+                }
+                Err(cancelled) => Error::caused(Kind::Unavailable, "orlop is stopping", cancelled),
+            }),
+            Err(_) => Err(calls.overdue(started)),
+        }
+    }
+
+    /// The time since which a pool's calls have waited, if its lane is stalled.
+    #[must_use]
+    pub fn stalled_since(&self, pool: &PoolName) -> Option<Timestamp> {
+        self.lanes.get(&Lane::Pool(pool.clone()))?.stalled_since()
+    }
+
+    /// Waits until no call runs. Calls that do not respond in time are not waited for.
+    pub async fn wait_until_idle(&self) {
+        for calls in self.lanes.values() {
+            calls.wait_until_idle().await;
+        }
+    }
+
+    /// A pool that is not configured has no lane. Its calls fail in the engine, with a better message.
+    fn calls(&self, lane: &Lane) -> Result<&Arc<Calls>> {
+        let calls = self.lanes.get(lane).or_else(|| self.lanes.get(&Lane::NoPool));
+        calls.ok_or_else(|| Error::new(Kind::Internal, format!("there is no lane {lane:?}")))
+    }
+
+    /// A call for all pools would only wait for the stalled one.
+    fn refuse_while_a_pool_is_stalled(&self) -> Result<()> {
+        let mut pools = self.lanes.iter().filter(|(lane, _)| matches!(lane, Lane::Pool(_)));
+        pools.try_for_each(|(_, calls)| calls.refuse_while_stalled())
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::engine::request::{PoolSettings, Tuning};
+
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    /// The lanes of the pools `p` and `q`, which are not available.
+    fn dispatch() -> Dispatch {
+        let pool = |name: &str| PoolSettings::new(name.parse().unwrap(), "/nonexistent".into());
+        let tuning = Tuning { call_timeout: TIMEOUT, ..Tuning::default() };
+        Dispatch::new(Arc::new(Engine::open(vec![pool("p"), pool("q")], tuning).unwrap()))
+    }
+
+    fn lane(pool: &str) -> Lane {
+        Lane::Pool(pool.parse().unwrap())
+    }
+
+    /// A call that hangs until the sender is dropped.
+    fn hang() -> (mpsc::Sender<()>, impl FnOnce(&Engine) -> Result<()> + Send) {
+        let (resume, resumed) = mpsc::channel();
+        let call = move |_: &Engine| {
+            let _ = resumed.recv();
+            Ok(())
+        };
+        (resume, call)
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_internal_error() {
+        let error = dispatch().run::<()>(&lane("p"), |_| panic!("bad {}", "index")).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Internal);
+        assert_eq!(error.chain(), "a bug in orlop caused a panic: bad index");
+    }
+
+    #[tokio::test]
+    async fn an_engine_call_and_its_permit_outlive_the_caller() {
+        let (dispatch, lane) = (dispatch(), lane("p"));
+        let (resume, call) = hang();
+        let (finish, finished) = mpsc::channel();
+        let call = dispatch.run(&lane, move |engine| {
+            call(engine)?;
+            finish.send(()).map_err(|_| Error::new(Kind::Internal, "the test has ended"))
+        });
+        assert!(tokio::time::timeout(TIMEOUT / 20, call).await.is_err(), "the call waits");
+        assert_eq!(dispatch.lanes[&lane].free(), MAX_CALLS - 1);
+        drop(resume);
+        finished.recv_timeout(Duration::from_secs(5)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_pool_that_hangs_refuses_its_callers_and_no_others_until_a_call_completes() {
+        let dispatch = dispatch();
+        let (mut resumes, mut waiting) = (Vec::new(), Vec::new());
+        for _ in 0..80 {
+            let ((resume, call), dispatch) = (hang(), dispatch.clone());
+            resumes.push(resume);
+            waiting.push(tokio::spawn(async move { dispatch.run(&lane("p"), call).await }));
+        }
+        for caller in waiting {
+            let error = caller.await.unwrap().unwrap_err();
+            assert_eq!(error.kind(), Kind::Unresponsive);
+            assert!(error.chain().starts_with("pool p does not respond: "), "{}", error.chain());
+        }
+        assert_eq!(dispatch.lanes[&lane("p")].free(), 0);
+        assert!(dispatch.stalled_since(&"p".parse().unwrap()).is_some());
+        let refused = |lane| {
+            let (dispatch, started) = (dispatch.clone(), Instant::now());
+            async move {
+                let result = dispatch.run(&lane, |_| Ok(())).await;
+                assert!(started.elapsed() < TIMEOUT / 2, "it waited");
+                result.is_err_and(|error| error.kind() == Kind::Unresponsive)
+            }
+        };
+        assert!(refused(lane("p")).await && refused(Lane::AllPools).await);
+        assert!(!refused(lane("q")).await && !refused(Lane::Unmount("p".parse().unwrap())).await);
+        dispatch.wait_until_idle().await;
+        drop(resumes);
+        while dispatch.lanes[&lane("p")].free() < MAX_CALLS {
+            tokio::task::yield_now().await;
+        }
+        assert!(dispatch.stalled_since(&"p".parse().unwrap()).is_none());
+        assert!(!refused(lane("p")).await && !refused(Lane::AllPools).await);
+    }
+
+    #[tokio::test]
+    async fn a_pool_without_a_lane_gets_the_error_of_the_engine() {
+        let id = "unknown/v".parse().unwrap();
+        let error = dispatch().run(&lane("unknown"), move |engine| engine.get(&id)).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound);
+    }
+
+    #[test]
+    fn a_copy_from_another_pool_waits_for_both() {
+        use crate::engine::request::CreateVolume;
+        use crate::volume::Source;
+        let dispatch = dispatch();
+        let from = |id: &str| {
+            let source = Some(Source::Volume(id.parse().unwrap()));
+            dispatch.lane_of_create(&CreateVolume { source, ..CreateVolume::default() })
+        };
+        assert_eq!(dispatch.lane_of_create(&CreateVolume::default()), lane("p"), "the default pool");
+        assert_eq!((from("p/v"), from("q/v")), (lane("p"), Lane::AllPools));
+    }
+}
