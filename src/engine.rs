@@ -12,8 +12,10 @@ mod publish;
 mod snapshot;
 mod source;
 
+use std::convert::Infallible;
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -34,7 +36,7 @@ use request::{PoolSettings, Tuning};
 /// The pools of this process and the operations on their contents.
 #[derive(Debug)]
 pub struct Engine {
-    pools: Vec<Pool>,
+    pools: Vec<Arc<Pool>>,
     targets: LockTable<Target>,
     claims: NameClaims,
     jobs: Jobs,
@@ -43,7 +45,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens the pools. Opening an unavailable pool is retried on each request for it.
+    /// Opens the pools side by side, and waits for them at most for the call timeout. A pool that has not responded then
+    /// is opened when it does. Opening an unavailable pool is retried on each request for it.
     ///
     /// # Errors
     /// `Invalid` when two pools have the same name.
@@ -56,7 +59,7 @@ impl Engine {
         let engine = Self {
             pools: pools
                 .into_iter()
-                .map(|settings| Pool::new(settings, tuning.lock_wait, tuning.usage_age))
+                .map(|settings| Arc::new(Pool::new(settings, tuning.lock_wait, tuning.usage_age)))
                 .collect(),
             targets: LockTable::new(tuning.lock_wait),
             claims: NameClaims::default(),
@@ -64,16 +67,30 @@ impl Engine {
             users: Users::new("/proc".into()),
             tuning,
         };
-        for pool in &engine.pools {
-            // A failure is reported by `pools` and by every request for the pool.
-            let _ = pool.get_or_open();
-        }
+        engine.open_pools()?;
         Ok(engine)
+    }
+
+    fn open_pools(&self) -> Result<()> {
+        // Nothing is sent: the channel closes when the last thread ends.
+        let (open, ended) = mpsc::channel::<Infallible>();
+        for pool in &self.pools {
+            let (pool, open) = (Arc::clone(pool), open.clone());
+            let work = move || {
+                // A failure is reported by `pools` and by every request for the pool.
+                let _ = pool.get_or_open();
+                drop(open);
+            };
+            thread::Builder::new().name("open".to_owned()).spawn(work).context(|| "open the pools")?;
+        }
+        drop(open);
+        let _ = ended.recv_timeout(self.tuning.call_timeout);
+        Ok(())
     }
 
     /// The settings of the pools, in their order.
     pub fn pool_settings(&self) -> impl Iterator<Item = &PoolSettings> {
-        self.pools.iter().map(Pool::settings)
+        self.pools.iter().map(|pool| pool.settings())
     }
 
     /// Timeouts and concurrency.

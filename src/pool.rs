@@ -128,8 +128,8 @@ impl Pool {
     /// Returns the pool if it is open and its directory is still at its path.
     #[must_use]
     pub fn get_if_open(&self) -> Option<Arc<OpenPool>> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        open.as_ref().filter(|pool| pool.is_in_place()).cloned()
+        // Not under the lock: the disk may not respond, and `loaded` must not wait for it.
+        self.loaded().filter(|pool| pool.is_in_place())
     }
 
     /// Returns the pool if it was opened, without any check that its directory is still there. Does no I/O.

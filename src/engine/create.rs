@@ -55,7 +55,7 @@ impl Engine {
 
     /// The pool of this name, or the default one. All nodes have the same settings, so an unknown name is a mistake that
     /// no other node can serve.
-    pub(super) fn requested_pool(&self, name: Option<&PoolName>) -> Result<&Pool> {
+    pub(super) fn requested_pool(&self, name: Option<&PoolName>) -> Result<&Arc<Pool>> {
         let Some(name) = name else { return self.default_pool() };
         self.pools.iter().find(|pool| pool.settings().name == *name).ok_or_else(|| {
             let known: Vec<_> = self.pools.iter().map(|pool| pool.settings().name.as_str()).collect();
@@ -65,7 +65,7 @@ impl Engine {
     }
 
     /// The pool named "default", or else the first configured pool.
-    fn default_pool(&self) -> Result<&Pool> {
+    fn default_pool(&self) -> Result<&Arc<Pool>> {
         let named = self.pools.iter().find(|pool| pool.settings().name.as_str() == "default");
         let text = "this process serves no pools: send the request to one that does";
         named.or(self.pools.first()).ok_or_else(|| Error::new(Kind::Unavailable, text))
@@ -82,7 +82,7 @@ impl Engine {
     /// Refuses a name that a volume in another pool has: names are unique across the pools of a process.
     fn refuse_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
         // In memory only: another pool's disk may not respond.
-        for pool in self.pools.iter().filter_map(Pool::loaded) {
+        for pool in self.pools.iter().filter_map(|pool| pool.loaded()) {
             if pool.settings.name != id.pool && pool.cached_index().volumes().contains_key(&id.name) {
                 let text = format!("volume {} already exists in pool {}", id.name, pool.settings.name);
                 return Err(Error::new(Kind::Conflict, text));

@@ -15,7 +15,7 @@ use crate::volume::{Name, PoolName, VolumeId};
 impl Engine {
     /// Opens all pools and returns them ordered by name.
     pub(super) fn pools_by_name(&self) -> Result<Vec<Arc<OpenPool>>> {
-        let mut pools = self.pools.iter().map(Pool::get_or_open).collect::<Result<Vec<_>>>()?;
+        let mut pools = self.pools.iter().map(|pool| pool.get_or_open()).collect::<Result<Vec<_>>>()?;
         pools.sort_by(|a, b| a.settings.name.cmp(&b.settings.name));
         Ok(pools)
     }
@@ -66,7 +66,7 @@ impl Engine {
     /// Returns the status of each pool, in the order of the settings.
     #[must_use]
     pub fn pools(&self) -> Vec<PoolStatus> {
-        self.pools.iter().map(status).collect()
+        self.pools.iter().map(|pool| status(pool)).collect()
     }
 }
 

@@ -95,7 +95,8 @@ impl Engine {
     /// its pool's disk. Does no I/O.
     #[must_use]
     pub fn is_known_persistent(&self, id: &VolumeId) -> bool {
-        let pool = self.pools.iter().find(|pool| pool.settings().name == id.pool).and_then(Pool::loaded);
+        let pool =
+            self.pools.iter().find(|pool| pool.settings().name == id.pool).and_then(|pool| pool.loaded());
         pool.is_some_and(|pool| {
             let index = pool.cached_index();
             index.volumes().get(&id.name).is_some_and(|entry| !entry.ephemeral && entry.damage.is_none())
@@ -111,7 +112,7 @@ impl Engine {
             // It is not known whether a volume with a damaged record is an inline volume.
             index.volumes().get(&name).is_some_and(|entry| entry.ephemeral || entry.damage.is_some())
         };
-        let found = self.pools.iter().filter_map(Pool::loaded).find(has_it);
+        let found = self.pools.iter().filter_map(|pool| pool.loaded()).find(has_it);
         found.map(|pool| pool.settings.name.clone())
     }
 
@@ -119,7 +120,7 @@ impl Engine {
     fn find_ephemeral(&self, id: &str) -> Result<Option<VolumeId>> {
         let name = Name::of(id);
         let known = self.pool_of_inline_volume(id);
-        let may_have_it = |pool: &&Pool| known.as_ref().is_none_or(|name| pool.settings().name == *name);
+        let may_have_it = |pool: &&Arc<Pool>| known.as_ref().is_none_or(|name| pool.settings().name == *name);
         for pool in self.pools.iter().filter(may_have_it) {
             let pool = match pool.get_or_open() {
                 // A success would be final, and the volume would stay in the pool forever.

@@ -16,7 +16,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::locks::{LockGuard, Mode, ObjectKey};
 use crate::pool::store::ObjectKind;
 use crate::pool::trash::Retention;
-use crate::pool::{Index, OpenPool, Pool, SnapshotEntry};
+use crate::pool::{Index, OpenPool, SnapshotEntry};
 use crate::volume::{BackendState, Labels, Name, SCHEMA, Snapshot, Source, Timestamp, VolumeId};
 
 impl Engine {
@@ -29,8 +29,9 @@ impl Engine {
         let pool = self.pool(&request.source_volume.pool)?;
         let id = VolumeId { pool: request.source_volume.pool.clone(), name: Name::of(&request.name) };
         let claim = self.claims.claim(ObjectKind::Snapshots, &id)?;
+        self.refuse_snapshot_name_of_other_pool(&id)?;
         let _guard = lock_snapshot(&pool, &id)?;
-        if let Some(found) = self.find_snapshot(&id.name, request)? {
+        if let Some(found) = self.find_snapshot(&pool, &id, request)? {
             return Ok(found);
         }
         let key = JobKey::Snapshot(id.clone());
@@ -84,23 +85,40 @@ impl Engine {
         })
     }
 
-    /// The snapshot of this name in any pool, if it is complete.
-    fn find_snapshot(&self, name: &Name, request: &CreateSnapshot) -> Result<Option<Snapshot>> {
-        for pool in self.pools.iter().filter_map(Pool::get_if_open) {
-            let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
-            // Check the jobs before the disk: a snapshot exists on disk before its job ends.
-            if let Some(job) = self.jobs.find(&JobKey::Snapshot(id.clone()))
-                && *job.from.id() != request.source_volume
-            {
-                return Err(name_taken(&pending(&id, &job)));
+    /// The snapshot of this id, if it is complete.
+    fn find_snapshot(
+        &self,
+        pool: &OpenPool,
+        id: &VolumeId,
+        request: &CreateSnapshot,
+    ) -> Result<Option<Snapshot>> {
+        // Check the jobs before the disk: a snapshot exists on disk before its job ends.
+        if let Some(job) = self.jobs.find(&JobKey::Snapshot(id.clone()))
+            && *job.from.id() != request.source_volume
+        {
+            return Err(name_taken(id, Some(job.from.id())));
+        }
+        let Some(found) = read(pool, id)? else { return Ok(None) };
+        let same = found.source_volume == request.source_volume && found.requested_name == request.name;
+        if same { Ok(Some(found)) } else { Err(name_taken(id, Some(&found.source_volume))) }
+    }
+
+    /// Refuses a name that a snapshot in another pool has, as for volumes.
+    fn refuse_snapshot_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
+        // In memory only: another pool's disk may not respond.
+        for pool in self.pools.iter().filter(|pool| pool.settings().name != id.pool) {
+            let other = VolumeId { pool: pool.settings().name.clone(), name: id.name.clone() };
+            // Check the jobs before the index: a job ends when its snapshot is in the index.
+            if let Some(job) = self.jobs.find(&JobKey::Snapshot(other.clone())) {
+                return Err(name_taken(&other, Some(job.from.id())));
             }
-            if let Some(found) = read(&pool, &id)? {
-                let same =
-                    found.source_volume == request.source_volume && found.requested_name == request.name;
-                return if same { Ok(Some(found)) } else { Err(name_taken(&found)) };
+            match pool.loaded().and_then(|open| open.cached_index().snapshots().get(&id.name).cloned()) {
+                None => {}
+                Some(SnapshotEntry::Of(volume)) => return Err(name_taken(&other, Some(&volume))),
+                Some(SnapshotEntry::Damaged(_)) => return Err(name_taken(&other, None)),
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Returns the snapshot, even if its copy is still running.
@@ -229,9 +247,9 @@ fn entry_of(found: &Result<Option<Snapshot>>) -> Option<Option<SnapshotEntry>> {
     }
 }
 
-fn name_taken(found: &Snapshot) -> Error {
-    let text = format!("snapshot {} exists, of volume {}: use another name", found.id, found.source_volume);
-    Error::new(Kind::Conflict, text)
+fn name_taken(id: &VolumeId, source: Option<&VolumeId>) -> Error {
+    let of = source.map(|source| format!(", of volume {source}")).unwrap_or_default();
+    Error::new(Kind::Conflict, format!("snapshot {id} exists{of}: use another name"))
 }
 
 /// A snapshot whose copy still runs.
