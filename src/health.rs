@@ -1,57 +1,169 @@
 //! The status of the pools for callers that poll and must not hang: probes, metrics, health.
 
-use std::sync::Arc;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
 
-use crate::engine::Engine;
-use crate::engine::request::PoolStatus;
+use crate::dispatch::Dispatch;
+use crate::engine::request::{PoolSettings, PoolStatus};
+use crate::volume::Timestamp;
 
-/// How long a caller waits for a new status before it gets the latest one.
+/// How long reading the status of a pool may take before the pool counts as one that does not respond.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The latest status of the pools. Only one refresh runs at a time, so a disk that hangs blocks one thread and not one
-/// for each call.
+/// The status of the pools. Each one is read by a thread of its own and by one at a time, so a disk that hangs blocks one
+/// thread and delays the status of no other pool.
 #[derive(Debug)]
 pub struct Health {
-    engine: Arc<Engine>,
-    latest: watch::Sender<Arc<[PoolStatus]>>,
-    refresh: Arc<Semaphore>,
+    dispatch: Dispatch,
+    pools: Vec<Arc<Watched>>,
+}
+
+/// A pool whose status is read.
+#[derive(Debug)]
+struct Watched {
+    settings: PoolSettings,
+    state: Mutex<State>,
+    /// Notified at the end of each reading.
+    read: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The last status that was read.
+    last: PoolStatus,
+    /// The start of the reading that is in progress.
+    reading: Option<(Instant, Timestamp)>,
+    /// Whether the pool was available when this was last asked; `None` before that.
+    was_available: Option<bool>,
+    /// The time since which the pool has been unavailable.
+    since: Option<Timestamp>,
 }
 
 impl Health {
-    /// Reads the first status, on the calling thread.
+    /// Creates the status of an engine's pools. Until the first reading, they are unavailable.
     #[must_use]
-    pub fn new(engine: Arc<Engine>) -> Self {
-        let latest = watch::Sender::new(engine.pools().into());
-        Self { engine, latest, refresh: Arc::new(Semaphore::new(1)) }
+    pub fn new(dispatch: Dispatch) -> Self {
+        let pools = dispatch.engine().pool_settings().map(|settings| Arc::new(Watched::new(settings)));
+        Self { pools: pools.collect(), dispatch }
     }
 
-    /// Returns the current status, or the latest one when the pools do not respond in time.
-    pub async fn pools(&self) -> Arc<[PoolStatus]> {
-        let mut updates = self.latest.subscribe();
-        if let Ok(permit) = Arc::clone(&self.refresh).try_acquire_owned() {
-            let (engine, latest) = (Arc::clone(&self.engine), self.latest.clone());
-            tokio::task::spawn_blocking(move || {
-                latest.send_replace(engine.pools().into());
-                drop(permit);
-            });
+    /// Reads the status of all pools. A pool that does not respond in time is unavailable.
+    pub async fn pools(&self) -> Vec<PoolStatus> {
+        self.begin();
+        for pool in &self.pools {
+            pool.wait().await;
         }
-        let _ = tokio::time::timeout(TIMEOUT, updates.changed()).await;
         self.latest()
     }
 
-    /// Returns the latest status without a refresh.
+    /// Begins to read the status of all pools and logs what has changed until now. Does not wait.
+    pub fn poll(&self) {
+        self.begin();
+        drop(self.latest());
+    }
+
+    fn begin(&self) {
+        for pool in self.pools.iter().filter(|pool| pool.begin()) {
+            let (pool, dispatch) = (Arc::clone(pool), self.dispatch.clone());
+            tokio::task::spawn_blocking(move || pool.end(dispatch.engine().status(&pool.settings)));
+        }
+    }
+
+    /// Returns the latest status without reading it again.
     #[must_use]
-    pub fn latest(&self) -> Arc<[PoolStatus]> {
-        Arc::clone(&self.latest.borrow())
+    pub fn latest(&self) -> Vec<PoolStatus> {
+        self.pools.iter().map(|pool| pool.status(self.dispatch.stalled_since(&pool.settings.name))).collect()
     }
 
     /// Number of copies that are running or waiting.
     #[must_use]
     pub fn active_jobs(&self) -> usize {
-        self.engine.active_jobs()
+        self.dispatch.engine().active_jobs()
+    }
+}
+
+impl Watched {
+    fn new(settings: &PoolSettings) -> Self {
+        let cause = "its status has not been read yet".to_owned();
+        let last = PoolStatus { unavailable: Some(cause), ..PoolStatus::new(settings) };
+        let state = State { last, reading: None, was_available: None, since: None };
+        Self { settings: settings.clone(), state: Mutex::new(state), read: Notify::new() }
+    }
+
+    /// Begins a reading; `false` if one is in progress.
+    fn begin(&self) -> bool {
+        let mut state = self.lock();
+        let begins = state.reading.is_none();
+        if begins {
+            state.reading = Some((Instant::now(), Timestamp::now()));
+        }
+        begins
+    }
+
+    fn end(&self, status: PoolStatus) {
+        let mut state = self.lock();
+        state.last = status;
+        state.reading = None;
+        drop(state);
+        self.read.notify_waiters();
+    }
+
+    /// Waits for the end of the reading, until it has taken too long.
+    async fn wait(&self) {
+        let read = self.read.notified();
+        let reading = self.lock().reading;
+        if let Some((started, _)) = reading {
+            let _ = timeout_at(started + TIMEOUT, read).await;
+        }
+    }
+
+    /// The status, with the reason and the time if the pool is unavailable. Logs each change of availability.
+    fn status(&self, stalled_since: Option<Timestamp>) -> PoolStatus {
+        let mut state = self.lock();
+        let overdue = state.reading.filter(|(started, _)| started.elapsed() >= TIMEOUT);
+        let hangs_since = overdue.map(|(_, since)| since).into_iter().chain(stalled_since).min();
+        let mut status = match hangs_since {
+            None => state.last.clone(),
+            Some(since) => {
+                let cause = format!("does not respond since {since:.0}: check its disk");
+                let trash_failure = state.last.trash_failure.clone();
+                PoolStatus { unavailable: Some(cause), trash_failure, ..PoolStatus::new(&self.settings) }
+            }
+        };
+        let since = state.since.take().or(hangs_since);
+        if let Some(cause) = &mut status.unavailable {
+            let since = since.unwrap_or_else(Timestamp::now);
+            (state.since, status.since) = (Some(since), Some(since));
+            if hangs_since.is_none() {
+                let _ = write!(cause, " (since {since:.0})");
+            }
+        }
+        let is_available = status.unavailable.is_none();
+        if state.was_available.replace(is_available) != Some(is_available) {
+            log_change(&status, since);
+        }
+        status
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn log_change(status: &PoolStatus, unavailable_since: Option<Timestamp>) {
+    let (pool, path) = (status.name.as_str(), status.path.display());
+    match &status.unavailable {
+        Some(cause) => warn!(pool, %path, cause, "pool is unavailable"),
+        None => {
+            let since = unavailable_since.map(tracing::field::display);
+            let (backend, volumes) = (status.backend, status.volumes);
+            info!(pool, %path, backend, volumes, unavailable_since = since, "pool is available");
+        }
     }
 }
 
@@ -59,4 +171,50 @@ impl Health {
 #[must_use]
 pub fn is_ready(pools: &[PoolStatus]) -> bool {
     pools.is_empty() || pools.iter().any(|pool| pool.unavailable.is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watched() -> Watched {
+        Watched::new(&PoolSettings::new("p".parse().unwrap(), "/p".into()))
+    }
+
+    fn available(pool: &Watched) {
+        pool.end(PoolStatus::new(&pool.settings));
+    }
+
+    #[test]
+    fn a_pool_is_unavailable_since_the_first_time_that_this_was_seen() {
+        let pool = watched();
+        available(&pool);
+        assert_eq!((pool.status(None).unavailable, pool.status(None).since), (None, None));
+        let missing = Some("missing".to_owned());
+        pool.end(PoolStatus { unavailable: missing, ..PoolStatus::new(&pool.settings) });
+        let first = pool.status(None);
+        assert_eq!(first.unavailable.unwrap(), format!("missing (since {:.0})", first.since.unwrap()));
+        assert_eq!(pool.status(None).since, first.since);
+        available(&pool);
+        assert_eq!((pool.status(None).unavailable, pool.status(None).since), (None, None));
+    }
+
+    #[test]
+    fn a_pool_whose_calls_or_status_hang_does_not_respond() {
+        let pool = watched();
+        available(&pool);
+        let stalled = Timestamp::from_second(1_000_000_000).unwrap();
+        let status = pool.status(Some(stalled));
+        assert_eq!(status.since, Some(stalled));
+        assert_eq!(
+            status.unavailable.unwrap(),
+            "does not respond since 2001-09-09T01:46:40Z: check its disk"
+        );
+        assert!(pool.begin() && !pool.begin(), "one reading at a time");
+        assert_eq!(pool.status(None).unavailable, None, "the reading may still end in time");
+        let began = Timestamp::from_second(1_000_000_060).unwrap();
+        pool.lock().reading = Instant::now().checked_sub(TIMEOUT).map(|started| (started, began));
+        assert_eq!(pool.status(None).since, Some(began));
+        assert_eq!(pool.status(Some(stalled)).since, Some(began), "the first cause that was seen counts");
+    }
 }

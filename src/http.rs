@@ -108,7 +108,7 @@ async fn readyz(State(health): State<Arc<Health>>) -> impl IntoResponse {
     let pools = health.pools().await;
     let ready = health::is_ready(&pools);
     let mut body = String::from(if ready { "ready\n" } else { "not ready\n" });
-    for pool in &*pools {
+    for pool in &pools {
         let state = pool.unavailable.as_ref().map(|cause| format!("unavailable: {cause}"));
         let _ = writeln!(body, "pool {}: {}", pool.name, state.as_deref().unwrap_or("available"));
     }
@@ -122,6 +122,7 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
+    use crate::dispatch::Dispatch;
     use crate::engine::Engine;
     use crate::engine::request::{PoolSettings, Tuning};
 
@@ -149,7 +150,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let settings = PoolSettings::new("p".parse().unwrap(), directory.path().to_path_buf());
         let engine = Engine::open(vec![settings], Tuning::default()).unwrap();
-        let health = Arc::new(Health::new(Arc::new(engine)));
+        let health = Arc::new(Health::new(Dispatch::new(Arc::new(engine))));
         assert_eq!(get_page(&health, "/livez").await, (StatusCode::OK, "ok\n".to_owned()));
         assert_eq!(
             get_page(&health, "/readyz").await,

@@ -24,10 +24,15 @@ const BUCKETS: [f64; 15] =
 /// A gauge with one value for each pool: name, help text, value.
 type PoolGauge = (&'static str, &'static str, fn(&PoolStatus) -> u64);
 
-const POOL_GAUGES: [PoolGauge; 9] = [
+const POOL_GAUGES: [PoolGauge; 10] = [
     ("orlop_pool_available", "Whether the pool is available: 1 or 0", |pool| {
         u64::from(pool.unavailable.is_none())
     }),
+    (
+        "orlop_pool_unavailable_since_seconds",
+        "Unix time since which the pool has been unavailable, or 0",
+        |pool| pool.since.map_or(0, |since| u64::try_from(since.as_second()).unwrap_or(0)),
+    ),
     ("orlop_pool_capacity_bytes", "Size of the pool's filesystem", |pool| pool.total),
     ("orlop_pool_provisioned_bytes", "Sum of the sizes of the pool's volumes", |pool| pool.provisioned),
     ("orlop_pool_allocatable_bytes", "Bytes that can still be provisioned", |pool| pool.allocatable),
@@ -118,7 +123,7 @@ impl Collector for PoolCollector {
         let pools = self.0.latest();
         for (name, help, value) in POOL_GAUGES {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for pool in &*pools {
+            for pool in &pools {
                 let label = [("pool", pool.name.as_str())];
                 metric.encode_family(&label)?.encode_gauge(&saturating_i64(value(pool)))?;
             }
@@ -155,13 +160,15 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::dispatch::Dispatch;
     use crate::engine::Engine;
     use crate::engine::request::Tuning;
 
     #[test]
     fn the_docs_list_every_exposed_metric() {
         let engine = Engine::open(Vec::new(), Tuning::default()).unwrap();
-        let metrics = Metrics::with_pools(Arc::new(Health::new(Arc::new(engine))));
+        let health = Health::new(Dispatch::new(Arc::new(engine)));
+        let metrics = Metrics::with_pools(Arc::new(health));
         metrics.observe("d", "m", "OK", Duration::from_millis(1));
         let text = metrics.text();
         let exposed: BTreeSet<_> = text

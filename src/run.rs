@@ -60,12 +60,12 @@ fn raise_file_limit() {
 async fn run_frontends(settings: Settings) -> Result<()> {
     let mut signals = Signals::new()?;
     let (pools, tuning) = (settings.pools, settings.tuning);
-    let opened = tokio::task::spawn_blocking(move || {
-        let engine = Arc::new(Engine::open(pools, tuning)?);
-        Ok((Arc::new(Health::new(Arc::clone(&engine))), engine))
-    });
-    let (health, engine) = opened.await.map_err(|error| task_failed(error, "open the pools"))??;
-    log_pools(&health);
+    let opened = tokio::task::spawn_blocking(move || Engine::open(pools, tuning));
+    let engine = Arc::new(opened.await.map_err(|error| task_failed(error, "open the pools"))??);
+    let calls = Dispatch::new(Arc::clone(&engine));
+    let health = Arc::new(Health::new(calls.clone()));
+    // Logs the status of each pool.
+    health.pools().await;
     let metrics = Arc::new(Metrics::with_pools(Arc::clone(&health)));
     let stop = CancellationToken::new();
     let mut frontends = JoinSet::new();
@@ -75,7 +75,6 @@ async fn run_frontends(settings: Settings) -> Result<()> {
     let relocator = settings.follow_sources.then(|| claim_relocator(&settings.identity));
     #[cfg(not(feature = "kube"))]
     let relocator = None;
-    let calls = Dispatch::new(Arc::clone(&engine));
     let driver = Driver::new(settings.identity, calls.clone(), Arc::clone(&health)).with_relocator(relocator);
     frontends.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
     if let Some(address) = &settings.http {
@@ -134,16 +133,6 @@ fn claim_relocator(identity: &csi::Identity) -> csi::ClaimRelocator {
             }
         }
     })
-}
-
-fn log_pools(health: &Health) {
-    for pool in &*health.latest() {
-        let (name, path) = (pool.name.as_str(), pool.path.display());
-        match &pool.unavailable {
-            None => info!(pool = name, %path, backend = pool.backend, volumes = pool.volumes, "pool is open"),
-            Some(cause) => warn!(pool = name, %path, cause, "pool is unavailable"),
-        }
-    }
 }
 
 /// Waits until the frontends have responded to the calls in progress. Idle connections may stay open: a client can take

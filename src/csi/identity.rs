@@ -31,6 +31,8 @@ impl Identity for Driver {
     /// Always ready. A pool whose disk is missing is reported by `/readyz`, the metrics and the health RPCs, not here:
     /// a failed probe causes a restart, which does not mount the disk and makes the other pools unavailable.
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        // Without HTTP endpoints, nothing else polls the pools regularly, and a change is to be logged.
+        self.health.poll();
         Ok(Response::new(ProbeResponse { ready: Some(true) }))
     }
 }

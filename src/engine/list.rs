@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::health::known_symptoms;
-use super::request::{Capacity, Listed, Page, PoolStatus, Symptom};
+use super::request::{Capacity, Listed, Page, PoolSettings, PoolStatus, Symptom};
 use crate::error::{Kind, Result};
 use crate::pool::{Index, OpenPool, Pool};
 use crate::volume::{Name, PoolName, VolumeId};
@@ -67,6 +67,13 @@ impl Engine {
     #[must_use]
     pub fn pools(&self) -> Vec<PoolStatus> {
         self.pools.iter().map(|pool| status(pool)).collect()
+    }
+
+    /// Returns the status of one pool of this process.
+    #[must_use]
+    pub fn status(&self, settings: &PoolSettings) -> PoolStatus {
+        let pool = self.pools.iter().find(|pool| pool.settings().name == settings.name);
+        pool.map_or_else(|| PoolStatus::new(settings), |pool| status(pool))
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::mount::options::MountFlags;
 pub use crate::pool::PoolSettings;
-use crate::volume::{Labels, Policy, PoolName, SizeRange, Source, VolumeId};
+use crate::volume::{Labels, Policy, PoolName, SizeRange, Source, Timestamp, VolumeId};
 
 /// A request to create a volume, or to return the one that an earlier request created.
 #[derive(Debug, Clone, Default)]
@@ -167,6 +167,8 @@ pub struct PoolStatus {
     pub backend: Option<&'static str>,
     /// Why it is unavailable; `None` if it is available.
     pub unavailable: Option<String>,
+    /// Since when it has been unavailable, if that is known.
+    pub since: Option<Timestamp>,
     /// Total bytes of its filesystem.
     pub total: u64,
     /// Bytes provisioned to volumes.
@@ -194,6 +196,7 @@ impl PoolStatus {
             path: settings.path.clone(),
             backend: None,
             unavailable: None,
+            since: None,
             total: 0,
             provisioned: 0,
             allocatable: 0,

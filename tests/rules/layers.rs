@@ -25,7 +25,7 @@ const LAYERS: &[Row] = &[
     ("engine", &["backend", "error", "fs", "mount", "pool", "volume"], &["rustix", "uuid"]),
     ("quantity", &["error", "volume"], &["serde"]),
     ("dispatch", &["engine", "error", "volume"], &["tokio", "tracing"]),
-    ("health", &["engine"], &["tokio"]),
+    ("health", &["dispatch", "engine", "volume"], &["tokio", "tracing"]),
     ("metrics", &["engine", "health"], &["prometheus_client", "rustix"]),
     ("telemetry", &["error", "metrics", "volume"], &["http", "tower", "tracing", "tracing_subscriber"]),
     ("socket", &["error", "volume"], &["rustix", "tokio"]),
