@@ -7,6 +7,7 @@ mod faults {
     mod crash;
     mod frozen_disk;
     mod full_disk;
+    mod hanging_pool;
     mod killed_server;
     mod reaper;
 }

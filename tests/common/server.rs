@@ -50,6 +50,14 @@ impl Server {
         Self { child: command.spawn().unwrap(), base: base.to_owned(), temporary: None }
     }
 
+    /// Starts a server with the pools of a configuration file, in an existing directory, and does not wait for it.
+    pub(crate) fn spawn_with_config(base: &Path, config: &Path) -> Self {
+        let mut command = Command::new(ORLOP);
+        command.args(["serve", "--node-id", "n1", "--log", "off", "--config"]).arg(config);
+        command.arg("--csi").arg(base.join("csi.sock")).arg("--http").arg(base.join("http.sock"));
+        Self { child: command.spawn().unwrap(), base: base.to_owned(), temporary: None }
+    }
+
     /// Starts a server in a new temporary directory and waits until it accepts connections.
     pub(crate) fn start(pool: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -84,6 +92,11 @@ impl Server {
     /// A path of the server's mount namespace, as seen from the test.
     pub(crate) fn inside(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.child.id()))
+    }
+
+    /// Number of its threads.
+    pub(crate) fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().count()
     }
 
     pub(crate) async fn identity(&self) -> IdentityClient<Channel> {

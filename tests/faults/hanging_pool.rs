@@ -1,0 +1,338 @@
+//! A pool whose disk hangs: it is on a FUSE filesystem whose server is stopped. Calls for it wait in the kernel, as for a
+//! dead disk, and the other pool must not notice.
+#![expect(clippy::disallowed_methods, reason = "the FUSE server is a process")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use orlop::csi::proto::controller_client::ControllerClient;
+use orlop::csi::proto::node_client::NodeClient;
+use orlop::csi::proto::volume_capability::access_mode::Mode;
+use orlop::csi::proto::*;
+use rustix::process::{Pid, Signal, kill_process};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::common::csi::{capability, create_request, map};
+use crate::common::isolation::{in_own_process, unmount_all};
+use crate::common::server::{Server, connect};
+use crate::common::wait::within_seconds;
+
+/// Callers of the pool that hangs: more than a lane lets in.
+const CALLERS: usize = 80;
+/// `call-timeout` of the server.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// What a response may take beyond that, on a busy machine.
+const SLACK: Duration = Duration::from_secs(2);
+/// Measurements of the healthy pool while the other one works, and as many while it hangs.
+const ROUNDS: usize = 3;
+const CALLS_PER_ROUND: usize = 15;
+
+/// The settings of the pool that hangs, besides its name and path.
+const SLOW_POOL: &str = "";
+
+/// A FUSE filesystem that shows `back` at `mount`. Ends when dropped, so that nothing hangs any longer.
+struct Fuse {
+    server: Child,
+    mount: PathBuf,
+}
+
+impl Fuse {
+    fn start(base: &Path) -> Self {
+        let (back, mount) = (base.join("back"), base.join("mount"));
+        for directory in [&back, &mount] {
+            fs::create_dir(directory).unwrap();
+        }
+        let mut command = Command::new("bindfs");
+        // Without these options, the kernel would answer from its cache for a second.
+        command.args(["-f", "-o", "attr_timeout=0,entry_timeout=0,negative_timeout=0"]);
+        let server = command.arg(&back).arg(&mount).spawn().unwrap();
+        let fuse = Self { server, mount };
+        let device = |path: &Path| rustix::fs::stat(path).unwrap().st_dev;
+        within_seconds(10, "bindfs is mounted", || device(&fuse.mount) != device(base));
+        fuse
+    }
+
+    fn send(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.server), signal).unwrap();
+    }
+}
+
+impl Drop for Fuse {
+    fn drop(&mut self) {
+        // Killing the server makes the calls that hang fail.
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        unmount_all(&self.mount);
+    }
+}
+
+/// The pools `ok` and `slow` and their server.
+struct Setup {
+    base: PathBuf,
+    fuse: Fuse,
+}
+
+impl Setup {
+    fn new(base: &Path) -> Self {
+        fs::create_dir(base.join("ok")).unwrap();
+        let pools = format!(
+            "[[pool]]\nname = \"ok\"\npath = \"{0}/ok\"\n\
+             [[pool]]\nname = \"slow\"\npath = \"{0}/mount\"\n{SLOW_POOL}\n\
+             [tuning]\ncopy-wait = \"1s\"\ncall-timeout = \"{1}s\"\n",
+            base.display(),
+            CALL_TIMEOUT.as_secs(),
+        );
+        fs::write(base.join("orlop.toml"), pools).unwrap();
+        Self { base: base.to_owned(), fuse: Fuse::start(base) }
+    }
+
+    async fn serve(&self) -> (Server, Client) {
+        let server = Server::spawn_with_config(&self.base, &self.base.join("orlop.toml"));
+        let client = Client::connect(&self.base).await;
+        (server, client)
+    }
+}
+
+#[derive(Clone)]
+struct Client {
+    controller: ControllerClient<Channel>,
+    node: NodeClient<Channel>,
+    target: String,
+}
+
+impl Client {
+    async fn connect(base: &Path) -> Self {
+        let channel = connect(&base.join("csi.sock")).await;
+        let target = base.join("target").display().to_string();
+        let node = NodeClient::new(channel.clone());
+        Self { controller: ControllerClient::new(channel), node, target }
+    }
+
+    async fn create(&mut self, pool: &str, name: &str) -> Result<(), Status> {
+        let request = CreateVolumeRequest { parameters: map(&[("pool", pool)]), ..create_request(name) };
+        self.controller.create_volume(request).await.map(drop)
+    }
+
+    async fn get(&mut self, id: &str) -> Result<(), Status> {
+        let request = ControllerGetVolumeRequest { volume_id: id.to_owned() };
+        self.controller.controller_get_volume(request).await.map(drop)
+    }
+
+    async fn delete(&mut self, id: &str) -> Result<(), Status> {
+        let request = DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() };
+        self.controller.delete_volume(request).await.map(drop)
+    }
+
+    async fn list(&mut self) -> Result<(), Status> {
+        self.controller.list_volumes(ListVolumesRequest::default()).await.map(drop)
+    }
+
+    async fn capacity(&mut self, pool: &str) -> Result<i64, Status> {
+        let request = GetCapacityRequest { parameters: map(&[("pool", pool)]), ..Default::default() };
+        self.controller.get_capacity(request).await.map(|response| response.into_inner().available_capacity)
+    }
+
+    async fn publish(&mut self, id: &str) -> Result<(), Status> {
+        let request = NodePublishVolumeRequest {
+            volume_id: id.to_owned(),
+            target_path: self.target.clone(),
+            volume_capability: Some(capability(Mode::SingleNodeMultiWriter)),
+            ..Default::default()
+        };
+        self.node.node_publish_volume(request).await.map(drop)
+    }
+
+    async fn unpublish(&mut self, id: &str) -> Result<(), Status> {
+        let (volume_id, target_path) = (id.to_owned(), self.target.clone());
+        self.node.node_unpublish_volume(NodeUnpublishVolumeRequest { volume_id, target_path }).await.map(drop)
+    }
+
+    async fn storage_health(&mut self) -> String {
+        let health = self.node.node_get_storage_health(NodeGetStorageHealthRequest::default()).await;
+        let entries = health.unwrap().into_inner().backend_health;
+        entries.into_iter().map(|entry| entry.message).collect()
+    }
+
+    /// A volume of the pool `ok` from its creation to its deletion; returns the time of each call.
+    async fn cycle(&mut self, name: &str) -> [Duration; 5] {
+        let id = format!("ok/{name}");
+        let create = timed(self.create("ok", name)).await;
+        let capacity = timed(self.capacity("ok")).await;
+        let publish = timed(self.publish(&id)).await;
+        let unpublish = timed(self.unpublish(&id)).await;
+        [create, capacity, publish, unpublish, timed(self.delete(&id)).await]
+    }
+}
+
+/// The time that a call takes. It must succeed, and may not take a time that suggests that it waited for a disk.
+async fn timed<T>(call: impl Future<Output = Result<T, Status>>) -> Duration {
+    let started = Instant::now();
+    let answered = tokio::time::timeout(CALL_TIMEOUT, call).await;
+    answered.expect("the pool ok waits for the pool slow").unwrap();
+    started.elapsed()
+}
+
+/// The call is answered with UNAVAILABLE in time, and the message names the pool and since when it hangs.
+async fn is_unavailable<T: std::fmt::Debug>(what: &str, call: impl Future<Output = Result<T, Status>>) {
+    let answered = tokio::time::timeout(CALL_TIMEOUT + SLACK, call).await;
+    let status = answered.unwrap_or_else(|_| panic!("{what} is not answered")).unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{what}: {status:?}");
+    let message = status.message();
+    let names_time = message.contains("since 20") || message.contains("retry");
+    assert!(message.contains("pool") && names_time, "{what}: {message}");
+}
+
+fn run(test: &str, body: impl AsyncFnOnce(Setup)) {
+    in_own_process(&format!("faults::hanging_pool::{test}"), || {
+        let dir = tempfile::tempdir().unwrap();
+        let setup = Setup::new(&dir.path().canonicalize().unwrap());
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(body(setup));
+    });
+}
+
+/// Keeps callers waiting for the pool `slow`, some of which give up early, as sidecars do.
+fn start_callers(client: &Client) -> Vec<tokio::task::JoinHandle<()>> {
+    let call = |number: usize| {
+        let mut client = client.clone();
+        async move {
+            let id = format!("slow/v{number}");
+            match number % 4 {
+                0 => is_unavailable("CreateVolume", client.create("slow", &format!("v{number}"))).await,
+                1 => is_unavailable("ControllerGetVolume", client.get(&id)).await,
+                2 => is_unavailable("DeleteVolume", client.delete(&id)).await,
+                _ => {
+                    let call = client.get(&id);
+                    assert!(tokio::time::timeout(Duration::from_millis(50), call).await.is_err());
+                }
+            }
+        }
+    };
+    (0..CALLERS).map(|number| tokio::spawn(call(number))).collect()
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+#[test]
+fn a_pool_that_hangs_harms_only_its_own_callers_and_recovers() {
+    run("a_pool_that_hangs_harms_only_its_own_callers_and_recovers", async |setup: Setup| {
+        let (server, mut client) = setup.serve().await;
+        fs::create_dir_all(setup.base.join("back/volumes/mine/data")).unwrap();
+        within_async(10, async || client.clone().get("slow/mine").await.is_ok()).await;
+        client.list().await.unwrap();
+        assert!(client.capacity("slow").await.unwrap() > 0);
+        let idle_threads = server.threads();
+        let (mut before, mut during) = (Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            for call in 0..CALLS_PER_ROUND {
+                before.push(client.cycle(&format!("b{round}-{call}")).await);
+            }
+            setup.fuse.send(Signal::STOP);
+            let callers = start_callers(&client);
+            for call in 0..CALLS_PER_ROUND {
+                during.push(client.cycle(&format!("d{round}-{call}")).await);
+            }
+            is_unavailable("ListVolumes", client.list()).await;
+            for caller in callers {
+                caller.await.unwrap();
+            }
+            check_hanging(&server, &mut client).await;
+            during.push(client.cycle(&format!("l{round}")).await);
+            assert!(server.threads() < idle_threads + 100, "{} threads", server.threads());
+            setup.fuse.send(Signal::CONT);
+            within_async(10, async || client.clone().get("slow/mine").await.is_ok()).await;
+            within_async(10, async || client.clone().list().await.is_ok()).await;
+            within_seconds(10, "the pool is available", || {
+                server.http("/readyz").contains("pool slow: available")
+            });
+            let text = server.http("/metrics");
+            assert!(text.contains("orlop_pool_unavailable_since_seconds{pool=\"slow\"} 0\n"), "{text}");
+        }
+        for (which, name) in
+            ["CreateVolume", "GetCapacity", "Publish", "Unpublish", "DeleteVolume"].iter().enumerate()
+        {
+            let of = |times: &[[Duration; 5]]| median(times.iter().map(|cycle| cycle[which]).collect());
+            let (before, during) = (of(&before), of(&during));
+            eprintln!("{name}: median {before:?}, and {during:?} while the other pool hangs");
+            assert!(during < before * 3 + Duration::from_millis(5), "{name}: {before:?} became {during:?}");
+        }
+        // The runtime ends a thread that has been idle for ten seconds.
+        within_seconds(30, "the threads of the calls end", || server.threads() <= idle_threads + 4);
+    });
+}
+
+/// What is reported while the pool `slow` hangs and its lane is stalled.
+async fn check_hanging(server: &Server, client: &mut Client) {
+    for (what, text) in [("/readyz", server.http("/readyz")), ("health", client.storage_health().await)] {
+        assert!(text.contains("pool slow: ") && text.contains("does not respond since 20"), "{what}: {text}");
+    }
+    let readyz = server.http("/readyz");
+    assert!(readyz.contains("200 OK") && readyz.contains("pool ok: available"), "{readyz}");
+    let metrics = server.http("/metrics");
+    assert!(metrics.contains("orlop_pool_available{pool=\"slow\"} 0\n"), "{metrics}");
+    let since = metrics.split("orlop_pool_unavailable_since_seconds{pool=\"slow\"} ").nth(1).unwrap();
+    let since: u64 = since.lines().next().unwrap().parse().unwrap();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    assert!(since <= now && since + 60 > now, "{since}");
+    let started = Instant::now();
+    assert_eq!(client.capacity("slow").await.unwrap(), 0);
+    // At most one of them is let in as a trial, and waits.
+    let (list, refused) = (client.clone().list().await, client.clone().get("slow/mine").await);
+    for status in [list.unwrap_err(), refused.unwrap_err()] {
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert!(status.message().contains("pool slow does not respond: "), "{status:?}");
+    }
+    assert!(started.elapsed() < CALL_TIMEOUT * 2 + SLACK, "{:?}", started.elapsed());
+}
+
+#[test]
+fn the_process_starts_while_a_pool_hangs() {
+    run("the_process_starts_while_a_pool_hangs", async |setup: Setup| {
+        setup.fuse.send(Signal::STOP);
+        let started = Instant::now();
+        let (server, mut client) = setup.serve().await;
+        eprintln!("the socket was there after {:?}", started.elapsed());
+        client.cycle("a").await;
+        within_seconds(10, "the pool is reported", || {
+            server.http("/readyz").contains("does not respond since 20")
+        });
+        is_unavailable("ControllerGetVolume", client.get("slow/mine")).await;
+        setup.fuse.send(Signal::CONT);
+        within_async(10, async || client.clone().capacity("slow").await.is_ok_and(|bytes| bytes > 0)).await;
+        within_async(10, async || client.clone().list().await.is_ok()).await;
+    });
+}
+
+/// Pods on a dead disk must be able to end.
+#[test]
+fn a_volume_of_a_pool_that_hangs_can_be_unpublished() {
+    run("a_volume_of_a_pool_that_hangs_can_be_unpublished", async |setup: Setup| {
+        let (server, mut client) = setup.serve().await;
+        fs::create_dir_all(setup.base.join("back/volumes/mine/data")).unwrap();
+        within_async(10, async || client.clone().get("slow/mine").await.is_ok()).await;
+        client.publish("slow/mine").await.unwrap();
+        setup.fuse.send(Signal::STOP);
+        for caller in start_callers(&client) {
+            caller.await.unwrap();
+        }
+        let answered = tokio::time::timeout(CALL_TIMEOUT, client.unpublish("slow/mine")).await;
+        answered.expect("unpublish waits for the disk").unwrap();
+        assert!(!setup.base.join("target").exists());
+        drop(server);
+    });
+}
+
+/// Polls a condition of the server.
+async fn within_async(seconds: u64, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "not within {seconds} s");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
