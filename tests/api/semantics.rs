@@ -38,6 +38,22 @@ fn a_name_is_unique_across_pools() {
 }
 
 #[test]
+fn a_snapshot_name_is_unique_across_pools() {
+    let (p, q) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let pools = vec![settings_of("p", p.path()), settings_of("q", q.path())];
+    let engine = Engine::open(pools, Tuning::default()).unwrap();
+    let volume = |pool: &str| {
+        let request = CreateVolume { pool: Some(pool.parse().unwrap()), ..request(pool, MIB) };
+        engine.create(&request).unwrap().id
+    };
+    engine.create_snapshot(&snapshot_request("s", &volume("p"))).unwrap();
+    let error = engine.create_snapshot(&snapshot_request("s", &volume("q"))).unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict);
+    assert_eq!(error.chain(), "snapshot p/s exists, of volume p/p: use another name");
+    assert!(names(&q.path().join("snapshots")).is_empty());
+}
+
+#[test]
 fn the_record_contains_the_requested_name_and_labels() {
     let dir = tempfile::tempdir().unwrap();
     let labels = [("csi.storage.k8s.io/pvc/name".to_owned(), "data".to_owned())].into();
