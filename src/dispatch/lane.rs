@@ -38,7 +38,7 @@ impl Lane {
         match self {
             Self::Pool(pool) => format!("pool {pool}"),
             Self::Unmount(pool) => format!("unmounting from pool {pool}"),
-            Self::AllPools => "at least one pool".to_owned(),
+            Self::AllPools => "at least one pool (see /readyz)".to_owned(),
             Self::NoPool => "this host".to_owned(),
         }
     }

@@ -51,9 +51,11 @@ impl Server {
     }
 
     /// Starts a server with the pools of a configuration file, in an existing directory, and does not wait for it.
+    /// Its log is in `log`.
     pub(crate) fn spawn_with_config(base: &Path, config: &Path) -> Self {
+        let log = std::fs::File::create(base.join("log")).unwrap();
         let mut command = Command::new(ORLOP);
-        command.args(["serve", "--node-id", "n1", "--log", "off", "--config"]).arg(config);
+        command.args(["serve", "--node-id", "n1", "--config"]).arg(config).stderr(log);
         command.arg("--csi").arg(base.join("csi.sock")).arg("--http").arg(base.join("http.sock"));
         Self { child: command.spawn().unwrap(), base: base.to_owned(), temporary: None }
     }

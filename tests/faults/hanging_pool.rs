@@ -11,6 +11,7 @@ use orlop::csi::proto::controller_client::ControllerClient;
 use orlop::csi::proto::node_client::NodeClient;
 use orlop::csi::proto::volume_capability::access_mode::Mode;
 use orlop::csi::proto::*;
+use rustix::mount::MountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -191,9 +192,12 @@ fn run(test: &str, body: impl AsyncFnOnce(Setup)) {
     }
     in_own_process(&format!("faults::hanging_pool::{test}"), || {
         let dir = tempfile::tempdir().unwrap();
-        let setup = Setup::new(&dir.path().canonicalize().unwrap());
+        let base = dir.path().canonicalize().unwrap();
+        // In memory, since the times that are compared must not depend on what else uses this machine's disk.
+        rustix::mount::mount("tmpfs", &base, "tmpfs", MountFlags::empty(), c"mode=0700").unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        runtime.block_on(body(setup));
+        runtime.block_on(body(Setup::new(&base)));
+        unmount_all(&base);
     });
 }
 
@@ -266,6 +270,10 @@ fn a_pool_that_hangs_harms_only_its_own_callers_and_recovers() {
             eprintln!("{name}: median {before:?}, and {during:?} while the other pool hangs");
             assert!(during < before * 3 + Duration::from_millis(5), "{name}: {before:?} became {during:?}");
         }
+        let log = fs::read_to_string(setup.base.join("log")).unwrap();
+        let changes = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+        assert_eq!(changes("pool is unavailable pool=\"slow\""), ROUNDS, "{log}");
+        assert_eq!(changes("pool is available pool=\"slow\""), ROUNDS + 1, "{log}");
         // The runtime ends a thread that has been idle for ten seconds.
         within_seconds(30, "the threads of the calls end", || server.threads() <= idle_threads + 4);
     });
