@@ -152,14 +152,18 @@ impl Pool {
         }
         // Drop the old one first: it may have the same directory for itself.
         *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
-        let opened = OpenPool::open(self).map_err(|error| {
+        let pool = self.open_now().map_err(|error| {
             let text = format!("pool {} at {}", self.settings.name, self.settings.path.display());
             Error::caused(Kind::Unavailable, text, error)
         })?;
-        let pool = Arc::new(opened);
+        *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pool));
+        Ok(pool)
+    }
+
+    fn open_now(&self) -> Result<Arc<OpenPool>> {
+        let pool = Arc::new(OpenPool::open(self)?);
         drop(pool.index()?);
         self.reaper.attach(&pool)?;
-        *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pool));
         Ok(pool)
     }
 }

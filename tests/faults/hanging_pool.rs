@@ -32,7 +32,7 @@ const ROUNDS: usize = 3;
 const CALLS_PER_ROUND: usize = 40;
 
 /// The settings of the pool that hangs, besides its name and path.
-const SLOW_POOL: &str = "";
+const SLOW_POOL: &str = "exclusive = true";
 
 /// A FUSE filesystem that shows `back` at `mount`. Ends when dropped, so that nothing hangs any longer.
 struct Fuse {
