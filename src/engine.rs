@@ -23,7 +23,7 @@ use crate::mount::users::Users;
 use crate::pool::locks::{LockGuard, LockTable, Mode, ObjectKey};
 use crate::pool::store::ObjectKind;
 use crate::pool::trash::Retention;
-use crate::pool::{OpenPool, Pool};
+use crate::pool::{OpenPool, Pool, Purpose};
 use crate::volume::{
     OnDelete, Policy, PolicyChange, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId,
 };
@@ -51,24 +51,35 @@ impl Engine {
     /// # Errors
     /// `Invalid` when two pools have the same name.
     pub fn open(pools: Vec<PoolSettings>, tuning: Tuning) -> Result<Self> {
+        let engine = Self::new(pools, Purpose::Serve, tuning)?;
+        engine.open_pools()?;
+        Ok(engine)
+    }
+
+    /// Prepares the pools for one command; each is opened when the command needs it. Nothing is swept, reaped or
+    /// measured, and no directory becomes a pool.
+    ///
+    /// # Errors
+    /// `Invalid` when two pools have the same name.
+    pub fn open_for_command(pools: Vec<PoolSettings>, tuning: Tuning) -> Result<Self> {
+        Self::new(pools, Purpose::Command, tuning)
+    }
+
+    fn new(pools: Vec<PoolSettings>, purpose: Purpose, tuning: Tuning) -> Result<Self> {
         for (i, pool) in pools.iter().enumerate() {
             if pools.iter().take(i).any(|earlier| earlier.name == pool.name) {
                 return Err(Error::new(Kind::Invalid, format!("two pools are named {}", pool.name)));
             }
         }
-        let engine = Self {
-            pools: pools
-                .into_iter()
-                .map(|settings| Arc::new(Pool::new(settings, tuning.lock_wait, tuning.usage_age)))
-                .collect(),
+        let pool = |settings| Arc::new(Pool::new(settings, purpose, tuning.lock_wait, tuning.usage_age));
+        Ok(Self {
+            pools: pools.into_iter().map(pool).collect(),
             targets: LockTable::new(tuning.lock_wait),
             claims: NameClaims::default(),
             jobs: Jobs::new(tuning.copies),
             users: Users::new("/proc".into()),
             tuning,
-        };
-        engine.open_pools()?;
-        Ok(engine)
+        })
     }
 
     fn open_pools(&self) -> Result<()> {

@@ -73,6 +73,15 @@ impl PoolSettings {
     }
 }
 
+/// What a process opens pools for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To serve them. An empty directory becomes a pool, the remains in `work/` are removed, and the trash is reaped.
+    Serve,
+    /// To run one command. A directory without a marker is refused, and only what the command names is changed.
+    Command,
+}
+
 /// An available pool.
 #[derive(Debug)]
 pub struct OpenPool {
@@ -98,6 +107,7 @@ pub struct OpenPool {
 pub struct Pool {
     settings: PoolSettings,
     lock_wait: Duration,
+    purpose: Purpose,
     reaper: Reaper,
     usage: UsageCache,
     open: RwLock<Option<Arc<OpenPool>>>,
@@ -108,9 +118,10 @@ impl Pool {
     /// Creates a pool that is not open yet. Its callers wait at most `lock_wait` for the lock of an object. A measured usage
     /// is measured again when it is older than `usage_age`.
     #[must_use]
-    pub fn new(settings: PoolSettings, lock_wait: Duration, usage_age: Duration) -> Self {
+    pub fn new(settings: PoolSettings, purpose: Purpose, lock_wait: Duration, usage_age: Duration) -> Self {
         let (reaper, usage) = (Reaper::default(), UsageCache::new(usage_age));
-        Self { settings, lock_wait, reaper, usage, open: RwLock::new(None), opening: Mutex::new(()) }
+        let (open, opening) = (RwLock::new(None), Mutex::new(()));
+        Self { settings, purpose, lock_wait, reaper, usage, open, opening }
     }
 
     /// Its settings.
@@ -138,7 +149,7 @@ impl Pool {
         self.open.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the pool, opened if necessary. When it is opened, its reaper starts to work.
+    /// Returns the pool, opened if necessary. When it is opened to be served, its reaper starts to work.
     ///
     /// # Errors
     /// `Unavailable`, with the cause and the remedy; `Internal` if a thread cannot be spawned.
@@ -162,8 +173,10 @@ impl Pool {
 
     fn open_now(&self) -> Result<Arc<OpenPool>> {
         let pool = Arc::new(OpenPool::open(self)?);
-        drop(pool.index()?);
-        self.reaper.attach(&pool)?;
+        if self.purpose == Purpose::Serve {
+            drop(pool.index()?);
+            self.reaper.attach(&pool)?;
+        }
         Ok(pool)
     }
 }
@@ -179,10 +192,15 @@ impl OpenPool {
             medium::check_shareable(root.as_fd())?;
         }
         let backend = backend::for_filesystem(root.as_fd());
-        let marker = marker::open_or_initialize(root.as_fd(), settings, backend.kind())?;
+        let marker = match configured.purpose {
+            Purpose::Serve => marker::open_or_initialize(root.as_fd(), settings, backend.kind())?,
+            Purpose::Command => marker::open(root.as_fd(), settings, backend.kind())?,
+        };
         let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
         let store = Store::open(root, settings.exclusive, configured.lock_wait)?;
-        store.sweep()?;
+        if configured.purpose == Purpose::Serve {
+            store.sweep()?;
+        }
         Ok(Self {
             settings: settings.clone(),
             marker,

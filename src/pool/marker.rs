@@ -38,6 +38,17 @@ pub fn read_marker(root: BorrowedFd<'_>) -> Result<Option<Marker>> {
     bytes.map(|bytes| parse(&bytes).context(|| format!("read {MARKER}"))).transpose()
 }
 
+/// The marker of a pool's directory.
+///
+/// # Errors
+/// `Unavailable` when the directory is no pool, or not the one that the settings describe; otherwise same as
+/// [`read_marker`].
+pub(super) fn open(root: BorrowedFd<'_>, settings: &PoolSettings, backend: BackendKind) -> Result<Marker> {
+    let text = format!("the directory is not a pool: it has no {MARKER}");
+    let marker = read_marker(root)?.ok_or_else(|| Error::new(Kind::Unavailable, text))?;
+    check(&marker, settings, backend).map(|()| marker)
+}
+
 /// The marker of a pool's directory. An empty directory becomes a pool.
 ///
 /// # Errors

@@ -273,10 +273,15 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::pool::{Pool, PoolSettings};
+    use crate::pool::{Pool, PoolSettings, Purpose};
 
     fn pool(path: &Path) -> Pool {
-        Pool::new(PoolSettings::new("p".parse().unwrap(), path.to_owned()), Duration::ZERO, Duration::ZERO)
+        Pool::new(
+            PoolSettings::new("p".parse().unwrap(), path.to_owned()),
+            Purpose::Serve,
+            Duration::ZERO,
+            Duration::ZERO,
+        )
     }
 
     #[test]

@@ -11,7 +11,7 @@ use orlop::error::Kind;
 use orlop::volume::{OnDelete, Policy, PolicyChange, SizeRange, Source};
 
 use crate::common::pool::{
-    MIB, clone_request, copy_request, id, kind, open, request, settings, snapshot_request,
+    MIB, clone_request, contents_and_times, copy_request, id, kind, open, request, settings, snapshot_request,
 };
 use crate::common::wait::StopOnDrop;
 
@@ -94,6 +94,25 @@ fn a_directory_that_is_not_the_configured_pool_is_unavailable() {
     fs::write(dir.path().join("foreign"), "").unwrap();
     refused(settings(dir.path()), "not empty");
     assert_eq!(count(dir.path()), 1);
+}
+
+#[test]
+fn an_engine_for_a_command_sweeps_nothing_and_makes_no_pool() {
+    let dir = tempfile::tempdir().unwrap();
+    let for_command = || Engine::open_for_command(vec![settings(dir.path())], Tuning::default()).unwrap();
+    let error = for_command().get(&id("a")).unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(error.chain().ends_with("is not a pool: it has no orlop.json"), "{}", error.chain());
+    assert_eq!(count(dir.path()), 0, "an empty directory stays empty");
+
+    let volume = open(dir.path()).create(&request("a", MIB)).unwrap();
+    fs::create_dir(dir.path().join("work/draft")).unwrap();
+    fs::create_dir(dir.path().join("trash/a.1.0123456789abcdef")).unwrap();
+    let before = contents_and_times(dir.path());
+    let engine = for_command();
+    assert_eq!(engine.get(&volume.id).unwrap(), volume);
+    drop(engine);
+    assert_eq!(contents_and_times(dir.path()), before);
 }
 
 #[test]
