@@ -6,27 +6,32 @@ use std::time::Duration;
 
 use clap::Parser as _;
 
+use crate::command::printable;
 use crate::config::Settings;
 #[cfg(feature = "kube")]
 use crate::config::flags::ReleaseNode;
-use crate::config::flags::{Check, Cli, Command, Output, Probe, Serve};
+use crate::config::flags::{Check, Cli, Command, Ls, Output, Pools, Probe, Serve};
+use crate::engine::Engine;
 use crate::error::{Context, Error, Kind, Result};
-use crate::{check, run, socket, telemetry};
+use crate::volume::Timestamp;
+use crate::{check, command, config, run, socket, telemetry};
 
-/// Parses and runs the command line. Exit codes: 0 success, 1 failure, 2 invalid usage.
+/// Parses and runs the command line. Exit codes: 0 success, 1 failure, 2 invalid usage. The commands that work on
+/// pools directly also have those of [`code`].
 #[must_use]
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(flags) => serve(*flags),
         Command::Probe(flags) => probe(&flags),
         Command::Check(flags) => check(&flags),
+        Command::Ls(flags) => ls(&flags),
         #[cfg(feature = "kube")]
         Command::ReleaseNode(flags) => release_node(flags),
     };
     match result {
         Ok(code) => code,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "orlop: {}", error.chain());
+            print_error(&error);
             ExitCode::from(if error.kind() == Kind::Invalid { 2 } else { 1 })
         }
     }
@@ -62,6 +67,57 @@ fn check(flags: &Check) -> Result<ExitCode> {
         Output::Text => check::to_text(&facts),
         Output::Json => check::to_json(&facts),
     };
-    io::stdout().write_all(text.as_bytes()).context(|| "print")?;
+    print(&text)?;
     Ok(if check::is_usable(&facts) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn ls(flags: &Ls) -> Result<ExitCode> {
+    let records = open(&flags.pools)?.records();
+    print(&match (flags.quiet, flags.output) {
+        (true, _) => command::ls::to_ids(&records.volumes),
+        (false, Output::Text) => command::ls::to_text(&records.volumes, Timestamp::now()),
+        (false, Output::Json) => command::ls::to_json(&records.volumes)?,
+    })?;
+    Ok(report(&records.unavailable))
+}
+
+fn open(flags: &Pools) -> Result<Engine> {
+    let (pools, tuning) = config::for_command(flags)?;
+    Engine::open_for_command(pools, tuning)
+}
+
+/// Prints to stdout. A reader that wants no more, such as `head`, is no failure.
+fn print(text: &str) -> Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context(|| "print"),
+    }
+}
+
+/// Prints an error to stderr. An error of the configuration file has several lines.
+fn print_error(error: &Error) {
+    let lines: Vec<_> = error.chain().lines().map(printable).collect();
+    let _ = writeln!(io::stderr(), "orlop: {}", lines.join("\n"));
+}
+
+/// Prints the errors of a command. Returns their code, or 1 if their codes differ.
+fn report(errors: &[Error]) -> ExitCode {
+    errors.iter().for_each(print_error);
+    let code = errors.iter().map(|error| code(error.kind())).reduce(|a, b| if a == b { a } else { 1 });
+    ExitCode::from(code.unwrap_or(0))
+}
+
+/// The exit code of a command on volumes: 1 failed, 2 asked wrongly, 3 not found, 4 in use.
+fn code(kind: Kind) -> u8 {
+    match kind {
+        Kind::Conflict
+        | Kind::Busy
+        | Kind::NoSpace
+        | Kind::Unavailable
+        | Kind::Unreadable
+        | Kind::Internal => 1,
+        Kind::Invalid | Kind::OutOfRange | Kind::Unsupported => 2,
+        Kind::NotFound => 3,
+        Kind::InUse => 4,
+    }
 }

@@ -1,11 +1,11 @@
-//! The configuration of `orlop serve`: flags and the configuration file, validated and merged.
+//! The configuration of `orlop serve` and of commands: flags and the configuration file, validated and merged.
 
 pub mod flags;
 
 mod file;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::csi::{self, Identity, Registration};
 use crate::engine::request::{PoolSettings, Tuning};
@@ -82,6 +82,27 @@ impl TryFrom<Serve> for Settings {
             follow_sources: flags.follow_sources,
         })
     }
+}
+
+/// The file that commands read the pools from if neither `--pool` nor `--config` is given.
+const DEFAULT_FILE: &str = "/etc/orlop/orlop.toml";
+
+/// Returns the pools of a command, at least one, and the tuning of its engine.
+///
+/// # Errors
+/// `Invalid` when no pools are given or a setting is wrong; the error of the system call when the file cannot be read.
+pub fn for_command(flags: &flags::Pools) -> Result<(Vec<PoolSettings>, Tuning)> {
+    let default = Path::new(DEFAULT_FILE);
+    // A file that cannot be looked up counts as existing: reading it then reports why.
+    let has_default = || flags.pools.is_empty() && default.try_exists().unwrap_or(true);
+    let path = flags.config.as_deref().or_else(|| has_default().then_some(default));
+    let file = path.map(file::read).transpose()?.unwrap_or_default();
+    let pools = pools(&flags.pools, file.pools)?;
+    if pools.is_empty() {
+        let text = format!("no pools: name them with --pool NAME=DIR or --config FILE, or in {DEFAULT_FILE}");
+        return Err(invalid(text));
+    }
+    Ok((pools, tuning(file.tuning)?))
 }
 
 fn invalid(text: impl Into<String>) -> Error {
@@ -178,7 +199,6 @@ fn registration(flags: &Serve, driver: &str) -> Result<Option<Registration>> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::time::Duration;
 
     use clap::Parser;

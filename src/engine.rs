@@ -6,6 +6,7 @@ pub mod request;
 mod claims;
 mod create;
 mod health;
+mod inspect;
 mod list;
 mod locked;
 mod publish;

@@ -5,7 +5,7 @@
 //! | layer | modules | role |
 //! |---|---|---|
 //! | assembly | [`cli`], [`config`], [`run`], [`check`] | command line, configuration, start and stop |
-//! | frontends | [`csi`], [`http`] | parse a request, call the engine once, respond; async |
+//! | frontends | [`csi`], [`http`], [`command`] | parse a request, call the engine once, respond; async but for commands |
 //! | Kubernetes client | `kube` | releases the claims of lost nodes, relocates claims to their source |
 //! | used by frontends | [`socket`], [`telemetry`], [`metrics`], [`health`], [`quantity`] | shared by frontends and configuration |
 //! | dispatch | [`dispatch`] | runs engine calls on threads; each pool has its own |
@@ -32,6 +32,7 @@
 pub mod backend;
 pub mod check;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod csi;
 pub mod dispatch;

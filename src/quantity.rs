@@ -18,6 +18,34 @@ pub struct Bytes(pub u64);
 #[serde(try_from = "String")]
 pub struct HumanDuration(pub Duration);
 
+impl Bytes {
+    /// Returns the size for people, such as `10Gi` or `1.5Gi`: in the largest binary unit, rounded down to one decimal.
+    #[must_use]
+    pub fn to_short(self) -> String {
+        let size = u128::from(self.0);
+        let mut units = UNITS.iter().take(6).rev().map(|(suffix, unit)| (suffix, u128::from(*unit)));
+        match units.find(|(_, unit)| size >= *unit) {
+            None => size.to_string(),
+            Some((suffix, unit)) => match (size / unit, size * 10 / unit % 10) {
+                (whole, 0) => format!("{whole}{suffix}"),
+                (whole, tenth) => format!("{whole}.{tenth}{suffix}"),
+            },
+        }
+    }
+}
+
+impl HumanDuration {
+    /// Returns the duration for people, such as `3d`: in the largest unit, rounded down.
+    #[must_use]
+    pub fn to_short(self) -> String {
+        let seconds = self.0.as_secs();
+        let units = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
+        let largest = units.into_iter().find(|(_, unit)| seconds >= *unit);
+        largest.map_or_else(|| "0s".to_owned(), |(suffix, unit)| format!("{}{suffix}", seconds / unit))
+    }
+}
+
+/// The binary units first, in ascending order.
 const UNITS: [(&str, u64); 13] = [
     ("Ki", 1 << 10),
     ("Mi", 1 << 20),
@@ -154,6 +182,30 @@ mod tests {
         ];
         for text in bad {
             assert_eq!(text.parse::<Bytes>().unwrap_err().kind(), Kind::Invalid, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_durations_are_shortened_for_people() {
+        let sizes = [
+            (0, "0"),
+            (1, "1"),
+            (1023, "1023"),
+            (1024, "1Ki"),
+            (1 << 20, "1Mi"),
+            ((1 << 20) - 1, "1023.9Ki"),
+            (3 << 29, "1.5Gi"),
+            (10 << 30, "10Gi"),
+            (1_000_000_000, "953.6Mi"),
+            (u64::MAX, "15.9Ei"),
+        ];
+        for (bytes, text) in sizes {
+            assert_eq!(Bytes(bytes).to_short(), text, "{bytes}");
+        }
+        for (seconds, text) in
+            [(0, "0s"), (59, "59s"), (60, "1m"), (7_199, "1h"), (86_399, "23h"), (172_800, "2d")]
+        {
+            assert_eq!(HumanDuration(Duration::from_secs(seconds)).to_short(), text);
         }
     }
 

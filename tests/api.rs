@@ -7,6 +7,7 @@
 mod common;
 
 mod api {
+    mod commands;
     mod copy;
     mod csi;
     mod engine;

@@ -26,6 +26,9 @@ pub enum Command {
     Probe(Probe),
     /// Report what this kernel and the given pools support, without changing anything
     Check(Check),
+    /// List the volumes of pools, beside a server or without one
+    #[command(visible_alias = "list")]
+    Ls(Ls),
     /// Release the claims of a permanently lost Kubernetes node, so that their owners create new ones on other nodes
     #[cfg(feature = "kube")]
     ReleaseNode(ReleaseNode),
@@ -123,6 +126,34 @@ pub struct Check {
     /// A pool to check. Repeat the flag or separate pools by commas
     #[arg(long = "pool", value_name = "NAME=DIR", env = "ORLOP_POOL", value_delimiter = ',')]
     pub pools: Vec<PoolFlag>,
+
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Flags of a command that works on pools directly.
+#[derive(Debug, Args)]
+pub struct Pools {
+    /// A pool: its name and its directory. Repeat the flag or separate pools by commas
+    #[arg(long = "pool", value_name = "NAME=DIR", env = "ORLOP_POOL", value_delimiter = ',')]
+    pub pools: Vec<PoolFlag>,
+
+    /// TOML file with pools (`[[pool]]`), as for serve [default: /etc/orlop/orlop.toml, unless --pool is given]
+    #[arg(long, value_name = "FILE", env = "ORLOP_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// Flags of `orlop ls`.
+#[derive(Debug, Args)]
+pub struct Ls {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// Print the ids only, one for each line
+    #[arg(long, short, conflicts_with = "output")]
+    pub quiet: bool,
 
     /// Output format
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]

@@ -167,7 +167,7 @@ pub(super) fn not_found(id: &VolumeId) -> Error {
 
 /// The record of a volume, or a default one for an unmanaged volume. The id is that of the directory, not of the record:
 /// the directory may be a copy of another, or the pool may have been renamed.
-fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
+pub(super) fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
     if let Some(volume) = pool.store.volume(&id.name)? {
         return Ok(Some(Volume { id: id.clone(), ..volume }));
     }

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::error::{Error, Result};
 use crate::mount::options::MountFlags;
 pub use crate::pool::PoolSettings;
-use crate::volume::{Labels, Policy, PoolName, SizeRange, Source, Timestamp, VolumeId};
+use crate::volume::{Labels, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId};
 
 /// A request to create a volume, or to return the one that an earlier request created.
 #[derive(Debug, Clone, Default)]
@@ -93,6 +94,24 @@ pub struct Listed {
     pub size: u64,
     /// The volume or snapshot that it was copied from.
     pub source: Option<Source>,
+}
+
+/// A volume with its record on disk.
+#[derive(Debug)]
+pub struct StoredVolume {
+    /// The volume.
+    pub id: VolumeId,
+    /// Its record, or why that cannot be read.
+    pub record: Result<Volume>,
+}
+
+/// The records of all volumes, as far as their pools are available.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// The volumes of the available pools, ordered by id.
+    pub volumes: Vec<StoredVolume>,
+    /// For each unavailable pool, why it is.
+    pub unavailable: Vec<Error>,
 }
 
 /// Part of a listing, ordered by id.

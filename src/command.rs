@@ -1,0 +1,54 @@
+//! Commands on volumes, the frontend of people and scripts: the results of the engine as text and JSON.
+
+pub mod ls;
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::error::{Error, Kind, Result};
+
+/// Replaces the characters that a terminal interprets, such as the start of an escape sequence, by JSON's `\u` escapes.
+/// Labels, records and process names come from others, who must not control the terminal.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() || changes_direction(char) {
+            let _ = write!(shown, "\\u{:04x}", u32::from(char));
+        } else {
+            shown.push(char);
+        }
+    }
+    shown
+}
+
+/// Whether a character breaks the line or changes the direction of the characters after it.
+fn changes_direction(char: char) -> bool {
+    matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Formats a value as JSON for people and programs.
+///
+/// # Errors
+/// `Internal` when the value cannot be represented.
+fn to_json(value: &impl Serialize) -> Result<String> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::caused(Kind::Internal, "format the result", error))?;
+    // A line break in a string is escaped by JSON already.
+    Ok(json.lines().map(|line| printable(line) + "\n").collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_control_character_is_printed() {
+        assert_eq!(printable("a\x1b[31m\u{9b}\u{202e}\n\x7fü"), "a\\u001b[31m\\u009b\\u202e\\u000a\\u007fü");
+        let value = ["a\x1b\u{9b}\u{202e}\n\x7f\"ü"];
+        let json = to_json(&value).unwrap();
+        assert!(!json.chars().any(|char| (char.is_control() && char != '\n') || changes_direction(char)));
+        assert_eq!(serde_json::from_str::<[String; 1]>(&json).unwrap(), value);
+    }
+}
