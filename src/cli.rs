@@ -10,14 +10,14 @@ use crate::command::printable;
 use crate::config::Settings;
 #[cfg(feature = "kube")]
 use crate::config::flags::ReleaseNode;
-use crate::config::flags::{Check, Cli, Command, Ls, Output, Pools, Probe, Serve};
+use crate::config::flags::{Check, Cli, Command, Inspect, Ls, Output, Pools, Probe, Rm, Serve};
 use crate::engine::Engine;
 use crate::error::{Context, Error, Kind, Result};
 use crate::volume::Timestamp;
 use crate::{check, command, config, run, socket, telemetry};
 
-/// Parses and runs the command line. Exit codes: 0 success, 1 failure, 2 invalid usage. The commands that work on
-/// pools directly also have those of [`code`].
+/// Parses and runs the command line. Exit codes: 0 success, 1 failure, 2 invalid usage; for commands on volumes also
+/// 3 not found, 4 in use.
 #[must_use]
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -25,13 +25,17 @@ pub fn main() -> ExitCode {
         Command::Probe(flags) => probe(&flags),
         Command::Check(flags) => check(&flags),
         Command::Ls(flags) => ls(&flags),
+        Command::Inspect(flags) => inspect(&flags),
+        Command::Rm(flags) => rm(&flags),
         #[cfg(feature = "kube")]
         Command::ReleaseNode(flags) => release_node(flags),
     };
     match result {
         Ok(code) => code,
         Err(error) => {
-            print_error(&error);
+            // An error of the configuration file has several lines.
+            let lines: Vec<_> = error.chain().lines().map(printable).collect();
+            print_error(&lines.join("\n"));
             ExitCode::from(if error.kind() == Kind::Invalid { 2 } else { 1 })
         }
     }
@@ -81,6 +85,26 @@ fn ls(flags: &Ls) -> Result<ExitCode> {
     Ok(report(&records.unavailable))
 }
 
+fn inspect(flags: &Inspect) -> Result<ExitCode> {
+    let engine = open(&flags.pools)?;
+    let mut found = Vec::new();
+    let errors = command::for_each(&engine, &flags.volumes, |id| {
+        found.push(engine.inspect(id)?);
+        Ok(())
+    });
+    print(&command::inspect::to_json(&found)?)?;
+    Ok(report(&errors))
+}
+
+fn rm(flags: &Rm) -> Result<ExitCode> {
+    let engine = open(&flags.pools)?;
+    let errors = command::for_each(&engine, &flags.volumes, |id| {
+        engine.remove(id)?;
+        print(&format!("{id}\n"))
+    });
+    Ok(report(&errors))
+}
+
 fn open(flags: &Pools) -> Result<Engine> {
     let (pools, tuning) = config::for_command(flags)?;
     Engine::open_for_command(pools, tuning)
@@ -94,15 +118,15 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Prints an error to stderr. An error of the configuration file has several lines.
-fn print_error(error: &Error) {
-    let lines: Vec<_> = error.chain().lines().map(printable).collect();
-    let _ = writeln!(io::stderr(), "orlop: {}", lines.join("\n"));
+fn print_error(text: &str) {
+    let _ = writeln!(io::stderr(), "orlop: {text}");
 }
 
 /// Prints the errors of a command. Returns their code, or 1 if their codes differ.
 fn report(errors: &[Error]) -> ExitCode {
-    errors.iter().for_each(print_error);
+    for error in errors {
+        print_error(&printable(&error.chain()));
+    }
     let code = errors.iter().map(|error| code(error.kind())).reduce(|a, b| if a == b { a } else { 1 });
     ExitCode::from(code.unwrap_or(0))
 }

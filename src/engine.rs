@@ -154,15 +154,39 @@ impl Engine {
     /// `InUse` if it is mounted; the message names the pod or process. `Busy` while it is copied; `Unavailable` if its pool is.
     pub fn delete(&self, id: &VolumeId) -> Result<()> {
         self.check_pool_is_configured(id)?;
+        self.delete_locked(&self.lock_to_delete(id)?)
+    }
+
+    /// Deletes a volume as [`Engine::delete`] does, for a caller that expects it to exist.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unsupported` for an unmanaged volume; otherwise same as [`Engine::delete`].
+    pub fn remove(&self, id: &VolumeId) -> Result<()> {
+        let locked = self.lock_to_delete(id)?;
+        let volume = locked.require()?;
+        if !volume.managed {
+            let text = format!("volume {id} is unmanaged and is never deleted: remove its directory by hand");
+            return Err(Error::new(Kind::Unsupported, text));
+        }
+        self.delete_loaded(&locked, &volume)
+    }
+
+    fn lock_to_delete(&self, id: &VolumeId) -> Result<LockedVolume> {
         let locked = self.lock_volume(id)?;
         self.jobs.cancel(&JobKey::Volume(id.clone()), self.tuning.lock_wait)?;
         ensure_not_copied(&locked.pool, ObjectKind::Volumes, &id.name)?;
-        self.delete_locked(&locked)
+        Ok(locked)
     }
 
     fn delete_locked(&self, locked: &LockedVolume) -> Result<()> {
+        match locked.load()? {
+            Some(volume) if volume.managed => self.delete_loaded(locked, &volume),
+            _ => Ok(()),
+        }
+    }
+
+    fn delete_loaded(&self, locked: &LockedVolume, volume: &Volume) -> Result<()> {
         let (pool, id) = (&locked.pool, &locked.id);
-        let Some(volume) = locked.load()?.filter(|volume| volume.managed) else { return Ok(()) };
         if let Some(JobKey::Volume(to) | JobKey::Snapshot(to)) =
             self.jobs.reader_of(&Source::Volume(id.clone()))
         {

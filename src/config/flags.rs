@@ -26,9 +26,14 @@ pub enum Command {
     Probe(Probe),
     /// Report what this kernel and the given pools support, without changing anything
     Check(Check),
-    /// List the volumes of pools, beside a server or without one
+    /// List the volumes of pools
     #[command(visible_alias = "list")]
     Ls(Ls),
+    /// Show the record, the directory and the users of volumes
+    Inspect(Inspect),
+    /// Delete volumes by their policy; refused while anything on this host uses them
+    #[command(visible_alias = "remove")]
+    Rm(Rm),
     /// Release the claims of a permanently lost Kubernetes node, so that their owners create new ones on other nodes
     #[cfg(feature = "kube")]
     ReleaseNode(ReleaseNode),
@@ -158,6 +163,34 @@ pub struct Ls {
     /// Output format
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Output,
+}
+
+/// Flags of `orlop inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// A volume: POOL/NAME, or NAME if one pool only has it
+    #[arg(value_name = "VOLUME", required = true)]
+    pub volumes: Vec<String>,
+
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", value_parser = ["json"], default_value = "json")]
+    pub output: String,
+}
+
+/// Flags of `orlop rm`.
+#[derive(Debug, Args)]
+pub struct Rm {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// A volume: POOL/NAME, or NAME if one pool only has it
+    #[arg(value_name = "VOLUME", required = true)]
+    pub volumes: Vec<String>,
 }
 
 /// Flags of `orlop release-node`.

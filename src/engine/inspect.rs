@@ -1,12 +1,14 @@
 //! Volumes as their records on disk describe them. The index is not used, since a command needs each record only once.
 
+use std::os::fd::AsFd as _;
+
 use super::Engine;
-use super::locked::read;
-use super::request::{Records, StoredVolume};
-use crate::error::Result;
+use super::locked::{not_found, read};
+use super::request::{Inspected, Records, StoredVolume};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::Pool;
 use crate::pool::store::ObjectKind;
-use crate::volume::VolumeId;
+use crate::volume::{DATA, Name, VolumeId};
 
 impl Engine {
     /// Reads the records of all volumes, ordered by id. A pool or record that cannot be read affects only itself.
@@ -34,5 +36,49 @@ impl Engine {
             Some(StoredVolume { id, record })
         });
         Ok(stored.collect())
+    }
+
+    /// Returns the id of the volume with this name.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when several pools have one; `Unavailable` when a pool is, since it may have one.
+    pub fn find(&self, name: &Name) -> Result<VolumeId> {
+        let mut found = Vec::new();
+        for pool in &self.pools {
+            let pool = self
+                .open_pool(pool)
+                .context(|| format!("find volume {name}: name its pool, as <pool>/{name}, or retry"))?;
+            let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
+            // A volume whose record cannot be read exists.
+            if !matches!(read(&pool, &id), Ok(None)) {
+                found.push(id);
+            }
+        }
+        found.sort_unstable();
+        match &found[..] {
+            [] => Err(Error::new(Kind::NotFound, format!("volume {name} does not exist"))),
+            [id] => Ok(id.clone()),
+            several => {
+                let ids: Vec<_> = several.iter().map(ToString::to_string).collect();
+                let text = format!("several pools have a volume {name}: name one of {}", ids.join(", "));
+                Err(Error::new(Kind::Invalid, text))
+            }
+        }
+    }
+
+    /// Returns a volume with its data directory and its users. Reads no other record.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable` if its pool is; `Unreadable` if its record is; `Internal` if the processes cannot be
+    /// listed.
+    pub fn inspect(&self, id: &VolumeId) -> Result<Inspected> {
+        let pool = self.pool(&id.pool)?;
+        let volume = read(&pool, id)?.ok_or_else(|| not_found(id))?;
+        let users = match pool.store.data(ObjectKind::Volumes, &id.name)? {
+            Some(data) => self.users.of(data.as_fd()).context(|| format!("find the users of volume {id}"))?,
+            None => Vec::new(),
+        };
+        let volumes = pool.settings.path.join(ObjectKind::Volumes.directory());
+        Ok(Inspected { volume, path: volumes.join(id.name.as_str()).join(DATA), users })
     }
 }

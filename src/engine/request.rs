@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::mount::options::MountFlags;
+use crate::mount::users::User;
 pub use crate::pool::PoolSettings;
 use crate::volume::{Labels, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId};
 
@@ -103,6 +104,17 @@ pub struct StoredVolume {
     pub id: VolumeId,
     /// Its record, or why that cannot be read.
     pub record: Result<Volume>,
+}
+
+/// A volume with what the host says about it.
+#[derive(Debug)]
+pub struct Inspected {
+    /// Its record.
+    pub volume: Volume,
+    /// Its data directory.
+    pub path: PathBuf,
+    /// The mounts of its data, in any mount namespace of this host.
+    pub users: Vec<User>,
 }
 
 /// The records of all volumes, as far as their pools are available.

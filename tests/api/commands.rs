@@ -2,9 +2,9 @@
 #![expect(clippy::disallowed_methods, reason = "the program under test is a process")]
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use orlop::engine::Engine;
 use orlop::engine::request::Tuning;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::isolation;
-use crate::common::pool::{contents_and_times, edit_record, request, settings_of, volume_record};
+use crate::common::pool::{contents_and_times, edit_record, names, request, settings_of, volume_record};
 use crate::common::server::ORLOP;
 
 /// What a command printed, and its exit code.
@@ -72,6 +72,30 @@ impl Pools {
     /// Runs a command on both pools.
     fn run(&self, arguments: &str) -> Ran {
         run(&mut self.command(arguments))
+    }
+}
+
+/// A process in a mount namespace of its own, like a container, with the data of a volume mounted at `target`. It ends
+/// when this is dropped.
+struct Container(Child);
+
+impl Container {
+    fn start(data: &Path, target: &Path) -> Self {
+        fs::create_dir(target).unwrap();
+        let mut command = Command::new("unshare");
+        let script = "mount --bind \"$0\" \"$1\" && echo ready && read end";
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(data).arg(target);
+        let mut shell = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut ready = [0; 6];
+        shell.stdout.take().unwrap().read_exact(&mut ready).unwrap();
+        Self(shell)
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.0.stdin.take().unwrap().write_all(b"\n");
+        let _ = self.0.wait();
     }
 }
 
@@ -225,9 +249,140 @@ fn a_closed_pipe_is_no_failure() {
 #[test]
 fn wrong_flags_are_refused() {
     let pools = Pools::with(&[], &[]);
-    for wrong in ["ls -q -o json", "ls -o yaml", "ls extra", "ls --all"] {
+    let of_ls = ["ls -q -o json", "ls -o yaml", "ls extra", "ls --all"];
+    for wrong in of_ls.into_iter().chain(["inspect", "inspect -o text a", "rm", "rm -o json a"]) {
         let ran = pools.run(wrong);
         assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{wrong}");
         assert!(ran.stderr.starts_with("error: "), "{wrong}: {}", ran.stderr);
     }
+}
+
+#[test]
+fn inspect_prints_the_record_the_path_and_the_users() {
+    let pools = Pools::with(&[("a", 4096), ("copy", 0)], &[]);
+    let record = volume_record(&pools.path("p"), "a");
+    edit_record(&record, |record| {
+        record["owner"]["mode"] = json!(0o750);
+        record["labels"] = json!({"kind": "\u{1b}[31mred\u{9b}"});
+        record["source"] = json!({"snapshot": "p/s"});
+        record["policy"] = json!({"onDelete": "trash", "trashFor": 60, "limit": "none"});
+        record["uid"] = json!("5a1f6f0e-3c1b-4a0e-9d0c-000000000001");
+        record["created"] = json!("2026-01-02T03:04:05.6Z");
+        record["ephemeral"] = json!(true);
+    });
+    fs::write(volume_record(&pools.path("p"), "copy"), "{").unwrap();
+    let expected = json!([{
+        "id": "p/a",
+        "pool": "p",
+        "name": "a",
+        "requestedName": "a",
+        "uid": "5a1f6f0e-3c1b-4a0e-9d0c-000000000001",
+        "path": pools.path("p").join("volumes/a/data"),
+        "size": 4096,
+        "enforced": "no",
+        "owner": {"uid": 0, "gid": 0, "mode": "0750"},
+        "policy": {"onDelete": "trash", "trashFor": 60, "limit": "none"},
+        "labels": {"kind": "\u{1b}[31mred\u{9b}"},
+        "source": {"snapshot": "p/s"},
+        "created": "2026-01-02T03:04:05.6Z",
+        "managed": true,
+        "ephemeral": true,
+        "backend": {},
+        "users": [],
+    }]);
+    let before = contents_and_times(pools.dir.path());
+    for arguments in ["inspect p/a", "inspect a", "inspect -o json a"] {
+        let ran = pools.run(arguments);
+        assert_eq!((ran.code, ran.json(), ran.stderr.as_str()), (0, expected.clone(), ""), "{arguments}");
+        assert!(!ran.stdout.contains(|c: char| c.is_control() && c != '\n'), "{}", ran.stdout);
+    }
+    assert_eq!(contents_and_times(pools.dir.path()), before, "nothing is changed");
+}
+
+#[test]
+fn inspect_shows_what_an_unmanaged_volume_lacks_as_null() {
+    let pools = Pools::with(&[], &[]);
+    fs::create_dir_all(pools.path("q").join("volumes/mine/data")).unwrap();
+    let volume = pools.run("inspect mine").json().as_array_mut().unwrap().remove(0);
+    assert_eq!((&volume["id"], &volume["managed"]), (&json!("q/mine"), &json!(false)));
+    for field in ["uid", "owner", "created", "source"] {
+        assert_eq!(volume[field], Value::Null, "{field}");
+    }
+}
+
+#[test]
+fn a_volume_that_cannot_be_inspected_does_not_hide_the_others() {
+    let pools = Pools::with(&[("a", 0), ("both", 0), ("damaged", 0)], &[("b", 0)]);
+    fs::write(volume_record(&pools.path("p"), "damaged"), "{").unwrap();
+    fs::create_dir_all(pools.path("q").join("volumes/both/data")).unwrap();
+    let inspect = |arguments: &str, code: i32, ids: &[&str], error: &str| {
+        let ran = pools.run(&format!("inspect {arguments}"));
+        let printed = ran.json();
+        let printed: Vec<_> = printed.as_array().unwrap().iter().map(|volume| volume["id"].clone()).collect();
+        assert_eq!((ran.code, json!(printed)), (code, json!(ids)), "{arguments}");
+        assert!(
+            ran.stderr.starts_with("orlop: ") && ran.stderr.contains(error),
+            "{arguments}: {}",
+            ran.stderr
+        );
+    };
+    inspect("none", 3, &[], "volume none does not exist");
+    inspect("p/none b", 3, &["q/b"], "volume p/none does not exist");
+    inspect("r/a", 3, &[], "pool r is not configured");
+    inspect("p/a/data ../a a\u{1b}[31m", 3, &[], "\"p/a/data\" does not exist");
+    inspect("both b", 2, &["q/b"], "several pools have a volume both: name one of p/both, q/both");
+    inspect("damaged p/a", 1, &["p/a"], "volumes/damaged/volume.json");
+    inspect("damaged none a", 1, &["p/a"], "volume none does not exist");
+    fs::remove_dir_all(pools.path("q")).unwrap();
+    inspect("a p/a", 1, &["p/a"], "name its pool, as <pool>/a");
+}
+
+#[test]
+fn rm_deletes_by_policy_and_tries_every_volume() {
+    let pools = Pools::with(&[("a", 0), ("b", 0), ("kept", 0), ("newer", 0)], &[("c", 0)]);
+    let p = pools.path("p");
+    edit_record(&volume_record(&p, "kept"), |record| record["policy"]["onDelete"] = json!("retain"));
+    edit_record(&volume_record(&p, "newer"), |record| record["schema"] = json!(99));
+    fs::create_dir_all(p.join("volumes/mine/data")).unwrap();
+    fs::create_dir(p.join("work/draft")).unwrap();
+    assert_eq!(pools.run("rm p/a c"), Ran { code: 0, stdout: "p/a\nq/c\n".into(), stderr: String::new() });
+
+    let absent = pools.run("rm a p/kept");
+    assert_eq!((absent.code, absent.stdout.as_str()), (3, "p/kept\n"));
+    assert_eq!(absent.stderr, "orlop: volume a does not exist\n");
+    let trash: Vec<_> = names(&p.join("trash")).into_iter().collect();
+    assert!(trash[0].starts_with("a.1") && trash[1].starts_with("kept.keep."), "{trash:?}");
+    assert_eq!(trash.len(), 2, "nothing is reaped");
+
+    let unmanaged = pools.run("remove mine");
+    assert_eq!((unmanaged.code, unmanaged.stdout.as_str()), (2, ""));
+    let text = "volume p/mine is unmanaged and is never deleted: remove its directory by hand";
+    assert_eq!(unmanaged.stderr, format!("orlop: {text}\n"));
+    let unreadable = pools.run("rm newer mine");
+    assert_eq!((unreadable.code, unreadable.stdout.as_str()), (1, ""));
+    assert!(unreadable.stderr.contains("upgrade orlop"), "{}", unreadable.stderr);
+    assert_eq!(names(&p.join("volumes")), ["b", "mine", "newer"].map(str::to_owned).into());
+    assert_eq!(names(&p.join("work")).len(), 1, "nothing is swept");
+}
+
+#[test]
+fn a_volume_in_use_is_inspected_with_its_user_and_not_removed() {
+    if !isolation::is_root() {
+        return;
+    }
+    let pools = Pools::with(&[("a", 0)], &[("b", 0)]);
+    let target = pools.dir.path().join("target\u{1b}[31m\n");
+    let container = Container::start(&pools.path("p").join("volumes/a/data"), &target);
+    let pid = container.0.id();
+    let user = json!({"pod": null, "container": null, "pid": pid, "command": "sh", "target": target});
+    assert_eq!(pools.run("inspect p/a").json()[0]["users"], json!([user]));
+
+    let removed = pools.run("rm a b");
+    assert_eq!((removed.code, removed.stdout.as_str()), (4, "q/b\n"));
+    let shown = target.display().to_string().replace('\u{1b}', "\\u001b").replace('\n', "\\u000a");
+    let text = format!("volume p/a is in use by process {pid}, sh at {shown}: stop it and retry");
+    assert_eq!(removed.stderr, format!("orlop: {text}\n"));
+    assert!(pools.path("p").join("volumes/a/data").is_dir());
+    drop(container);
+    assert_eq!(pools.run("rm a").code, 0);
 }

@@ -57,7 +57,7 @@ const LAYERS: &[Row] = &[
             "tracing",
         ],
     ),
-    ("command", &["engine", "error", "mount", "quantity", "volume"], &["serde", "serde_json"]),
+    ("command", &["engine", "error", "mount", "quantity", "volume"], &["serde", "serde_json", "uuid"]),
     ("http", &["engine", "error", "health", "metrics", "socket", "volume"], &["axum", "tokio"]),
     ("kube", &["error", "volume"], &["k8s_openapi", "kube", "serde_json", "tokio"]),
 ];

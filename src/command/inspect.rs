@@ -1,0 +1,107 @@
+//! The output of `orlop inspect`.
+
+use std::path::Path;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::to_json as format_json;
+use crate::engine::request::Inspected;
+use crate::error::Result;
+use crate::mount::users::User;
+use crate::volume::{
+    BackendState, Enforced, Labels, Name, Owner, Policy, PoolName, Source, Timestamp, Volume, VolumeId,
+};
+
+/// A volume, with `null` for what only a managed volume has.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Details<'a> {
+    id: &'a VolumeId,
+    pool: &'a PoolName,
+    name: &'a Name,
+    requested_name: &'a str,
+    uid: Option<Uuid>,
+    path: &'a Path,
+    size: u64,
+    enforced: Enforced,
+    owner: Option<OwnerDetails>,
+    policy: Policy,
+    labels: &'a Labels,
+    source: Option<&'a Source>,
+    created: Option<Timestamp>,
+    managed: bool,
+    ephemeral: bool,
+    backend: &'a BackendState,
+    users: Vec<UserDetails<'a>>,
+}
+
+/// The owner of a data directory.
+#[derive(Debug, Serialize)]
+struct OwnerDetails {
+    uid: u32,
+    gid: u32,
+    /// In octal, as `chmod` and `stat` have it.
+    mode: String,
+}
+
+/// A user of a volume, with `null` for what is not known.
+#[derive(Debug, Serialize)]
+struct UserDetails<'a> {
+    pod: Option<&'a str>,
+    container: Option<&'a str>,
+    pid: Option<i32>,
+    command: Option<&'a str>,
+    target: String,
+}
+
+impl<'a> From<&'a Inspected> for Details<'a> {
+    fn from(Inspected { volume, path, users }: &'a Inspected) -> Self {
+        let Volume { id, managed, .. } = volume;
+        Self {
+            id,
+            pool: &id.pool,
+            name: &id.name,
+            requested_name: &volume.requested_name,
+            uid: managed.then_some(volume.uid),
+            path,
+            size: volume.size,
+            enforced: volume.enforced,
+            owner: managed.then(|| volume.owner.into()),
+            policy: volume.policy,
+            labels: &volume.labels,
+            source: volume.source.as_ref(),
+            created: managed.then_some(volume.created),
+            managed: *managed,
+            ephemeral: volume.ephemeral,
+            backend: &volume.backend,
+            users: users.iter().map(UserDetails::from).collect(),
+        }
+    }
+}
+
+impl From<Owner> for OwnerDetails {
+    fn from(Owner { uid, gid, mode }: Owner) -> Self {
+        Self { uid, gid, mode: format!("{mode:04o}") }
+    }
+}
+
+impl<'a> From<&'a User> for UserDetails<'a> {
+    fn from(user: &'a User) -> Self {
+        Self {
+            pod: user.pod.as_deref(),
+            container: user.container.as_deref(),
+            pid: user.pid,
+            command: user.pid.map(|_| user.command.as_str()),
+            target: user.target.display().to_string(),
+        }
+    }
+}
+
+/// Formats the volumes as a JSON array.
+///
+/// # Errors
+/// `Internal` when they cannot be represented.
+pub fn to_json(volumes: &[Inspected]) -> Result<String> {
+    format_json(&volumes.iter().map(Details::from).collect::<Vec<_>>())
+}
