@@ -386,3 +386,58 @@ fn a_volume_in_use_is_inspected_with_its_user_and_not_removed() {
     drop(container);
     assert_eq!(pools.run("rm a").code, 0);
 }
+
+/// The lines that the page shows after each command, by command.
+fn transcripts(page: &str) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for line in page.lines() {
+        let code = line.strip_prefix("    ");
+        match (code, code.and_then(|code| code.strip_prefix("$ ")), found.last_mut()) {
+            (_, Some(command), _) => found.push((command.to_owned(), String::new())),
+            (Some(shown), None, Some((_, output))) => *output += &format!("{shown}\n"),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Each command of the page prints what the page shows, in the page's order.
+#[test]
+fn the_transcripts_of_the_page_are_true() {
+    if !isolation::is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (pool, target) = (dir.path().join("pool"), dir.path().join("data"));
+    fs::create_dir(&pool).unwrap();
+    let engine = Engine::open(vec![settings_of("default", &pool)], Tuning::default()).unwrap();
+    engine.create(&request("data", 10 << 30)).unwrap();
+    engine.create(&request("cache", 512 << 20)).unwrap();
+    drop(engine);
+    fs::create_dir_all(pool.join("volumes/mine/data")).unwrap();
+    set_age(&pool, "data", 50);
+    set_age(&pool, "cache", 3);
+    let record = volume_record(&pool, "data");
+    edit_record(&record, |record| {
+        record["uid"] = json!("5a1f6f0e-3c1b-4a0e-9d0c-7e2f4b8a6d13");
+        record["policy"] = json!({"onDelete": "trash", "trashFor": 604800, "limit": "auto"});
+        record["labels"] = json!({"app": "shop"});
+    });
+    let container = Container::start(&pool.join("volumes/data/data"), &target);
+    let page = fs::read_to_string("docs/cli.md").unwrap();
+    let transcripts = transcripts(&page);
+    assert_eq!(transcripts.len(), 5);
+    for (line, expected) in transcripts {
+        if line.contains("inspect") {
+            edit_record(&record, |record| record["created"] = json!("2026-01-02T03:04:05Z"));
+        }
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("exec 2>&1; PATH=${{0%/*}}:$PATH; {line}"), ORLOP]);
+        shell.env("ORLOP_POOL", format!("default={}", pool.display())).env_remove("ORLOP_CONFIG");
+        let printed = String::from_utf8(shell.output().unwrap().stdout).unwrap();
+        let printed = printed.replace(&pool.display().to_string(), "/var/lib/orlop");
+        let printed = printed.replace(&target.display().to_string(), "/data");
+        let printed = printed.replace(&container.0.id().to_string(), "4242");
+        assert_eq!(printed, expected, "{line}");
+    }
+}
