@@ -6,14 +6,17 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use orlop::csi::proto::volume_capability::access_mode::Mode;
+use orlop::csi::proto::{CreateVolumeRequest, ListVolumesRequest, NodePublishVolumeRequest};
 use orlop::engine::Engine;
 use orlop::engine::request::Tuning;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::common::csi::{MIB, capability, create_request, size};
 use crate::common::isolation;
 use crate::common::pool::{contents_and_times, edit_record, names, request, settings_of, volume_record};
-use crate::common::server::ORLOP;
+use crate::common::server::{ORLOP, Server};
 
 /// What a command printed, and its exit code.
 #[derive(Debug, PartialEq, Eq)]
@@ -440,4 +443,42 @@ fn the_transcripts_of_the_page_are_true() {
         let printed = printed.replace(&container.0.id().to_string(), "4242");
         assert_eq!(printed, expected, "{line}");
     }
+}
+
+#[tokio::test]
+async fn commands_and_a_server_see_each_others_changes() {
+    let server = Server::start(true);
+    let (mut controller, mut node) = (server.controller().await, server.node().await);
+    for name in ["a", "b"] {
+        controller.create_volume(create_request(name)).await.unwrap();
+    }
+    let target = server.target("target");
+    let publish = NodePublishVolumeRequest {
+        volume_id: "p/a".into(),
+        target_path: target.clone(),
+        volume_capability: Some(capability(Mode::SingleNodeMultiWriter)),
+        ..NodePublishVolumeRequest::default()
+    };
+    if isolation::is_root() {
+        node.node_publish_volume(publish).await.unwrap();
+    }
+    let orlop = |arguments: &str| {
+        let mut command = Command::new(ORLOP);
+        command.args(arguments.split_whitespace()).arg(format!("--pool=p={}", server.pool().display()));
+        run(&mut command)
+    };
+    assert_eq!(orlop("ls -q"), Ran { code: 0, stdout: "p/a\np/b\n".into(), stderr: String::new() });
+    if isolation::is_root() {
+        assert_eq!(orlop("inspect a").json()[0]["users"][0]["target"], target);
+        assert_eq!(orlop("rm a").code, 4);
+    }
+    assert_eq!(orlop("rm b"), Ran { code: 0, stdout: "p/b\n".into(), stderr: String::new() });
+    let listed = controller.list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
+    let ids: Vec<_> = listed.entries.into_iter().map(|entry| entry.volume.unwrap().volume_id).collect();
+    assert_eq!(ids, ["p/a"]);
+    controller
+        .create_volume(CreateVolumeRequest { capacity_range: size(2 * MIB, 0), ..create_request("b") })
+        .await
+        .unwrap();
+    assert_eq!(orlop("ls -q").stdout, "p/a\np/b\n");
 }
