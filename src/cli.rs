@@ -138,6 +138,7 @@ fn code(kind: Kind) -> u8 {
         | Kind::Busy
         | Kind::NoSpace
         | Kind::Unavailable
+        | Kind::Unresponsive
         | Kind::Unreadable
         | Kind::Internal => 1,
         Kind::Invalid | Kind::OutOfRange | Kind::Unsupported => 2,

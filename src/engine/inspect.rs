@@ -27,7 +27,7 @@ impl Engine {
     }
 
     fn records_of(&self, pool: &Pool) -> Result<Vec<StoredVolume>> {
-        let pool = self.open_pool(pool)?;
+        let pool = pool.get_or_open()?;
         let mut names = pool.store.names(ObjectKind::Volumes)?;
         names.sort_unstable();
         let stored = names.into_iter().filter_map(|name| {
@@ -45,8 +45,8 @@ impl Engine {
     pub fn find(&self, name: &Name) -> Result<VolumeId> {
         let mut found = Vec::new();
         for pool in &self.pools {
-            let pool = self
-                .open_pool(pool)
+            let pool = pool
+                .get_or_open()
                 .context(|| format!("find volume {name}: name its pool, as <pool>/{name}, or retry"))?;
             let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
             // A volume whose record cannot be read exists.
