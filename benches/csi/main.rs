@@ -11,6 +11,7 @@
 
 mod bare;
 mod client;
+mod commands;
 mod copy;
 mod least;
 mod lifecycle;
@@ -128,6 +129,9 @@ async fn run(sizes: &Sizes, parts: &[String]) -> ExitCode {
     }
     if selected("shared") {
         shared::run(&mut table, sizes, &base.join("shared")).await;
+    }
+    if selected("commands") {
+        commands::run(&mut table, sizes, &base.join("commands")).await;
     }
     if selected("many") {
         many::run(&mut table, sizes, base).await;
