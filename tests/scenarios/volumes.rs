@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::cluster::*;
 use super::objects::*;
@@ -45,6 +46,33 @@ fn an_immediate_claim_is_bound_without_a_pod() {
     test.output("writer");
     assert_eq!(at(&test.get(PODS, "writer"), "/spec/nodeName"), bound.node);
     test.delete(PODS, "writer");
+    test.delete(CLAIMS, "data");
+    bound.wait_deleted(&test);
+}
+
+#[test]
+fn commands_in_the_nodes_pod_show_a_volume_with_its_pod_and_refuse_to_remove_it() {
+    let test = TestNamespace::new("commands");
+    test.create(CLAIMS, &claim("data", "orlop", "16Mi"));
+    test.create(PODS, &pod("user", "data", STAY));
+    let user = test.wait_ready("user");
+    let bound = test.wait_bound("data");
+    let node = format!("spec.nodeName={}", bound.node);
+    let orlop = |arguments: &[&str]| {
+        let of_node = ["get", "pods", "-n", "orlop", "-o", "name", "--field-selector", &node];
+        let pods = run(Command::new("kubectl").args(of_node));
+        let pod = pods.lines().find(|pod| pod.starts_with("pod/orlop-node-")).unwrap();
+        let exec = ["exec", "-n", "orlop", pod, "-c", "orlop", "--", "orlop"];
+        Command::new("kubectl").args(exec).args(arguments).output().unwrap()
+    };
+    let ids = String::from_utf8(orlop(&["ls", "-q"]).stdout).unwrap();
+    assert!(ids.lines().any(|id| id == bound.handle), "{ids}");
+    let inspected: Value = serde_json::from_slice(&orlop(&["inspect", &bound.handle]).stdout).unwrap();
+    assert_eq!(inspected[0]["labels"]["csi.storage.k8s.io/pvc/name"], "data");
+    assert_eq!(at(&inspected, "/0/users/0/pod"), at(&user, "/metadata/uid"), "{inspected}");
+    let refused = orlop(&["rm", &bound.handle]);
+    assert_eq!(refused.status.code(), Some(4), "{}", String::from_utf8_lossy(&refused.stderr));
+    test.delete(PODS, "user");
     test.delete(CLAIMS, "data");
     bound.wait_deleted(&test);
 }
