@@ -42,7 +42,7 @@ pub fn main() -> ExitCode {
 }
 
 fn serve(flags: Serve) -> Result<ExitCode> {
-    telemetry::init(flags.log_format == Output::Json, &flags.log)?;
+    let _log = telemetry::init(flags.log_format == Output::Json, &flags.log)?;
     run::serve(Settings::try_from(flags)?)?;
     Ok(ExitCode::SUCCESS)
 }

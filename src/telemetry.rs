@@ -11,27 +11,45 @@ use tower::{Layer, Service};
 use tracing::field::Empty;
 use tracing::instrument::{Instrument, Instrumented};
 use tracing::{Span, debug, error, info, warn};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::volume::shorten;
 
+/// Number of lines that wait to be written before further ones are dropped.
+const BUFFERED_LINES: usize = 4096;
+
+/// The running log. Dropping it writes what is buffered.
+#[derive(Debug)]
+#[must_use]
+pub struct Log {
+    _writer: WorkerGuard,
+}
+
 /// Starts the log on standard error, as text or as one JSON object per line. `filter` has the syntax of [`EnvFilter`]:
 /// `info`, `orlop=debug,warn`.
 ///
+/// A thread writes the lines. If standard error is full, closed or not read, lines are lost; no call fails or waits.
+///
 /// # Errors
 /// `Invalid` for a filter that cannot be parsed, and when the log was started before.
-pub fn init(json: bool, filter: &str) -> Result<()> {
+pub fn init(json: bool, filter: &str) -> Result<Log> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| Error::caused(Kind::Invalid, format!("log filter {:?}", shorten(filter)), error))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let writer = NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).thread_name("log");
+    let (writer, guard) = writer.finish(std::io::stderr());
+    // Otherwise a failed write is reported on standard error, which fails again and panics.
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
     let started = if json {
         log.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
     } else {
         log.with_ansi(false).with_target(false).try_init()
     };
-    started.map_err(|error| Error::new(Kind::Invalid, format!("start the log: {error}")))
+    started.map_err(|error| Error::new(Kind::Invalid, format!("start the log: {error}")))?;
+    Ok(Log { _writer: guard })
 }
 
 /// Adds the volume of the current call, by id or requested name, to the call's span.

@@ -9,5 +9,6 @@ mod faults {
     mod full_disk;
     mod hanging_pool;
     mod killed_server;
+    mod log;
     mod reaper;
 }

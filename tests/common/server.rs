@@ -4,7 +4,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use orlop::csi::proto::controller_client::ControllerClient;
@@ -57,6 +57,15 @@ impl Server {
         let mut command = Command::new(ORLOP);
         command.args(["serve", "--node-id", "n1", "--config"]).arg(config).stderr(log);
         command.arg("--csi").arg(base.join("csi.sock")).arg("--http").arg(base.join("http.sock"));
+        Self { child: command.spawn().unwrap(), base: base.to_owned(), temporary: None }
+    }
+
+    /// Starts a server of the pool `p` that logs each call, in an existing directory, and does not wait for it.
+    pub(crate) fn spawn_with_log(base: &Path, log: Stdio) -> Self {
+        let mut command = Command::new(ORLOP);
+        command.args(["serve", "--node-id", "n1", "--log", "debug"]).stderr(log);
+        command.arg("--csi").arg(base.join("csi.sock")).arg("--http").arg(base.join("http.sock"));
+        command.arg(format!("--pool=p={}", base.join("pool").display()));
         Self { child: command.spawn().unwrap(), base: base.to_owned(), temporary: None }
     }
 

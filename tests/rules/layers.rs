@@ -27,7 +27,11 @@ const LAYERS: &[Row] = &[
     ("dispatch", &["engine", "error", "volume"], &["tokio", "tracing"]),
     ("health", &["dispatch", "engine", "volume"], &["tokio", "tracing"]),
     ("metrics", &["engine", "health"], &["prometheus_client", "rustix"]),
-    ("telemetry", &["error", "metrics", "volume"], &["http", "tower", "tracing", "tracing_subscriber"]),
+    (
+        "telemetry",
+        &["error", "metrics", "volume"],
+        &["http", "tower", "tracing", "tracing_appender", "tracing_subscriber"],
+    ),
     ("socket", &["error", "volume"], &["rustix", "tokio"]),
     (
         "csi",
