@@ -20,8 +20,6 @@ use crate::http;
 use crate::metrics::Metrics;
 use crate::socket;
 
-/// gRPC is never the bottleneck, and few threads need little memory.
-const WORKER_THREADS: usize = 2;
 /// Threads besides those of engine calls.
 const SPARE_BLOCKING_THREADS: usize = 16;
 /// How long calls in progress may take after SIGTERM.
@@ -38,8 +36,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn serve(settings: Settings) -> Result<()> {
     raise_file_limit();
     let max_threads = Dispatch::max_threads(settings.pools.len()) + SPARE_BLOCKING_THREADS;
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(WORKER_THREADS)
+    // One thread for all protocols: they are never the bottleneck, and a call wakes one thread less. Engine calls have
+    // threads of their own.
+    let runtime = Builder::new_current_thread()
         .max_blocking_threads(max_threads)
         .enable_all()
         .build()
