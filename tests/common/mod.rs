@@ -2,8 +2,10 @@
 #![allow(clippy::allow_attributes, reason = "each test binary uses another part of this module")]
 #![allow(dead_code, reason = "each test binary uses another part of this module")]
 
+pub(crate) mod child;
 pub(crate) mod csi;
 pub(crate) mod isolation;
 pub(crate) mod pool;
+pub(crate) mod random;
 pub(crate) mod server;
 pub(crate) mod wait;

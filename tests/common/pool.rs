@@ -10,6 +10,7 @@ use orlop::engine::Engine;
 use orlop::engine::request::{CreateSnapshot, CreateVolume, PoolSettings, SnapshotFilter, Tuning};
 use orlop::error::{Error, Kind};
 use orlop::volume::{SizeRange, Source, VolumeId};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -185,12 +186,43 @@ pub(crate) fn listed_snapshots(engine: &Engine) -> BTreeSet<String> {
     page.items.into_iter().map(|snapshot| snapshot.id.name.to_string()).collect()
 }
 
+/// What a process reports about its pool.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) volumes: BTreeMap<String, u64>,
+    pub(crate) snapshots: BTreeSet<String>,
+    pub(crate) provisioned: u64,
+}
+
+impl Report {
+    pub(crate) fn of(engine: &Engine) -> Self {
+        Self {
+            volumes: listed(engine),
+            snapshots: listed_snapshots(engine),
+            provisioned: engine.pools()[0].provisioned,
+        }
+    }
+}
+
 /// Checks that the directories, listings and accounting of an idle pool agree, and that no draft is left.
 pub(crate) fn check(engine: &Engine, pool: &Path) {
     assert_eq!(engine.active_jobs(), 0, "copies are running");
     assert_eq!(names(&pool.join("work")), BTreeSet::new(), "drafts are left in work/");
+    let new_records: Vec<_> =
+        names(&pool.join("volumes")).into_iter().filter(|name| is_new_record(name)).collect();
+    assert!(new_records.is_empty(), "new records are left in volumes/: {new_records:?}");
+    check_listings(engine, pool);
+}
+
+/// Whether a name in `volumes/` is that of a record that is not in place.
+fn is_new_record(name: &str) -> bool {
+    name.starts_with('.')
+}
+
+/// Checks that the directories, listings and accounting of a pool agree. A killed process may have left drafts in it.
+pub(crate) fn check_listings(engine: &Engine, pool: &Path) {
     let (mut on_disk, mut provisioned) = (BTreeMap::new(), 0);
-    for name in names(&pool.join("volumes")) {
+    for name in names(&pool.join("volumes")).into_iter().filter(|name| !is_new_record(name)) {
         let directory = pool.join("volumes").join(&name);
         assert!(directory.join("data").is_dir(), "volume {name} has no data");
         let size = match fs::read(directory.join("volume.json")) {

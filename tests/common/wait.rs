@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use orlop::error::{Kind, Result};
+
 /// Sleeps between two polls of a condition.
 #[expect(clippy::disallowed_methods, reason = "a test may poll")]
 pub(crate) fn sleep_ms(milliseconds: u64) {
@@ -16,6 +18,17 @@ pub(crate) fn within_seconds(seconds: u64, what: &str, mut holds: impl FnMut() -
     while !holds() {
         assert!(Instant::now() < deadline, "not within {seconds} s: {what}");
         sleep_ms(2);
+    }
+}
+
+/// Repeats a call while it returns `Busy`.
+pub(crate) fn retry_busy<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match call() {
+            Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => sleep_ms(1),
+            answer => return answer,
+        }
     }
 }
 

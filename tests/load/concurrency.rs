@@ -19,13 +19,14 @@ use crate::common::isolation::in_own_process;
 use crate::common::pool::{
     check, clone_request, copy_request, id, memory_dir, names, open_with, request, settings, snapshot_request,
 };
-use crate::common::wait::{StopOnDrop, sleep_ms, within_seconds};
+use crate::common::random::Random;
+use crate::common::wait::{StopOnDrop, retry_busy, sleep_ms, within_seconds};
 
 const CALLERS: usize = 32;
 /// Files in every volume whose copies are counted.
 const FILES: u64 = 20;
 
-fn seconds() -> u64 {
+pub(super) fn seconds() -> u64 {
     std::env::var("ORLOP_STRESS_SECONDS").map_or(60, |text| text.parse().unwrap())
 }
 
@@ -36,17 +37,6 @@ fn short_waits() -> Tuning {
 
 fn engine(pool: &Path) -> Engine {
     open_with(pool, short_waits())
-}
-
-/// Repeats a call while it returns `Busy`.
-fn retry_busy<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        match call() {
-            Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => sleep_ms(1),
-            answer => return answer,
-        }
-    }
 }
 
 #[test]
@@ -266,17 +256,12 @@ struct Shared {
 struct Caller<'s> {
     shared: &'s Shared,
     number: usize,
-    /// State of a pseudorandom generator.
-    random: u64,
+    random: Random,
 }
 
 impl Caller<'_> {
-    /// A pseudorandom number (xorshift) below `bound`.
     fn pick(&mut self, bound: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random % bound
+        self.random.pick(bound)
     }
 
     /// A volume: half of the time the one that all callers share.
@@ -410,7 +395,7 @@ fn run_mixed_operations() {
         .map(|number| {
             let shared = Arc::clone(&shared);
             std::thread::spawn(move || {
-                let random = 0x9e37_79b9 * (number as u64 + 1);
+                let random = Random::new(number as u64);
                 let mut caller = Caller { shared: &shared, number, random };
                 while !shared.stop.load(Ordering::Relaxed) {
                     caller.call();
