@@ -7,7 +7,7 @@ use super::Engine;
 use crate::backend::LimitSupport;
 use crate::error::{Error, Kind, Result};
 use crate::pool::locks::{LockGuard, Mode, ObjectKey};
-use crate::pool::store::ObjectKind;
+use crate::pool::store::{FoundVolume, ObjectKind};
 use crate::pool::{OpenPool, VolumeEntry};
 use crate::volume::{
     BackendState, Enforced, Labels, Limit, Limits, Name, OnDelete, Owner, Policy, SCHEMA, Timestamp, Volume,
@@ -168,11 +168,11 @@ pub(super) fn not_found(id: &VolumeId) -> Error {
 /// The record of a volume, or a default one for an unmanaged volume. The id is that of the directory, not of the record:
 /// the directory may be a copy of another, or the pool may have been renamed.
 pub(super) fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
-    if let Some(volume) = pool.store.volume(&id.name)? {
-        return Ok(Some(Volume { id: id.clone(), ..volume }));
-    }
-    let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
-    Ok(data.map(|_| unmanaged(id)))
+    let found = pool.store.find_volume(&id.name)?;
+    Ok(found.map(|found| match found {
+        FoundVolume::Managed(volume) => Volume { id: id.clone(), ..*volume },
+        FoundVolume::Unmanaged => unmanaged(id),
+    }))
 }
 
 /// The record of a volume that has `data` but no record: an administrator placed it in the pool, and orlop never deletes

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::thread;
 
-use super::store::{ObjectKind, Store};
+use super::store::{FoundVolume, ObjectKind, Store};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{Name, Snapshot, Source, Volume, VolumeId};
 
@@ -202,13 +202,11 @@ fn read_entries(store: &Store, names: &[Name]) -> Vec<(Name, VolumeEntry)> {
 /// # Errors
 /// The error of a failed system call, which says nothing about the volume.
 pub(super) fn read_volume(store: &Store, name: &Name) -> Result<Option<VolumeEntry>> {
-    match store.volume(name) {
-        Ok(Some(volume)) => Ok(Some(VolumeEntry::from(&volume))),
-        // A directory without a record is an unmanaged volume if it has data.
-        Ok(None) => {
-            let data = store.data(ObjectKind::Volumes, name)?;
-            Ok(data.map(|_| VolumeEntry { size: 0, source: None, ephemeral: false, damage: None }))
-        }
+    match store.find_volume(name) {
+        Ok(found) => Ok(found.map(|found| match found {
+            FoundVolume::Managed(volume) => VolumeEntry::from(&*volume),
+            FoundVolume::Unmanaged => VolumeEntry { size: 0, source: None, ephemeral: false, damage: None },
+        })),
         Err(error) if error.kind() == Kind::Unreadable => Ok(Some(damaged(&error))),
         Err(error) => Err(error),
     }

@@ -6,6 +6,7 @@
 mod change;
 mod draft;
 mod record;
+mod unmanaged;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,6 +27,7 @@ pub(super) use change::parse_new_record_name;
 pub use draft::Draft;
 use record::write_file;
 pub use record::{parse, read_file, replace_file};
+pub use unmanaged::FoundVolume;
 
 /// The kinds of object in a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use orlop::engine::Engine;
@@ -15,7 +16,7 @@ use crate::common::pool::{
     check, clone_request, copy_request, edit_record, id, kind, listed, listed_snapshots, memory_dir, names,
     open, request, settings, snapshot_request, volume_record,
 };
-use crate::common::wait::within_seconds;
+use crate::common::wait::{StopOnDrop, retry_busy, within_seconds};
 
 const MIB: u64 = 1 << 20;
 
@@ -46,6 +47,30 @@ fn each_process_sees_the_changes_of_the_others_at_its_next_call() {
         assert!(listed_snapshots(engine).is_empty());
         check(engine, dir.path());
     }
+}
+
+#[test]
+fn a_volume_is_never_seen_without_its_record_while_another_process_creates_it() {
+    let dir = memory_dir();
+    let (one, other) = (open(dir.path()), open(dir.path()));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    match other.get(&id("a")) {
+                        Ok(found) => assert!(found.managed && found.size == MIB, "{found:?}"),
+                        Err(error) => assert_eq!(error.kind(), Kind::NotFound, "{}", error.chain()),
+                    }
+                }
+            });
+        }
+        for _ in 0..1000 {
+            retry_busy(|| one.create(&request("a", MIB))).unwrap();
+            retry_busy(|| one.delete(&id("a"))).unwrap();
+        }
+    });
 }
 
 #[test]
