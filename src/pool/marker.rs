@@ -2,7 +2,8 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs;
+use rustix::fs::{self, FlockOperation};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::PoolSettings;
@@ -58,13 +59,28 @@ pub(super) fn open_or_initialize(
     settings: &PoolSettings,
     backend: BackendKind,
 ) -> Result<Marker> {
-    match read_marker(root)? {
-        Some(marker) => {
-            check(&marker, settings, backend)?;
-            Ok(marker)
+    let marker = match read_marker(root)? {
+        Some(marker) => marker,
+        None => initialize_alone(root, settings, backend)?,
+    };
+    check(&marker, settings, backend)?;
+    Ok(marker)
+}
+
+/// Makes an empty directory a pool, unless another process has just done so. Locks the directory: two markers with
+/// different UUIDs could replace each other.
+fn initialize_alone(root: BorrowedFd<'_>, settings: &PoolSettings, backend: BackendKind) -> Result<Marker> {
+    match fs::flock(root, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => {
+            return Err(Error::new(Kind::Unavailable, "another process is making it a pool: retry"));
         }
-        None => initialize(root, settings, backend),
+        result => result.context(|| "lock the directory")?,
     }
+    let marker =
+        read_marker(root).and_then(|made| made.map_or_else(|| initialize(root, settings, backend), Ok));
+    // The descriptor stays open as long as the pool.
+    let _ = fs::flock(root, FlockOperation::Unlock);
+    marker
 }
 
 fn check(marker: &Marker, settings: &PoolSettings, backend: BackendKind) -> Result<()> {

@@ -1,14 +1,17 @@
 //! Several processes on one pool, and changes by hand. Two engines stand for two processes: the kernel's locks and events
 //! belong to open file descriptions, not to processes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use orlop::engine::Engine;
 use orlop::engine::request::{CreateVolume, PoolSettings, Tuning};
 use orlop::error::Kind;
+use orlop::pool::{Pool, Purpose};
 use orlop::volume::{OnDelete, Policy, PolicyChange, SizeRange, Source};
 
 use crate::common::isolation::without_inotify;
@@ -19,6 +22,30 @@ use crate::common::pool::{
 use crate::common::wait::{StopOnDrop, retry_busy, within_seconds};
 
 const MIB: u64 = 1 << 20;
+
+#[test]
+fn processes_that_start_together_make_one_pool() {
+    for _ in 0..50 {
+        let dir = memory_dir();
+        let start = Barrier::new(4);
+        let open = || {
+            let pool = Pool::new(settings(dir.path()), Purpose::Serve, Duration::ZERO, Duration::ZERO);
+            start.wait();
+            loop {
+                match pool.get_or_open() {
+                    Err(error) if error.chain().contains("is making it a pool") => {}
+                    opened => return opened,
+                }
+            }
+        };
+        let uuids: BTreeSet<_> = std::thread::scope(|scope| {
+            let opened: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+            let pools = opened.into_iter().map(|pool| pool.join().unwrap().unwrap());
+            pools.map(|pool| pool.marker.uuid.clone()).collect()
+        });
+        assert_eq!(uuids.len(), 1, "all use the same marker");
+    }
+}
 
 fn bytes(required: u64) -> SizeRange {
     SizeRange { required, limit: 0 }
