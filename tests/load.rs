@@ -6,5 +6,6 @@ mod common;
 mod load {
     mod concurrency;
     mod model;
+    mod storm;
     mod waiting_copies;
 }
