@@ -22,6 +22,9 @@ use crate::volume::Name;
 /// The first and the longest pause between two attempts to get a lock that another process holds.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
 
+/// How long a caller waits for another one in the middle of a system call before it looks again.
+const CHANGE_WAIT: Duration = Duration::from_secs(1);
+
 /// What a lock in a pool protects.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ObjectKey {
@@ -86,8 +89,10 @@ struct State<K: Eq + Hash> {
 /// The holders of a key in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Holders {
-    /// One, which holds it exclusively or is about to change the lock of the kernel.
+    /// One, which holds it exclusively or is about to.
     One,
+    /// The first of several that share it, while it acquires the lock of the kernel, or the last one while it releases it.
+    Changing,
     /// A number of holders that share it.
     Shared(usize),
 }
@@ -146,16 +151,17 @@ impl<K: Clone + Eq + Hash + Display> LockTable<K> {
     ) -> Result<std::result::Result<LockGuard<K>, Holder>> {
         let mut state = self.inner.state();
         loop {
-            match state.held.get_mut(&key) {
+            let left = match state.held.get_mut(&key) {
                 None => break,
                 Some(Holders::Shared(count)) if mode == Mode::Shared => {
                     *count += 1;
                     drop(state);
                     return Ok(Ok(self.guard(key, true)));
                 }
-                Some(_) => {}
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
+                // Not a reason to fail: it ends after one system call.
+                Some(Holders::Changing) if mode == Mode::Shared => CHANGE_WAIT,
+                Some(_) => deadline.saturating_duration_since(Instant::now()),
+            };
             if left.is_zero() {
                 return Ok(Err(Holder::Call));
             }
@@ -163,7 +169,8 @@ impl<K: Clone + Eq + Hash + Display> LockTable<K> {
             state = self.inner.released.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.waiting -= 1;
         }
-        state.held.insert(key.clone(), Holders::One);
+        let holder = if mode == Mode::Shared { Holders::Changing } else { Holders::One };
+        state.held.insert(key.clone(), holder);
         drop(state);
         let mut guard = self.guard(key, false);
         guard.in_kernel = self.inner.lock_in_kernel(&guard.key, mode, deadline)?;
@@ -242,11 +249,11 @@ impl<K: Eq + Hash + Display> Inner<K> {
                 *count -= 1;
                 false
             }
-            Some(holders) => {
-                *holders = Holders::One;
+            Some(holders @ Holders::Shared(_)) => {
+                *holders = Holders::Changing;
                 true
             }
-            None => true,
+            Some(Holders::One | Holders::Changing) | None => true,
         }
     }
 }
@@ -328,6 +335,20 @@ mod tests {
                         let _guard = table.lock(volume("a")).unwrap();
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                         inside.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn shared_locks_never_exclude_each_other() {
+        let (_dir, one, other) = two(Duration::ZERO);
+        thread::scope(|scope| {
+            for table in [&one, &other].repeat(2) {
+                scope.spawn(move || {
+                    for _ in 0..2000 {
+                        assert!(table.try_lock(volume("a"), Mode::Shared).unwrap().is_some());
                     }
                 });
             }
