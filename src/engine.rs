@@ -30,7 +30,7 @@ use crate::volume::{
 };
 use claims::NameClaims;
 use jobs::{JobKey, Jobs};
-use locked::{LockedVolume, ensure_not_copied};
+use locked::{LockedVolume, ensure_no_copy_creates};
 use publish::Target;
 use request::{PoolSettings, Tuning};
 
@@ -174,7 +174,7 @@ impl Engine {
     fn lock_to_delete(&self, id: &VolumeId) -> Result<LockedVolume> {
         let locked = self.lock_volume(id)?;
         self.jobs.cancel(&JobKey::Volume(id.clone()), self.tuning.lock_wait)?;
-        ensure_not_copied(&locked.pool, ObjectKind::Volumes, &id.name)?;
+        ensure_no_copy_creates(&locked.pool, ObjectKind::Volumes, &id.name)?;
         Ok(locked)
     }
 

@@ -34,7 +34,11 @@ const POOL_GAUGES: [PoolGauge; 10] = [
         |pool| pool.since.map_or(0, |since| u64::try_from(since.as_second()).unwrap_or(0)),
     ),
     ("orlop_pool_capacity_bytes", "Size of the pool's filesystem", |pool| pool.total),
-    ("orlop_pool_provisioned_bytes", "Sum of the sizes of the pool's volumes", |pool| pool.provisioned),
+    (
+        "orlop_pool_provisioned_bytes",
+        "Sum of the sizes of the pool's volumes, and of those that this process creates or expands",
+        |pool| pool.provisioned,
+    ),
     ("orlop_pool_allocatable_bytes", "Bytes that can still be provisioned", |pool| pool.allocatable),
     ("orlop_records_unreadable", "Volumes and snapshots whose record cannot be read", |pool| pool.unreadable),
     ("orlop_volumes", "Volumes in the pool", |pool| pool.volumes),

@@ -23,7 +23,8 @@ mod watch;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, Mode, OFlags};
@@ -111,7 +112,8 @@ pub struct Pool {
     reaper: Reaper,
     usage: UsageCache,
     open: RwLock<Option<Arc<OpenPool>>>,
-    opening: Mutex<()>,
+    /// Locked while the pool is opened. The last instance may still be in use, for example by a copy.
+    opening: Mutex<Weak<OpenPool>>,
 }
 
 impl Pool {
@@ -120,7 +122,7 @@ impl Pool {
     #[must_use]
     pub fn new(settings: PoolSettings, purpose: Purpose, lock_wait: Duration, usage_age: Duration) -> Self {
         let (reaper, usage) = (Reaper::default(), UsageCache::new(usage_age));
-        let (open, opening) = (RwLock::new(None), Mutex::new(()));
+        let (open, opening) = (RwLock::new(None), Mutex::new(Weak::new()));
         Self { settings, purpose, lock_wait, reaper, usage, open, opening }
     }
 
@@ -157,18 +159,43 @@ impl Pool {
         if let Some(pool) = self.get_if_open() {
             return Ok(pool);
         }
-        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = self.get_if_open() {
             return Ok(pool);
         }
-        // Drop the old one first: it may have the same directory for itself.
-        *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(old) = self.set_open(None) {
+            *last = Arc::downgrade(&old);
+            self.close(old);
+        }
+        // With `exclusive`, the lock of an instance that is still in use would refuse a new one.
+        if let Some(pool) = last.upgrade().filter(|pool| pool.is_in_place()) {
+            if self.purpose == Purpose::Serve {
+                self.reaper.attach(&pool)?;
+            }
+            drop(self.set_open(Some(Arc::clone(&pool))));
+            return Ok(pool);
+        }
         let pool = self.open_now().map_err(|error| {
             let text = format!("pool {} at {}", self.settings.name, self.settings.path.display());
             Error::caused(Kind::Unavailable, text, error)
         })?;
-        *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pool));
+        drop(self.set_open(Some(Arc::clone(&pool))));
         Ok(pool)
+    }
+
+    /// Replaces the open instance, and returns the old one to be dropped when nothing is locked: closing its files may hang.
+    #[must_use]
+    fn set_open(&self, pool: Option<Arc<OpenPool>>) -> Option<Arc<OpenPool>> {
+        std::mem::replace(&mut *self.open.write().unwrap_or_else(PoisonError::into_inner), pool)
+    }
+
+    /// Drops an instance whose disk may not respond. Its lock must be free before the pool is opened again.
+    fn close(&self, old: Arc<OpenPool>) {
+        if self.settings.exclusive {
+            return drop(old);
+        }
+        // If there is no thread, the closure and the instance are dropped here.
+        let _ = thread::Builder::new().name("close".to_owned()).spawn(move || drop(old));
     }
 
     fn open_now(&self) -> Result<Arc<OpenPool>> {
@@ -199,7 +226,8 @@ impl OpenPool {
         let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
         let store = Store::open(root, settings.exclusive, configured.lock_wait)?;
         if configured.purpose == Purpose::Serve {
-            store.sweep()?;
+            // What cannot be swept now, for example on a full disk, is swept by a later start.
+            let _ = store.sweep();
         }
         Ok(Self {
             settings: settings.clone(),

@@ -8,7 +8,7 @@ use rustix::fs::{self, Gid, Mode, OFlags, Uid};
 use super::Engine;
 use super::claims::NameClaim;
 use super::jobs::{Job, JobKey};
-use super::locked::{CopyLocks, LockedVolume, check_limit, ensure_not_copied, limits};
+use super::locked::{CopyLocks, LockedVolume, check_limit, ensure_no_copy_creates, limits};
 use super::request::{CreateVolume, OwnerSpec};
 use super::source::CopySource;
 use crate::backend::{CopySpec, CopyStats};
@@ -37,7 +37,7 @@ impl Engine {
             check_source(&id, Some(&job.from), request)?;
             return self.join_copy(&locked, &job, request);
         }
-        ensure_not_copied(&pool, ObjectKind::Volumes, &id.name)?;
+        ensure_no_copy_creates(&pool, ObjectKind::Volumes, &id.name)?;
         if let Some(found) = locked.load()? {
             check_same(&found, request)?;
             return Ok(found);
@@ -84,7 +84,10 @@ impl Engine {
         // In memory only: another pool's disk may not respond.
         for pool in self.pools.iter().filter_map(|pool| pool.loaded()) {
             if pool.settings.name != id.pool && pool.cached_index().volumes().contains_key(&id.name) {
-                let text = format!("volume {} already exists in pool {}", id.name, pool.settings.name);
+                let text = format!(
+                    "volume {} already exists in pool {}: use another name",
+                    id.name, pool.settings.name
+                );
                 return Err(Error::new(Kind::Conflict, text));
             }
         }

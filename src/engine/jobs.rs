@@ -174,7 +174,9 @@ impl Jobs {
         waiting.into_iter().for_each(Waiting::cancel);
         match self.join(key, &job, wait) {
             Some(_) => Ok(()),
-            None => Err(Error::new(Kind::Busy, "the copy that creates it is being stopped: retry later")),
+            None => {
+                Err(Error::new(Kind::Busy, "the copy that creates the object is being stopped: retry later"))
+            }
         }
     }
 

@@ -85,16 +85,15 @@ impl Engine {
 /// Reads the record of a volume whose lock the caller holds, and updates the index with the result. Other errors than a
 /// record that cannot be read say nothing about the volume.
 pub(super) fn load_locked(pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
-    let found = read(pool, id);
-    let mut index = pool.cached_index();
-    match &found {
-        Ok(Some(volume)) => index.put_volume(id.name.clone(), VolumeEntry::from(volume)),
-        Ok(None) => index.remove_volume(&id.name),
-        Err(error) if error.kind() == Kind::Unreadable => index.mark_volume_damaged(&id.name, error),
-        Err(_) => {}
-    }
-    drop(index);
-    found
+    pool.read_into_index(
+        || read(pool, id),
+        |found, index| match found {
+            Ok(Some(volume)) => index.put_volume(id.name.clone(), VolumeEntry::from(volume)),
+            Ok(None) => index.remove_volume(&id.name),
+            Err(error) if error.kind() == Kind::Unreadable => index.mark_volume_damaged(&id.name, error),
+            Err(_) => {}
+        },
+    )
 }
 
 /// The locks that a copy holds until it ends, so that other processes neither create the same object nor delete the source.
@@ -122,7 +121,7 @@ impl CopyLocks {
         let busy = |text: String| Error::new(Kind::Busy, text);
         Ok(Self {
             _to: to.ok_or_else(|| being_copied(kind, &id.name))?,
-            _source: data.ok_or_else(|| busy(format!("{source_kind} {source} is being deleted")))?,
+            _source: data.ok_or_else(|| busy(format!("{source_kind} {source} is being deleted: retry")))?,
         })
     }
 }
@@ -137,7 +136,7 @@ fn being_copied(kind: ObjectKind, name: &Name) -> Error {
 ///
 /// # Errors
 /// `Busy` while the copy runs.
-pub(super) fn ensure_not_copied(pool: &OpenPool, kind: ObjectKind, name: &Name) -> Result<()> {
+pub(super) fn ensure_no_copy_creates(pool: &OpenPool, kind: ObjectKind, name: &Name) -> Result<()> {
     match pool.store.locks().try_lock(ObjectKey::CopyTo(kind, name.clone()), Mode::Exclusive)? {
         Some(_) => Ok(()),
         None => Err(being_copied(kind, name)),

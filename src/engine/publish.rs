@@ -9,7 +9,7 @@ use super::Engine;
 use super::request::{Publish, Sharing};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::{self, MountInfo};
-use crate::pool::locks::LockGuard;
+use crate::pool::locks::{LockGuard, LockKey};
 use crate::pool::store::ObjectKind;
 use crate::pool::{OpenPool, Pool};
 use crate::volume::{DATA, Name, PoolName, SizeRange, Volume, VolumeId, shorten};
@@ -17,6 +17,8 @@ use crate::volume::{DATA, Name, PoolName, SizeRange, Volume, VolumeId, shorten};
 /// A path that volumes are published at.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Target(PathBuf);
+
+impl LockKey for Target {}
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -35,8 +37,9 @@ impl Engine {
             self.create_as(volume, true)?;
         }
         let locked = self.lock_volume(&request.id)?;
-        let _target = self.lock_target(&request.target)?;
+        // First what may hang on a dead disk: an unpublish of the target must not wait for it.
         let data = data_of(&locked.pool, &request.id)?;
+        let _target = self.lock_target(&request.target)?;
         let named = || format!("publish volume {}", request.id);
         if let Some(found) = mount::mounted_at(&request.target).context(named)? {
             return check_published(request, &found, data.as_fd()).context(named);
@@ -91,16 +94,18 @@ impl Engine {
         }
     }
 
-    /// Whether the index has the volume as one that is not deleted with its pod, so that unpublishing it does not access
-    /// its pool's disk. Does no I/O.
+    /// Whether the volume is known not to be deleted with its pod, so that unpublishing it does not access its pool's disk.
+    /// Does no I/O.
     #[must_use]
     pub fn is_known_persistent(&self, id: &VolumeId) -> bool {
         let pool =
             self.pools.iter().find(|pool| pool.settings().name == id.pool).and_then(|pool| pool.loaded());
-        pool.is_some_and(|pool| {
-            let index = pool.cached_index();
-            index.volumes().get(&id.name).is_some_and(|entry| !entry.ephemeral && entry.damage.is_none())
-        })
+        let entry = pool.and_then(|pool| pool.cached_index().volumes().get(&id.name).cloned());
+        match entry {
+            Some(entry) => !entry.ephemeral && entry.damage.is_none(),
+            // The pool may not respond since the start. The ids of inline volumes are longer than plain names can be.
+            None => id.name.is_plain(),
+        }
     }
 
     /// The pool whose index has an inline volume of this id. Does no I/O.

@@ -7,7 +7,7 @@ use super::claims::NameClaim;
 use super::create::copy;
 use super::jobs::{Job, JobKey};
 use super::list::collect;
-use super::locked::{CopyLocks, ensure_not_copied};
+use super::locked::{CopyLocks, ensure_no_copy_creates};
 use super::request::{CreateSnapshot, Page, SnapshotFilter};
 use super::source::CopySource;
 use super::{Engine, lock_data};
@@ -31,11 +31,16 @@ impl Engine {
         let claim = self.claims.claim(ObjectKind::Snapshots, &id)?;
         self.refuse_snapshot_name_of_other_pool(&id)?;
         let _guard = lock_snapshot(&pool, &id)?;
-        if let Some(found) = self.find_snapshot(&pool, &id, request)? {
+        // Check the jobs before the disk: a snapshot exists on disk before its job ends.
+        let key = JobKey::Snapshot(id.clone());
+        let running = self.jobs.find(&key);
+        if let Some(job) = running.as_ref().filter(|job| *job.from.id() != request.source_volume) {
+            return Err(name_taken(&id, Some(job.from.id())));
+        }
+        if let Some(found) = find_snapshot(&pool, &id, request)? {
             return Ok(found);
         }
-        let key = JobKey::Snapshot(id.clone());
-        let job = match self.jobs.find(&key) {
+        let job = match running {
             Some(job) => job,
             None => self.start_snapshot(&pool, &id, request, claim)?,
         };
@@ -83,24 +88,6 @@ impl Engine {
             (snapshot.entries, snapshot.bytes) = (stats.entries, stats.bytes);
             pool_of_job.commit_snapshot(draft, &snapshot)
         })
-    }
-
-    /// The snapshot of this id, if it is complete.
-    fn find_snapshot(
-        &self,
-        pool: &OpenPool,
-        id: &VolumeId,
-        request: &CreateSnapshot,
-    ) -> Result<Option<Snapshot>> {
-        // Check the jobs before the disk: a snapshot exists on disk before its job ends.
-        if let Some(job) = self.jobs.find(&JobKey::Snapshot(id.clone()))
-            && *job.from.id() != request.source_volume
-        {
-            return Err(name_taken(id, Some(job.from.id())));
-        }
-        let Some(found) = read(pool, id)? else { return Ok(None) };
-        let same = found.source_volume == request.source_volume && found.requested_name == request.name;
-        if same { Ok(Some(found)) } else { Err(name_taken(id, Some(&found.source_volume))) }
     }
 
     /// Refuses a name that a snapshot in another pool has, as for volumes.
@@ -153,13 +140,14 @@ impl Engine {
         if self.jobs.find(&JobKey::Snapshot(id.clone())).is_some() {
             return found;
         }
-        let found = read(pool, id);
-        match entry_of(&found) {
-            Some(Some(entry)) => pool.cached_index().put_snapshot(id.name.clone(), entry),
-            Some(None) => pool.cached_index().remove_snapshot(&id.name),
-            None => {}
-        }
-        found
+        pool.read_into_index(
+            || read(pool, id),
+            |found, index| match entry_of(found) {
+                Some(Some(entry)) => index.put_snapshot(id.name.clone(), entry),
+                Some(None) => index.remove_snapshot(&id.name),
+                None => {}
+            },
+        )
     }
 
     /// Deletes a snapshot; a running copy is stopped. Deleting a snapshot that does not exist succeeds.
@@ -171,7 +159,7 @@ impl Engine {
         let pool = self.pool(&id.pool)?;
         let _guard = lock_snapshot(&pool, id)?;
         self.jobs.cancel(&JobKey::Snapshot(id.clone()), self.tuning.lock_wait)?;
-        ensure_not_copied(&pool, ObjectKind::Snapshots, &id.name)?;
+        ensure_no_copy_creates(&pool, ObjectKind::Snapshots, &id.name)?;
         if read(&pool, id)?.is_none() {
             pool.cached_index().remove_snapshot(&id.name);
             return Ok(());
@@ -228,6 +216,13 @@ impl Engine {
 /// Locks a snapshot, existing or not.
 fn lock_snapshot(pool: &OpenPool, id: &VolumeId) -> Result<LockGuard<ObjectKey>> {
     pool.store.locks().lock(ObjectKey::Object(ObjectKind::Snapshots, id.name.clone()))
+}
+
+/// The snapshot of this request, if it is complete.
+fn find_snapshot(pool: &OpenPool, id: &VolumeId, request: &CreateSnapshot) -> Result<Option<Snapshot>> {
+    let Some(found) = read(pool, id)? else { return Ok(None) };
+    let same = found.source_volume == request.source_volume && found.requested_name == request.name;
+    if same { Ok(Some(found)) } else { Err(name_taken(id, Some(&found.source_volume))) }
 }
 
 /// Reads the record of a snapshot. The id is that of the directory, as for volumes.

@@ -10,7 +10,7 @@ use crate::pool::store::ObjectKind;
 use crate::volume::Source;
 
 /// A volume or snapshot that is to be copied. Its data is opened when the copy starts, so a waiting copy holds no
-/// descriptor. It is not deleted meanwhile, because its deletion finds the job.
+/// descriptor. It is not deleted meanwhile: the copy holds the shared lock of its data.
 #[derive(Debug)]
 pub(super) struct CopySource {
     pool: Arc<OpenPool>,

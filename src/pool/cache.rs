@@ -13,7 +13,7 @@ use super::OpenPool;
 use super::index::{Index, read_snapshot, read_volume};
 use super::store::{ObjectKind, Store};
 use super::watch::Watch;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::volume::Name;
 
 /// Age at which everything is read again.
@@ -37,6 +37,8 @@ pub(super) struct NewsState {
     stale: BTreeSet<(ObjectKind, Name)>,
     /// Time at which everything was read; `None`: never.
     read_at: Option<Instant>,
+    /// A volume that could not be read, so that its size is unknown.
+    unread: Option<Name>,
     /// Whether a thread reads everything again.
     refreshing: bool,
 }
@@ -64,6 +66,7 @@ impl NewsState {
         if self.watch.is_none() {
             return self.read_all(store, cache);
         }
+        self.unread = None;
         for (kind, name) in std::mem::take(&mut self.stale) {
             self.read_again(store, cache, kind, name);
         }
@@ -73,16 +76,17 @@ impl NewsState {
     fn read_all(&mut self, store: &Store, cache: &IndexCache) -> Result<()> {
         // Watch first: a change during the reading is then in the queue. Without a watch, everything is read at each use.
         let watch = Watch::start(store).ok();
-        let index = Index::read(store)?;
+        let (index, failed) = Index::read(store)?;
         cache.index().replace(index);
         self.watch = watch;
-        self.stale.clear();
+        self.unread = failed.first().cloned();
+        self.stale = failed.into_iter().map(|name| (ObjectKind::Volumes, name)).collect();
         self.read_at = Some(Instant::now());
         Ok(())
     }
 
     fn read_again(&mut self, store: &Store, cache: &IndexCache, kind: ObjectKind, name: Name) {
-        let is_known = match kind {
+        let exists = match kind {
             ObjectKind::Volumes => read_volume(store, &name).map(|entry| {
                 let exists = entry.is_some();
                 cache.index().update_volume(name.clone(), entry);
@@ -94,9 +98,12 @@ impl NewsState {
                 exists
             }),
         };
+        if exists.is_err() && kind == ObjectKind::Volumes {
+            self.unread = Some(name.clone());
+        }
         // A failed call says nothing about the object, and a directory without data may be getting it now.
-        let unfinished = match is_known {
-            Ok(known) => !known && store.object(kind, &name).is_ok(),
+        let unfinished = match exists {
+            Ok(exists) => !exists && store.object(kind, &name).is_ok(),
             Err(_) => true,
         };
         if unfinished {
@@ -104,7 +111,21 @@ impl NewsState {
         }
     }
 
-    /// Drops the event of a rename that this process has just made of an object whose lock it holds.
+    /// Fails while a volume could not be read: the sum of sizes would be too small.
+    pub(super) fn check_all_sizes_are_known(&self) -> Result<()> {
+        match &self.unread {
+            None => Ok(()),
+            Some(name) => {
+                let text = format!(
+                    "the size of volume {name} is unknown, since its record could not be read: retry"
+                );
+                Err(Error::new(Kind::Internal, text))
+            }
+        }
+    }
+
+    /// Drops the event of a rename that this process has just made, since the caller updates the index itself. With more
+    /// than one event for the object, it was changed by others, too, and is read again.
     pub(super) fn skip_own(&mut self, kind: ObjectKind, name: &Name) {
         let own = (kind, name.clone());
         self.stale.remove(&own);
@@ -152,8 +173,6 @@ impl OpenPool {
 
     /// Reads every object again. Other threads use the index meanwhile.
     fn refresh(&self) {
-        // Linux keeps a nice value for each thread. Without the right to change it, the priority stays as it is.
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
         for kind in [ObjectKind::Volumes, ObjectKind::Snapshots] {
             let names: Vec<Name> = self.store.names(kind).unwrap_or_default();
             let known: Vec<Name> = match kind {
@@ -168,7 +187,7 @@ impl OpenPool {
                     news.read_again(&self.store, &self.cache, kind, name.clone());
                 }
                 drop(news);
-                // Let a waiting thread have the lock.
+                // Give a waiting thread a chance: the mutex is not fair.
                 thread::yield_now();
             }
         }

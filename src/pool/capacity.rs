@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustix::fs;
 
-use super::{Index, OpenPool, VolumeEntry};
+use super::{Index, OpenPool, PoolSettings, VolumeEntry};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::Name;
 
@@ -51,7 +51,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // `commit` is called with the index locked.
+        // After `commit` nothing is left to release, and its caller has the index locked: locking it here would deadlock.
         if self.bytes > 0 {
             let mut index = self.pool.cached_index();
             index.reserved = index.reserved.saturating_sub(self.bytes.into());
@@ -110,20 +110,20 @@ impl OpenPool {
         Ok(Reservation { pool: Arc::clone(self), bytes })
     }
 
-    /// Checks that the volumes of all processes, and the reservations of this one, do not exceed what the pool may
-    /// provision. Free space was checked when the bytes were reserved; a copy has taken some of it since.
+    /// Checks that the volumes of all processes and these bytes do not exceed what the pool may provision. Free space was
+    /// checked when the bytes were reserved; a copy has taken some of it since.
     ///
     /// # Errors
     /// `NoSpace` when they do.
-    pub(super) fn check_sum(&self) -> Result<()> {
-        let limit = provisionable(self.fs_stats()?, self.settings.overcommit_percent);
-        let provisioned = self.cached_index().provisioned();
-        if provisioned.saturating_add(self.settings.reserve) <= limit {
+    pub(super) fn check_provisioned_sum(&self, bytes: u64) -> Result<()> {
+        let PoolSettings { name, overcommit_percent, reserve, .. } = &self.settings;
+        let limit = provisionable(self.fs_stats()?, *overcommit_percent);
+        let provisioned = self.cached_index().sum_of_sizes();
+        if provisioned.saturating_add(bytes).saturating_add(*reserve) <= limit {
             return Ok(());
         }
         let text = format!(
-            "pool {} is full: another process has provisioned the space meanwhile ({limit} bytes may be provisioned)",
-            self.settings.name
+            "pool {name} is full: another process has provisioned the space meanwhile ({bytes} bytes requested,              {provisioned} provisioned, at most {limit} less the reserve of {reserve}); delete volumes, grow the filesystem,              or raise the pool's overcommit"
         );
         Err(Error::new(Kind::NoSpace, text))
     }

@@ -1,9 +1,11 @@
 //! The renames that change the contents of a pool, each applied to the index in the same step.
 //!
 //! A change that provisions space checks the sum and renames under the pool's commit lock, so processes together never
-//! provision more than the pool has. Nothing slow is done under that lock: no fsync, no walk.
+//! provision more than the pool has. No fsync is done under that lock. It may wait for a reading of the whole pool when
+//! events were lost or there is no inotify instance.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::OpenPool;
 use super::capacity::Reservation;
@@ -14,12 +16,17 @@ use super::trash::{Retention, TrashEntry};
 use crate::error::{Context as _, Result};
 use crate::volume::{Name, Snapshot, Volume};
 
+/// How long a change that provisions space waits for those of other processes. Longer than for an object, since a copy that
+/// gives up here is lost.
+const COMMIT_WAIT: Duration = Duration::from_secs(60);
+
 impl OpenPool {
     /// Makes a draft the volume of this record. When this returns, the volume exists and survives a power failure.
     ///
     /// # Errors
-    /// `Conflict` when the name is taken; `NoSpace` when other processes have provisioned the space meanwhile; otherwise
-    /// the error of the failed system call. Nothing is visible then.
+    /// `Conflict` when the name is taken; `NoSpace` when other processes have provisioned the space meanwhile; `Busy` when
+    /// another process holds the commit lock for a minute; otherwise the error of the failed system call. Nothing is visible
+    /// then.
     pub fn commit_volume(
         self: &Arc<Self>,
         mut draft: Draft<'_>,
@@ -92,22 +99,34 @@ impl OpenPool {
             return self
                 .rename(ObjectKind::Volumes, name, rename, |index| reservation.commit(index, name, entry));
         }
+        // Catch up first, so that little is left to do under the lock.
+        drop(self.index()?);
         let _commit = self
             .store
             .locks()
-            .lock(ObjectKey::Commit)
+            .lock_within(ObjectKey::Commit, COMMIT_WAIT)
             .context(|| format!("provision volume {}", volume.id))?;
         let mut news = self.cache.news();
         news.catch_up(&self.store, &self.cache)?;
-        self.check_sum()?;
+        news.check_all_sizes_are_known()?;
+        self.check_provisioned_sum(reservation.bytes())?;
         rename()?;
         news.skip_own(ObjectKind::Volumes, name);
         reservation.commit(&mut self.cached_index(), name, entry);
         Ok(())
     }
 
-    /// Renames an object whose lock the caller holds, and updates the index. The rename's own event is dropped, so that the
-    /// object is not read again.
+    /// Reads an object and updates the index with the result, while nothing else updates the index. A commit in between
+    /// would be undone in the index.
+    pub fn read_into_index<T>(&self, read: impl FnOnce() -> T, update: impl FnOnce(&T, &mut Index)) -> T {
+        let _news = self.cache.news();
+        let found = read();
+        update(&found, &mut self.cached_index());
+        found
+    }
+
+    /// Renames an object that no other call or process changes now: the caller holds its lock, or that of the copy to it.
+    /// Updates the index, and drops the rename's own event, so that the object is not read again.
     fn rename<T>(
         &self,
         kind: ObjectKind,

@@ -55,21 +55,29 @@ pub struct Index {
 }
 
 impl Index {
-    /// Reads every record of a pool. A record that cannot be read affects its own entry only.
-    pub(super) fn read(store: &Store) -> Result<Self> {
-        let mut index = Self::default();
+    /// Reads every record of a pool. A record that cannot be read affects its own entry only. Returns also the names of
+    /// volumes for which a call failed, so that nothing is known about them.
+    pub(super) fn read(store: &Store) -> Result<(Self, Vec<Name>)> {
+        let (mut index, mut failed) = (Self::default(), Vec::new());
         for (name, entry) in read_volumes(store)? {
-            index.put_volume(name, entry);
+            match entry {
+                Ok(entry) => index.put_volume(name, entry),
+                Err(error) => {
+                    failed.push(name.clone());
+                    index.put_volume(name, damaged(&error));
+                }
+            }
         }
         for name in store.names(ObjectKind::Snapshots)? {
             let entry = read_snapshot(store, &name)
                 .unwrap_or_else(|error| Some(SnapshotEntry::Damaged(error.chain().into())));
             index.update_snapshot(name, entry);
         }
-        Ok(index)
+        Ok((index, failed))
     }
 
-    /// Takes over the entries of an index that was just read.
+    /// Replaces the entries by those that were just read. Keeps the reservations, and the last known size of a volume whose
+    /// record cannot be read.
     pub(super) fn replace(&mut self, read: Self) {
         let old = std::mem::replace(self, Self { reserved: self.reserved, ..Self::default() });
         self.snapshots = read.snapshots;
@@ -162,6 +170,12 @@ impl Index {
         self.volumes.values().filter(|entry| entry.damage.is_some()).count() + snapshots.count()
     }
 
+    /// Sum of the volumes' sizes in bytes.
+    #[must_use]
+    pub fn sum_of_sizes(&self) -> u64 {
+        u64::try_from(self.provisioned).unwrap_or(u64::MAX)
+    }
+
     /// Bytes provisioned, and reserved by this process.
     #[must_use]
     pub fn provisioned(&self) -> u64 {
@@ -170,7 +184,7 @@ impl Index {
 }
 
 /// Reads the volumes' records with two threads: a pool of a hundred thousand opens in about a second.
-fn read_volumes(store: &Store) -> Result<Vec<(Name, VolumeEntry)>> {
+fn read_volumes(store: &Store) -> Result<Vec<(Name, Result<VolumeEntry>)>> {
     let names = store.names(ObjectKind::Volumes)?;
     let (left, right) = names.split_at(names.len() / 2);
     thread::scope(|scope| {
@@ -192,9 +206,9 @@ fn damaged(error: &Error) -> VolumeEntry {
 }
 
 /// Reads the entries of these volumes. A directory with neither record nor data has none.
-fn read_entries(store: &Store, names: &[Name]) -> Vec<(Name, VolumeEntry)> {
-    let read = |name| read_volume(store, name).unwrap_or_else(|error| Some(damaged(&error)));
-    names.iter().filter_map(|name| Some((name.clone(), read(name)?))).collect()
+fn read_entries(store: &Store, names: &[Name]) -> Vec<(Name, Result<VolumeEntry>)> {
+    let entry = |name| Some((Name::clone(name), read_volume(store, name).transpose()?));
+    names.iter().filter_map(entry).collect()
 }
 
 /// Reads the entry of a volume; `None` if there is no such volume.

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, c_short, flock};
 use rustix::fs::{self, AtFlags, Mode as FileMode, OFlags};
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::dirs::open_file_inside;
@@ -22,7 +23,7 @@ const FILES: usize = 256;
 #[derive(Debug)]
 pub(super) struct LockFiles {
     dir: OwnedFd,
-    files: Box<[OnceLock<OwnedFd>; FILES]>,
+    files: Box<[OnceLock<LockFile>; FILES]>,
 }
 
 /// The byte that stands for a key.
@@ -60,15 +61,16 @@ impl LockFiles {
     /// first.
     pub(super) fn try_lock(&self, key: &str, mode: Mode) -> Result<bool> {
         let position = Position::of(key);
-        let file = self.file(position.file).context(|| format!("lock {key}"))?;
+        let file = self.file(position.file)?;
         let kind = match mode {
             Mode::Shared => F_RDLCK,
             Mode::Exclusive => F_WRLCK,
         };
-        match fcntl(file, FcntlArg::F_OFD_SETLK(&range(kind, position.byte))) {
+        match file.set(kind, position.byte) {
             Ok(_) => Ok(true),
             Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
-            Err(error) => Err(std::io::Error::from(error)).context(|| format!("lock {key}")),
+            Err(error) => Err(std::io::Error::from(error))
+                .context(|| format!("set a lock in locks/{:02x}", position.file)),
         }
     }
 
@@ -76,11 +78,11 @@ impl LockFiles {
     pub(super) fn unlock(&self, key: &str) {
         let position = Position::of(key);
         if let Some(file) = self.files[usize::from(position.file)].get() {
-            let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&range(F_UNLCK, position.byte)));
+            let _ = file.set(F_UNLCK, position.byte);
         }
     }
 
-    fn file(&self, number: u8) -> Result<&OwnedFd> {
+    fn file(&self, number: u8) -> Result<&LockFile> {
         let slot = &self.files[usize::from(number)];
         if let Some(file) = slot.get() {
             return Ok(file);
@@ -90,11 +92,39 @@ impl LockFiles {
         Ok(slot.get_or_init(|| opened))
     }
 
-    fn open(&self, number: u8) -> Result<OwnedFd> {
+    fn open(&self, number: u8) -> Result<LockFile> {
         let name = file_name(number);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        open_file_inside(&self.dir, &name, flags, FileMode::RUSR | FileMode::WUSR)
-            .context(|| format!("open locks/{name}"))
+        let open = |flags, mode| {
+            let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+            open_file_inside(&self.dir, &name, flags, mode)
+        };
+        let opened = match open(OFlags::RDWR, FileMode::empty()) {
+            Err(Errno::NOENT) => open(OFlags::RDWR | OFlags::CREATE, FileMode::RUSR | FileMode::WUSR),
+            Err(Errno::ROFS) => {
+                let opened = open(OFlags::RDONLY, FileMode::empty()).map(LockFile::ReadOnly);
+                return opened.context(|| format!("open locks/{name}"));
+            }
+            opened => opened,
+        };
+        opened.map(LockFile::Writable).context(|| format!("open locks/{name}"))
+    }
+}
+
+/// An open lock file.
+#[derive(Debug)]
+enum LockFile {
+    Writable(OwnedFd),
+    /// On a read-only filesystem. No process can change anything there, and only shared locks are possible.
+    ReadOnly(OwnedFd),
+}
+
+impl LockFile {
+    fn set(&self, kind: i32, byte: i64) -> nix::Result<i32> {
+        let (file, kind) = match self {
+            Self::ReadOnly(file) if kind == F_WRLCK => (file, F_RDLCK),
+            Self::Writable(file) | Self::ReadOnly(file) => (file, kind),
+        };
+        fcntl(file, FcntlArg::F_OFD_SETLK(&range(kind, byte)))
     }
 }
 

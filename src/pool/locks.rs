@@ -5,7 +5,8 @@
 //! The kernel drops the locks of a process that ends. The task that does the work holds the guard, so a caller that
 //! disconnects does not release it early.
 //!
-//! Order: the object, the source of its copy, the commit. Every wait ends.
+//! Order: the object, its target, the copy to it, the data of its source, a draft or an entry of the trash, the commit.
+//! Every wait ends.
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug, Display};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::lock_files::LockFiles;
 use super::store::ObjectKind;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::Name;
 
 /// The first and the longest pause between two attempts to get a lock that another process holds.
@@ -48,9 +49,32 @@ impl Display for ObjectKey {
             Self::Object(kind, name) => write!(f, "{kind} {name}"),
             Self::CopyTo(kind, name) => write!(f, "the copy to {kind} {name}"),
             Self::Data(kind, name) => write!(f, "the data of {kind} {name}"),
-            Self::Draft(nonce) => write!(f, "draft {nonce}"),
-            Self::Trash(entry) => write!(f, "trash {entry}"),
-            Self::Commit => f.write_str("commit"),
+            Self::Draft(nonce) => write!(f, "work/{nonce}"),
+            Self::Trash(entry) => write!(f, "trash/{entry}"),
+            Self::Commit => f.write_str("the pool's sum of sizes"),
+        }
+    }
+}
+
+/// What a lock is acquired for.
+pub trait LockKey: Clone + Eq + Hash + Display {
+    /// The name that the kernel's lock is derived from. Processes of different versions exclude each other by it, so it
+    /// never changes.
+    fn lock_name(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl LockKey for ObjectKey {
+    fn lock_name(&self) -> String {
+        let of = |what: &str, kind: &ObjectKind, name: &Name| format!("{what}{}/{name}", kind.directory());
+        match self {
+            Self::Object(kind, name) => of("", kind, name),
+            Self::CopyTo(kind, name) => of("copy to ", kind, name),
+            Self::Data(kind, name) => of("data of ", kind, name),
+            Self::Draft(nonce) => format!("work/{nonce}"),
+            Self::Trash(entry) => format!("trash/{entry}"),
+            Self::Commit => "commit".to_owned(),
         }
     }
 }
@@ -99,7 +123,7 @@ enum Holders {
 
 /// A held lock, released on drop.
 #[derive(Debug)]
-pub struct LockGuard<K: Eq + Hash + Display> {
+pub struct LockGuard<K: LockKey> {
     inner: Arc<Inner<K>>,
     key: K,
     /// Whether the kernel's lock is held, too.
@@ -112,7 +136,7 @@ impl<K: Eq + Hash> Clone for LockTable<K> {
     }
 }
 
-impl<K: Clone + Eq + Hash + Display> LockTable<K> {
+impl<K: LockKey> LockTable<K> {
     /// Creates a table for this process. Its callers wait at most `wait` for a lock.
     #[must_use]
     pub fn new(wait: Duration) -> Self {
@@ -129,9 +153,18 @@ impl<K: Clone + Eq + Hash + Display> LockTable<K> {
     /// # Errors
     /// `Busy` when it is still held at the end of the wait; otherwise the error of the failed system call.
     pub fn lock(&self, key: K) -> Result<LockGuard<K>> {
-        let deadline = Instant::now() + self.wait;
+        self.lock_within(key, self.wait)
+    }
+
+    /// Like [`LockTable::lock`], with another longest wait.
+    ///
+    /// # Errors
+    /// Same as [`LockTable::lock`].
+    pub fn lock_within(&self, key: K, wait: Duration) -> Result<LockGuard<K>> {
+        let deadline = Instant::now() + wait;
         let text = key.to_string();
-        let busy = |by: &str| Error::new(Kind::Busy, format!("another {by} holds {text}: retry later"));
+        let busy =
+            |by: &str| Error::new(Kind::Busy, format!("another {by} is working on {text}: retry later"));
         self.acquire(key, Mode::Exclusive, deadline)?.map_err(|holder| busy(holder.noun()))
     }
 
@@ -221,7 +254,7 @@ impl<K: Eq + Hash> Inner<K> {
     }
 }
 
-impl<K: Eq + Hash + Display> Inner<K> {
+impl<K: LockKey> Inner<K> {
     /// Acquires the lock of the kernel; reports whether that happened in time. Never uses the call that waits, which has no
     /// deadline.
     #[expect(
@@ -230,8 +263,8 @@ impl<K: Eq + Hash + Display> Inner<K> {
     )]
     fn lock_in_kernel(&self, key: &K, mode: Mode, deadline: Instant) -> Result<bool> {
         let Some(files) = &self.files else { return Ok(true) };
-        let (mut pause, longest) = RETRY_PAUSE;
-        while !files.try_lock(&key.to_string(), mode)? {
+        let (mut pause, longest, name) = (RETRY_PAUSE.0, RETRY_PAUSE.1, key.lock_name());
+        while !files.try_lock(&name, mode).context(|| format!("lock {key}"))? {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
@@ -241,9 +274,9 @@ impl<K: Eq + Hash + Display> Inner<K> {
         Ok(true)
     }
 
-    /// Takes one holder of a shared key away; reports whether it was the last holder. The last one keeps the key until
-    /// the kernel's lock is released.
-    fn is_last_holder(&self, key: &K) -> bool {
+    /// Takes one holder of a key away; reports whether it was the last one. The last one keeps the key until the kernel's
+    /// lock is released.
+    fn leave(&self, key: &K) -> bool {
         match self.state().held.get_mut(key) {
             Some(Holders::Shared(count)) if *count > 1 => {
                 *count -= 1;
@@ -258,13 +291,13 @@ impl<K: Eq + Hash + Display> Inner<K> {
     }
 }
 
-impl<K: Eq + Hash + Display> Drop for LockGuard<K> {
+impl<K: LockKey> Drop for LockGuard<K> {
     fn drop(&mut self) {
-        if !self.inner.is_last_holder(&self.key) {
+        if !self.inner.leave(&self.key) {
             return;
         }
         if let Some(files) = self.inner.files.as_ref().filter(|_| self.in_kernel) {
-            files.unlock(&self.key.to_string());
+            files.unlock(&self.key.lock_name());
         }
         self.inner.update(|held| held.remove(&self.key));
     }
@@ -353,6 +386,25 @@ mod tests {
                 });
             }
         });
+    }
+
+    impl LockKey for &str {}
+
+    #[test]
+    fn the_name_of_a_lock_never_changes() {
+        let name: Name = "a".parse().unwrap();
+        let keys = [
+            (ObjectKey::Object(ObjectKind::Volumes, name.clone()), "volumes/a"),
+            (ObjectKey::Object(ObjectKind::Snapshots, name.clone()), "snapshots/a"),
+            (ObjectKey::CopyTo(ObjectKind::Volumes, name.clone()), "copy to volumes/a"),
+            (ObjectKey::Data(ObjectKind::Snapshots, name), "data of snapshots/a"),
+            (ObjectKey::Draft("17ab".to_owned()), "work/17ab"),
+            (ObjectKey::Trash("a.0.17ab".to_owned()), "trash/a.0.17ab"),
+            (ObjectKey::Commit, "commit"),
+        ];
+        for (key, expected) in keys {
+            assert_eq!(key.lock_name(), expected);
+        }
     }
 
     #[test]

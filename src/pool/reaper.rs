@@ -110,8 +110,7 @@ impl Reaper {
         self.queue.shared.lock().queue.len()
     }
 
-    /// Why the trash is not removed: the failure of one of its entries; `None` if each entry that was due could be
-    /// removed.
+    /// Why trash is not removed: the failure of one of its entries, or of listing it; `None` if neither failed.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         let state = self.queue.shared.lock();

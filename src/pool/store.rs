@@ -12,11 +12,13 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{self, AtFlags, FlockOperation, OFlags, RenameFlags};
+use rustix::fs::{self, AtFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
-use super::dirs::{DIRECTORY, PRIVATE, for_each_entry, for_each_name, nonce, open_inside, open_or_create};
+use super::dirs::{
+    DIRECTORY, PRIVATE, for_each_entry, for_each_name, nonce, open_inside, open_or_create, rename_new,
+};
 use super::lock_files::LockFiles;
 use super::locks::{LockGuard, LockTable, Mode, ObjectKey};
 use super::trash::{Retention, Trash, TrashEntry};
@@ -74,6 +76,8 @@ pub struct Store {
     work: OwnedFd,
     trash: Trash,
     locks: LockTable<ObjectKey>,
+    /// Open as long as this process has the pool for itself.
+    _pool_lock: Option<OwnedFd>,
 }
 
 impl Store {
@@ -87,12 +91,16 @@ impl Store {
         let directory = |name: &str| open_or_create(root.as_fd(), name);
         let locks = directory("locks")?;
         lock_pool(&locks, exclusive)?;
+        // A process that has the pool for itself needs no locks of the kernel, which its filesystem may not have.
+        let (files, pool_lock) =
+            if exclusive { (None, Some(locks)) } else { (Some(LockFiles::new(locks)?), None) };
         let store = Self {
             volumes: directory("volumes")?,
             snapshots: directory("snapshots")?,
             work: directory("work")?,
             trash: Trash::new(directory("trash")?),
-            locks: LockTable::with_files(Some(LockFiles::new(locks)?), lock_wait),
+            locks: LockTable::with_files(files, lock_wait),
+            _pool_lock: pool_lock,
             root,
         };
         fs::fsync(&store.root).context(|| "sync the pool's directory")?;
@@ -164,7 +172,7 @@ impl Store {
         let path = format!("{name}/{DATA}");
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match open_inside(self.directory(kind), path.as_str(), flags) {
-            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             result => result.map(Some).context(|| format!("open {}/{path}", kind.directory())),
         }
     }
@@ -187,7 +195,7 @@ impl Store {
     /// The error of the failed system call.
     pub fn draft(&self) -> Result<Draft<'_>> {
         let nonce = nonce()?;
-        let lock = self.locks.try_lock(ObjectKey::Draft(nonce.clone()), Mode::Exclusive)?;
+        let lock = self.lock_new(ObjectKey::Draft(nonce.clone()))?;
         fs::mkdirat(&self.work, &nonce, PRIVATE).context(|| "create a directory in work/")?;
         let opened = open_inside(&self.work, nonce.as_str(), DIRECTORY);
         match opened.context(|| format!("open work/{nonce}")) {
@@ -216,7 +224,7 @@ impl Store {
     /// The error of the failed system call; the object still exists then.
     pub fn move_to_trash(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<Discarded> {
         let entry = TrashEntry::new(name.as_str(), retention)?;
-        let lock = self.locks.try_lock(ObjectKey::Trash(entry.directory.clone()), Mode::Exclusive)?;
+        let lock = self.lock_new(ObjectKey::Trash(entry.directory.clone()))?;
         self.trash
             .add_as(self.directory(kind), name.as_str(), &entry)
             .context(|| format!("move {name} into trash/"))?;
@@ -234,8 +242,7 @@ impl Store {
         let synced =
             self.trash.sync().and_then(|()| fs::fsync(from).context(|| format!("sync {}", kind.directory())));
         synced.inspect_err(|_| {
-            let (trash, flags) = (self.trash.dir(), RenameFlags::NOREPLACE);
-            let _ = fs::renameat_with(trash, &entry.directory, from, name.as_str(), flags);
+            let _ = rename_new(self.trash.dir(), entry.directory.as_str(), from, name.as_str());
         })?;
         Ok(discarded.entry)
     }
@@ -273,6 +280,12 @@ impl Store {
         Ok(())
     }
 
+    /// Locks the random name of an entry that does not exist yet.
+    fn lock_new(&self, key: ObjectKey) -> Result<LockGuard<ObjectKey>> {
+        let taken = format!("{key} is in use, although its name is random: retry");
+        self.locks.try_lock(key, Mode::Exclusive)?.ok_or_else(|| Error::new(Kind::Internal, taken))
+    }
+
     fn try_lock_draft(&self, nonce: &str) -> Result<Option<LockGuard<ObjectKey>>> {
         self.locks.try_lock(ObjectKey::Draft(nonce.to_owned()), Mode::Exclusive)
     }
@@ -282,7 +295,7 @@ impl Store {
 #[derive(Debug)]
 pub struct Discarded {
     entry: TrashEntry,
-    _lock: Option<LockGuard<ObjectKey>>,
+    _lock: LockGuard<ObjectKey>,
 }
 
 /// Locks the whole pool for as long as the descriptor is open: shared, or for one process alone.

@@ -3,10 +3,10 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{self, RenameFlags};
+use rustix::fs;
 use rustix::path::Arg;
 
-use super::dirs::{for_each_name, nonce};
+use super::dirs::{for_each_name, nonce, rename_new};
 use crate::error::{Context as _, Result};
 
 /// How long the trash keeps an object.
@@ -61,7 +61,7 @@ impl Trash {
     pub(super) fn add(
         &self,
         from: BorrowedFd<'_>,
-        entry: impl Arg,
+        entry: impl Arg + Copy,
         name: &str,
         retention: Retention,
     ) -> Result<TrashEntry> {
@@ -74,10 +74,10 @@ impl Trash {
     pub(super) fn add_as(
         &self,
         from: BorrowedFd<'_>,
-        entry: impl Arg,
+        entry: impl Arg + Copy,
         new: &TrashEntry,
     ) -> rustix::io::Result<()> {
-        fs::renameat_with(from, entry, &self.dir, &new.directory, RenameFlags::NOREPLACE)
+        rename_new(from, entry, self.dir(), &new.directory)
     }
 
     /// Moves an unfinished object into the trash; [`Trash::take_abandoned`] returns it.

@@ -88,6 +88,14 @@ impl Name {
     }
 }
 
+impl Name {
+    /// Whether this is the requested name itself, and not the digest of one.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        is_plain(&self.0)
+    }
+}
+
 impl FromStr for Name {
     type Err = Error;
 

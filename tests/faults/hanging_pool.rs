@@ -11,13 +11,19 @@ use orlop::csi::proto::controller_client::ControllerClient;
 use orlop::csi::proto::node_client::NodeClient;
 use orlop::csi::proto::volume_capability::access_mode::Mode;
 use orlop::csi::proto::*;
-use rustix::mount::MountFlags;
+use orlop::engine::Engine;
+use orlop::engine::request::PoolSettings;
+use orlop::volume::SizeRange;
+use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::common::csi::{capability, create_request, map};
 use crate::common::isolation::{in_own_process, skip, unmount_all};
+use crate::common::pool::{
+    MIB, check, clone_request, id, listed, long_waits, names, request, settings, snapshot_request,
+};
 use crate::common::server::{Server, connect};
 use crate::common::wait::within_seconds;
 
@@ -32,7 +38,7 @@ const ROUNDS: usize = 3;
 const CALLS_PER_ROUND: usize = 40;
 
 /// The settings of the pool that hangs, besides its name and path.
-const SLOW_POOL: &str = "exclusive = true";
+const SLOW_POOL: &str = "exclusive = true\nmounted = true";
 
 /// A FUSE filesystem that shows `back` at `mount`. Ends when dropped, so that nothing hangs any longer.
 struct Fuse {
@@ -340,6 +346,69 @@ fn a_volume_of_a_pool_that_hangs_can_be_unpublished() {
         let started = Instant::now();
         assert!(server.terminate().success());
         assert!(started.elapsed() < CALL_TIMEOUT + SLACK, "{:?}", started.elapsed());
+    });
+}
+
+/// Also by a process that was started while the pool did not respond.
+#[test]
+fn a_volume_of_a_pool_that_hangs_can_be_unpublished_after_a_restart() {
+    run("a_volume_of_a_pool_that_hangs_can_be_unpublished_after_a_restart", async |setup: Setup| {
+        let (mut server, mut client) = setup.serve().await;
+        fs::create_dir_all(setup.base.join("back/volumes/mine/data")).unwrap();
+        within_async(10, async || client.clone().get("slow/mine").await.is_ok()).await;
+        client.publish("slow/mine").await.unwrap();
+        setup.fuse.send(Signal::STOP);
+        server.kill();
+        let (_server, mut client) = setup.serve().await;
+        for caller in start_callers(&client) {
+            caller.await.unwrap();
+        }
+        let answered = tokio::time::timeout(CALL_TIMEOUT, client.unpublish("slow/mine")).await;
+        answered.expect("unpublish waits for the disk").unwrap();
+        assert!(!setup.base.join("target").exists());
+    });
+}
+
+/// Closing the files of a pool whose filesystem was detached may hang, too.
+#[test]
+fn a_pool_that_hangs_and_is_detached_harms_no_other_pool() {
+    run("a_pool_that_hangs_and_is_detached_harms_no_other_pool", async |setup: Setup| {
+        let (_server, mut client) = setup.serve().await;
+        client.create("slow", "a").await.unwrap();
+        setup.fuse.send(Signal::STOP);
+        rustix::mount::unmount(&setup.fuse.mount, UnmountFlags::DETACH).unwrap();
+        let mut slow = client.clone();
+        let caller = tokio::spawn(async move { slow.get("slow/a").await });
+        for number in 0..20 {
+            client.cycle(&format!("c{number}")).await;
+        }
+        assert_eq!(caller.await.unwrap().unwrap_err().code(), Code::Unavailable);
+    });
+}
+
+/// bindfs knows no flags of renameat2(2).
+#[test]
+fn a_pool_on_a_filesystem_without_rename_flags_works() {
+    run("a_pool_on_a_filesystem_without_rename_flags_works", async |setup: Setup| {
+        let mount = setup.fuse.mount.clone();
+        let work = move || {
+            let pool = PoolSettings { exclusive: true, ..settings(&mount) };
+            let engine = Engine::open(vec![pool.clone()], long_waits()).unwrap();
+            fs::create_dir_all(mount.join("work/0123456789abcdef/data")).unwrap();
+            let volume = engine.create(&request("a", MIB)).unwrap();
+            engine.create(&clone_request("b", &volume.id)).unwrap();
+            engine.create_snapshot(&snapshot_request("s", &volume.id)).unwrap();
+            engine.expand(&volume.id, SizeRange { required: 2 * MIB, limit: 0 }).unwrap();
+            drop(engine);
+            let engine = Engine::open(vec![pool], long_waits()).unwrap();
+            engine.delete(&volume.id).unwrap();
+            engine.delete_snapshot(&id("s")).unwrap();
+            assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+            check(&engine, &mount);
+            assert_eq!(names(&mount.join("trash")).len(), 0);
+            assert_eq!(listed(&engine).into_keys().collect::<Vec<_>>(), ["b"]);
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
     });
 }
 

@@ -10,6 +10,7 @@ use orlop::volume::VolumeId;
 
 use crate::common::isolation;
 use crate::common::pool::{MIB, kind, open, request};
+use crate::common::wait::within_seconds;
 
 /// A directory for a pool and for targets, in a mount namespace of the test's thread.
 struct Node<'d> {
@@ -115,5 +116,34 @@ fn unpublish_removes_only_the_mounts_of_its_volume() {
             engine.unpublish(&a.to_string(), &publish.target).unwrap();
         }
         engine.delete(&a).unwrap();
+    });
+}
+
+#[test]
+fn a_volume_on_a_read_only_filesystem_can_be_published() {
+    isolation::in_own_process("mounts::publish::a_volume_on_a_read_only_filesystem_can_be_published", || {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = dir.path().join("pool");
+        fs::create_dir(&pool).unwrap();
+        let none = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", &pool, "tmpfs", none, None).unwrap();
+        let engine = open(&pool);
+        let volume = engine.create(&request("a", 0)).unwrap();
+        drop(engine);
+        let remount = || rustix::mount::mount_remount(&pool, rustix::mount::MountFlags::RDONLY, "").is_ok();
+        within_seconds(10, "the filesystem is read-only", remount);
+        let engine = open(&pool);
+        let target = dir.path().join("target");
+        let publish = Publish {
+            id: volume.id.clone(),
+            target: target.clone(),
+            flags: MountFlags::default(),
+            sharing: Sharing::ManyTargets,
+            ephemeral: None,
+        };
+        engine.publish(&publish).unwrap_or_else(|error| panic!("{}", error.chain()));
+        engine.unpublish(&volume.id.to_string(), &target).unwrap();
+        assert!(engine.create(&request("b", 0)).is_err());
+        isolation::unmount_all(&pool);
     });
 }

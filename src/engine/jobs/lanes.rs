@@ -35,7 +35,10 @@ impl Waiting {
     pub(super) fn cancel(self) {
         // Release what the closure holds before the end is announced.
         drop(self.work);
-        self.job.end(Err(Error::new(Kind::Busy, "cancelled")));
+        self.job.end(Err(Error::new(
+            Kind::Busy,
+            "cancelled, because its object was deleted or orlop stops: retry",
+        )));
     }
 }
 

@@ -8,7 +8,7 @@ use super::record::{read_file, with_unknown_fields, write_bytes, write_file};
 use super::{ObjectKind, Store};
 use crate::error::{Context as _, Result};
 use crate::pool::dirs::nonce;
-use crate::pool::locks::{LockGuard, Mode, ObjectKey};
+use crate::pool::locks::{LockGuard, ObjectKey};
 use crate::volume::{Name, Volume};
 
 /// A new record of a volume, written and synced but not in place yet. Dropping it before [`RecordChange::rename`] removes
@@ -32,7 +32,7 @@ struct NewRecordFile<'s> {
     store: &'s Store,
     file: String,
     renamed: bool,
-    _lock: Option<LockGuard<ObjectKey>>,
+    _lock: LockGuard<ObjectKey>,
 }
 
 impl Store {
@@ -54,7 +54,7 @@ impl Store {
     /// Locks a name for a new record before the file exists, so that no other process takes it for an abandoned one.
     fn new_record_file(&self, name: &Name) -> Result<NewRecordFile<'_>> {
         let nonce = nonce()?;
-        let lock = self.locks.try_lock(ObjectKey::Draft(nonce.clone()), Mode::Exclusive)?;
+        let lock = self.lock_new(ObjectKey::Draft(nonce.clone()))?;
         Ok(NewRecordFile { store: self, file: format!(".{name}.{nonce}.json"), renamed: false, _lock: lock })
     }
 }

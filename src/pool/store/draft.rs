@@ -2,12 +2,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, RenameFlags};
+use rustix::fs::{self, AtFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
 use super::{DIRECTORY, ObjectKind, Store, open_inside, write_file};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::pool::dirs::rename_new;
 use crate::pool::locks::{LockGuard, ObjectKey};
 use crate::volume::{DATA, Name};
 
@@ -18,7 +19,7 @@ pub struct Draft<'s> {
     pub(super) nonce: String,
     pub(super) dir: OwnedFd,
     pub(super) committed: bool,
-    pub(super) _lock: Option<LockGuard<ObjectKey>>,
+    pub(super) _lock: LockGuard<ObjectKey>,
 }
 
 impl Draft<'_> {
@@ -51,15 +52,11 @@ impl Draft<'_> {
     /// `Conflict` when the name is taken; otherwise the error of the failed system call. Nothing is visible then.
     pub fn rename_to(&mut self, kind: ObjectKind, name: &Name) -> Result<()> {
         let to = format!("{}/{name}", kind.directory());
-        let taken = || Error::new(Kind::Conflict, format!("{to} already exists"));
+        let taken = || {
+            Error::new(Kind::Conflict, format!("{to} already exists: retry to get it, or use another name"))
+        };
         let (from, parent) = (self.store.work.as_fd(), self.store.directory(kind));
-        let renamed =
-            match fs::renameat_with(from, &self.nonce, parent, name.as_str(), RenameFlags::NOREPLACE) {
-                // Some FUSE filesystems have no flags. A rename onto a directory that is not empty fails, and objects never
-                // are empty.
-                Err(Errno::INVAL) => fs::renameat(from, &self.nonce, parent, name.as_str()),
-                renamed => renamed,
-            };
+        let renamed = rename_new(from, self.nonce.as_str(), parent, name.as_str());
         match renamed {
             Err(Errno::EXIST | Errno::NOTEMPTY) => return Err(taken()),
             renamed => renamed.context(|| format!("rename work/{} to {to}", self.nonce))?,
