@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::users::Users;
-use crate::pool::locks::{LockGuard, LockTable, Mode, ObjectKey};
-use crate::pool::store::ObjectKind;
+use crate::pool::locks::{LockGuard, LockTable, Mode};
+use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
 use crate::pool::{OpenPool, Pool, Purpose};
 use crate::volume::{

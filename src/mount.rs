@@ -27,7 +27,8 @@ pub use self::mountinfo::{Device, MountInfo};
 pub use self::options::{Atime, MountFlags};
 pub use self::target::{open_target, remove_target};
 
-use self::location::{ContainingMount, FsLocation, MNT_ID_UNIQUE, MountedDir, STATX_LOCAL, table_id};
+use self::location::{ContainingMount, FsLocation, MountedDir, table_id};
+use self::table::{MNT_ID_UNIQUE, STATX_LOCAL};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::sys::namespace::{self, MountBuffer, OWN_NAMESPACE};
 

@@ -5,6 +5,7 @@
 //! disk is never used in its place.
 
 pub mod locks;
+pub mod object;
 pub mod reaper;
 pub mod store;
 pub mod trash;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Kind, Result};
-use crate::pool::store::ObjectKind;
+use crate::pool::object::ObjectKind;
 use crate::volume::{Name, PoolName, VolumeId};
 
 /// The claimed names.

@@ -1,9 +1,9 @@
 //! Creating volumes: empty ones at once, clones and restores by a job.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::{self, Gid, Mode, OFlags, Uid};
+use rustix::fs::{self, Gid, Mode, Uid};
 
 use super::Engine;
 use super::claims::NameClaim;
@@ -13,7 +13,8 @@ use super::request::{CreateVolume, OwnerSpec};
 use super::source::CopySource;
 use crate::backend::{CopySpec, CopyStats};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::pool::store::{Draft, ObjectKind};
+use crate::pool::object::ObjectKind;
+use crate::pool::store::Draft;
 use crate::pool::{OpenPool, Pool, Reservation};
 use crate::volume::{Enforced, Name, Owner, PoolName, SCHEMA, Source, Timestamp, Volume, VolumeId};
 
@@ -207,12 +208,6 @@ pub(super) fn copy(
     copy.live()?;
     copy.freeze_point()?;
     copy.finish()
-}
-
-/// Opens a path-only directory descriptor for reading.
-pub(super) fn reopen(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    fs::openat(dir, ".", flags, Mode::empty()).context(|| "open the data directory")
 }
 
 fn new_record(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {

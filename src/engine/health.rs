@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Engine;
-use super::create::reopen;
 use super::request::{Amounts, Severity, Symptom, Usage};
+use super::source::reopen;
 use crate::error::{Error, Kind, Result};
-use crate::pool::store::ObjectKind;
+use crate::pool::object::ObjectKind;
 use crate::pool::{OpenPool, VolumeEntry};
 use crate::volume::{Volume, VolumeId};
 

@@ -7,7 +7,7 @@ use super::locked::{not_found, read};
 use super::request::{Inspected, Records, StoredVolume};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::Pool;
-use crate::pool::store::ObjectKind;
+use crate::pool::object::ObjectKind;
 use crate::volume::{DATA, Name, VolumeId};
 
 impl Engine {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::Engine;
 use crate::backend::LimitSupport;
 use crate::error::{Error, Kind, Result};
-use crate::pool::locks::{LockGuard, Mode, ObjectKey};
-use crate::pool::store::{FoundVolume, ObjectKind};
+use crate::pool::locks::{LockGuard, Mode};
+use crate::pool::object::{ObjectKey, ObjectKind};
+use crate::pool::store::FoundVolume;
 use crate::pool::{OpenPool, VolumeEntry};
 use crate::volume::{
     BackendState, Enforced, Labels, Limit, Limits, Name, OnDelete, Owner, Policy, SCHEMA, Timestamp, Volume,

@@ -10,7 +10,7 @@ use super::request::{Publish, Sharing};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::{self, MountInfo};
 use crate::pool::locks::{LockGuard, LockKey};
-use crate::pool::store::ObjectKind;
+use crate::pool::object::ObjectKind;
 use crate::pool::{OpenPool, Pool};
 use crate::volume::{DATA, Name, PoolName, SizeRange, Volume, VolumeId, shorten};
 

@@ -1,12 +1,13 @@
 //! The source of a copy.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::create::reopen;
+use rustix::fs::{self, Mode, OFlags};
+
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::OpenPool;
-use crate::pool::store::ObjectKind;
+use crate::pool::object::ObjectKind;
 use crate::volume::Source;
 
 /// A volume or snapshot that is to be copied. Its data is opened when the copy starts, so a waiting copy holds no
@@ -33,4 +34,10 @@ impl CopySource {
         let data = data.ok_or_else(|| Error::new(Kind::Internal, format!("{source} has no data")))?;
         reopen(data.as_fd()).context(|| format!("copy {source}"))
     }
+}
+
+/// Opens a path-only directory descriptor for reading.
+pub(super) fn reopen(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    fs::openat(dir, ".", flags, Mode::empty()).context(|| "open the data directory")
 }

@@ -11,15 +11,8 @@ use std::os::unix::ffi::OsStringExt as _;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use super::mountinfo::{self, DELETED, Device};
-use super::table;
+use super::table::{self, MNT_ID_UNIQUE, STATX_LOCAL};
 use crate::error::{Context as _, Error, Kind, Result};
-
-/// `statx` flags for calls that neither trigger an automount nor contact a server that may be dead.
-pub(super) const STATX_LOCAL: AtFlags =
-    AtFlags::SYMLINK_NOFOLLOW.union(AtFlags::NO_AUTOMOUNT).union(AtFlags::STATX_DONT_SYNC);
-
-/// `STATX_MNT_ID_UNIQUE` (Linux 6.8): a mount id that is never reused.
-pub(super) const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 /// The id of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

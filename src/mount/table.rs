@@ -3,13 +3,19 @@
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
-use rustix::fs::StatxFlags;
+use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::location::{MNT_ID_UNIQUE, STATX_LOCAL};
 use super::mountinfo::{self, DELETED, Device};
 use crate::error::{Context as _, Result};
 use crate::sys::namespace::{self, MountBuffer, MountDescription, OWN_NAMESPACE};
+
+/// `statx` flags for calls that neither trigger an automount nor contact a server that may be dead.
+pub(super) const STATX_LOCAL: AtFlags =
+    AtFlags::SYMLINK_NOFOLLOW.union(AtFlags::NO_AUTOMOUNT).union(AtFlags::STATX_DONT_SYNC);
+
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8): a mount id that is never reused.
+pub(super) const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 /// Whether the kernel has `statmount(2)` and allows this process to call it. Container runtimes may forbid it.
 pub(super) fn has_statmount() -> bool {

@@ -8,7 +8,8 @@ use std::path::{Component, Path};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::location::{STATX_LOCAL, path_of};
+use super::location::path_of;
+use super::table::STATX_LOCAL;
 use crate::error::{Context as _, Error, Kind, Result};
 
 /// The kernel's limit for a path, which includes the terminating NUL.

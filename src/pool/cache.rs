@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::OpenPool;
 use super::index::{Index, read_snapshot, read_volume};
-use super::store::{ObjectKind, Store};
+use super::object::ObjectKind;
+use super::store::Store;
 use super::watch::Watch;
 use crate::error::{Error, Kind, Result};
 use crate::volume::Name;

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::thread;
 
-use super::store::{FoundVolume, ObjectKind, Store};
+use super::object::ObjectKind;
+use super::store::{FoundVolume, Store};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{Name, Snapshot, Source, Volume, VolumeId};
 

@@ -14,8 +14,16 @@ use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::dirs::open_file_inside;
-use super::locks::Mode;
 use crate::error::{Context as _, Result};
+
+/// Whether others may hold a lock at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// With others in this mode.
+    Shared,
+    /// Alone.
+    Exclusive,
+}
 
 const FILES: usize = 256;
 

@@ -9,52 +9,21 @@
 //! Every wait ends.
 
 use std::collections::HashMap;
-use std::fmt::{self, Debug, Display};
+use std::fmt::{Debug, Display};
 use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::lock_files::LockFiles;
-use super::store::ObjectKind;
+pub use super::lock_files::Mode;
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::volume::Name;
 
 /// The first and the longest pause between two attempts to get a lock that another process holds.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
 
 /// How long a caller waits for another one in the middle of a system call before it looks again.
 const CHANGE_WAIT: Duration = Duration::from_secs(1);
-
-/// What a lock in a pool protects.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum ObjectKey {
-    /// An object, while a call changes or publishes it. Held for that call only.
-    Object(ObjectKind, Name),
-    /// The name of an object that a copy creates, until the copy ends.
-    CopyTo(ObjectKind, Name),
-    /// The data of an object: shared by the copies that read it, exclusive while it is deleted.
-    Data(ObjectKind, Name),
-    /// An entry of `work/`, or a new record, while its creator is at work.
-    Draft(String),
-    /// An entry of `trash/`, while it is removed.
-    Trash(String),
-    /// The pool's sum of provisioned sizes, from its check to the rename that changes it.
-    Commit,
-}
-
-impl Display for ObjectKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Object(kind, name) => write!(f, "{kind} {name}"),
-            Self::CopyTo(kind, name) => write!(f, "the copy to {kind} {name}"),
-            Self::Data(kind, name) => write!(f, "the data of {kind} {name}"),
-            Self::Draft(nonce) => write!(f, "work/{nonce}"),
-            Self::Trash(entry) => write!(f, "trash/{entry}"),
-            Self::Commit => f.write_str("the pool's sum of sizes"),
-        }
-    }
-}
 
 /// What a lock is acquired for.
 pub trait LockKey: Clone + Eq + Hash + Display {
@@ -63,29 +32,6 @@ pub trait LockKey: Clone + Eq + Hash + Display {
     fn lock_name(&self) -> String {
         self.to_string()
     }
-}
-
-impl LockKey for ObjectKey {
-    fn lock_name(&self) -> String {
-        let of = |what: &str, kind: &ObjectKind, name: &Name| format!("{what}{}/{name}", kind.directory());
-        match self {
-            Self::Object(kind, name) => of("", kind, name),
-            Self::CopyTo(kind, name) => of("copy to ", kind, name),
-            Self::Data(kind, name) => of("data of ", kind, name),
-            Self::Draft(nonce) => format!("work/{nonce}"),
-            Self::Trash(entry) => format!("trash/{entry}"),
-            Self::Commit => "commit".to_owned(),
-        }
-    }
-}
-
-/// Whether others may hold a lock at the same time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// With others in this mode.
-    Shared,
-    /// Alone.
-    Exclusive,
 }
 
 /// A table of locks.
@@ -309,6 +255,8 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
+    use crate::pool::object::{ObjectKey, ObjectKind};
+    use crate::volume::Name;
 
     fn files(dir: &std::path::Path) -> LockFiles {
         LockFiles::new(OwnedFd::from(std::fs::File::open(dir).unwrap())).unwrap()
@@ -389,23 +337,6 @@ mod tests {
     }
 
     impl LockKey for &str {}
-
-    #[test]
-    fn the_name_of_a_lock_never_changes() {
-        let name: Name = "a".parse().unwrap();
-        let keys = [
-            (ObjectKey::Object(ObjectKind::Volumes, name.clone()), "volumes/a"),
-            (ObjectKey::Object(ObjectKind::Snapshots, name.clone()), "snapshots/a"),
-            (ObjectKey::CopyTo(ObjectKind::Volumes, name.clone()), "copy to volumes/a"),
-            (ObjectKey::Data(ObjectKind::Snapshots, name), "data of snapshots/a"),
-            (ObjectKey::Draft("17ab".to_owned()), "work/17ab"),
-            (ObjectKey::Trash("a.0.17ab".to_owned()), "trash/a.0.17ab"),
-            (ObjectKey::Commit, "commit"),
-        ];
-        for (key, expected) in keys {
-            assert_eq!(key.lock_name(), expected);
-        }
-    }
 
     #[test]
     fn a_lock_without_files_excludes_the_calls_of_this_process() {

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use self::queue::Queue;
 use super::OpenPool;
-use super::locks::{Mode, ObjectKey};
+use super::locks::Mode;
+use super::object::ObjectKey;
 use super::trash::TrashEntry;
 use crate::error::{Context as _, Result};
 use crate::fs::remove::{Removed, Slice};

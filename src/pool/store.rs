@@ -8,7 +8,6 @@ mod draft;
 mod record;
 mod unmanaged;
 
-use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -20,7 +19,8 @@ use super::dirs::{
     DIRECTORY, PRIVATE, for_each_entry, for_each_name, nonce, open_inside, open_or_create, rename_new,
 };
 use super::lock_files::LockFiles;
-use super::locks::{LockGuard, LockTable, Mode, ObjectKey};
+use super::locks::{LockGuard, LockTable, Mode};
+use super::object::{ObjectKey, ObjectKind};
 use super::trash::{Retention, Trash, TrashEntry};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{DATA, Name, Snapshot, Volume};
@@ -30,42 +30,6 @@ pub use draft::Draft;
 use record::write_file;
 pub use record::{parse, read_file, replace_file};
 pub use unmanaged::FoundVolume;
-
-/// The kinds of object in a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ObjectKind {
-    /// Volumes, in `volumes/`.
-    Volumes,
-    /// Snapshots, in `snapshots/`.
-    Snapshots,
-}
-
-impl ObjectKind {
-    fn record(self) -> &'static str {
-        match self {
-            Self::Volumes => "volume.json",
-            Self::Snapshots => "snapshot.json",
-        }
-    }
-
-    /// The name of the directory that holds the objects of this kind.
-    #[must_use]
-    pub fn directory(self) -> &'static str {
-        match self {
-            Self::Volumes => "volumes",
-            Self::Snapshots => "snapshots",
-        }
-    }
-}
-
-impl fmt::Display for ObjectKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Volumes => "volume",
-            Self::Snapshots => "snapshot",
-        })
-    }
-}
 
 /// The open directories of one pool.
 #[derive(Debug)]

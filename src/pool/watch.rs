@@ -12,7 +12,8 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 
-use super::store::{ObjectKind, Store, parse_new_record_name};
+use super::object::ObjectKind;
+use super::store::{Store, parse_new_record_name};
 use crate::error::{Context as _, Result};
 use crate::volume::Name;
 

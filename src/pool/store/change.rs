@@ -8,7 +8,8 @@ use super::record::{read_file, with_unknown_fields, write_bytes, write_file};
 use super::{ObjectKind, Store};
 use crate::error::{Context as _, Result};
 use crate::pool::dirs::nonce;
-use crate::pool::locks::{LockGuard, ObjectKey};
+use crate::pool::locks::LockGuard;
+use crate::pool::object::ObjectKey;
 use crate::volume::{Name, Volume};
 
 /// A new record of a volume, written and synced but not in place yet. Dropping it before [`RecordChange::rename`] removes

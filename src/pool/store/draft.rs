@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::{DIRECTORY, ObjectKind, Store, open_inside, write_file};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::dirs::rename_new;
-use crate::pool::locks::{LockGuard, ObjectKey};
+use crate::pool::locks::LockGuard;
+use crate::pool::object::ObjectKey;
 use crate::volume::{DATA, Name};
 
 /// A directory in `work/`, whose name is locked. Dropping it before [`Draft::rename_to`] removes it.
