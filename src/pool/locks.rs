@@ -1,7 +1,7 @@
 //! Locks of volumes, snapshots, drafts and trash, which exclude the other calls of this process and all other processes
 //! that use the pool; and in-process locks of targets.
 //!
-//! A key is locked in this process first, then in the kernel, as one byte of one of the pool's [lock files](super::lock_files).
+//! A key is locked in this process first, then in the kernel, as one byte of one of the pool's lock files.
 //! The kernel drops the locks of a process that ends. The task that does the work holds the guard, so a caller that
 //! disconnects does not release it early.
 //!
