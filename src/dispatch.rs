@@ -33,8 +33,8 @@ impl Dispatch {
     #[must_use]
     pub fn new(engine: Arc<Engine>) -> Self {
         let timeout = engine.tuning().call_timeout;
-        let of_pools = engine.pool_settings().flat_map(|pool| lane::of_pool(&pool.name));
-        let lanes = of_pools.chain([Lane::AllPools, Lane::NoPool]);
+        let pools: Vec<_> = engine.pool_settings().map(|pool| pool.name.clone()).collect();
+        let lanes = lane::all(&pools).into_iter();
         let lanes = lanes.map(|lane| (lane.clone(), Arc::new(Calls::new(lane.subject(), timeout))));
         Self { timeout, lanes: Arc::new(lanes.collect()), engine }
     }
@@ -42,8 +42,7 @@ impl Dispatch {
     /// The most threads that the calls of this many pools can occupy.
     #[must_use]
     pub fn max_threads(pools: usize) -> usize {
-        let lanes = pools.saturating_mul(lane::LANES_OF_POOL).saturating_add(lane::SHARED_LANES);
-        lanes.saturating_mul(MAX_CALLS)
+        lane::count(pools).saturating_mul(MAX_CALLS)
     }
 
     /// The engine whose calls are run.
@@ -69,9 +68,7 @@ impl Dispatch {
     ) -> Result<T> {
         let started = Instant::now();
         let deadline = started + self.timeout;
-        if *lane == Lane::AllPools {
-            self.refuse_while_a_pool_is_stalled()?;
-        }
+        self.refuse_while_a_pool_is_stalled(lane)?;
         let calls = self.calls(lane)?;
         let mut running = calls.enter(deadline).await?;
         let (engine, span) = (Arc::clone(&self.engine), Span::current());
@@ -112,9 +109,10 @@ impl Dispatch {
         calls.ok_or_else(|| Error::new(Kind::Internal, format!("there is no lane {lane:?}")))
     }
 
-    /// A call for all pools would only wait for the stalled one.
-    fn refuse_while_a_pool_is_stalled(&self) -> Result<()> {
-        let mut pools = self.lanes.iter().filter(|(lane, _)| matches!(lane, Lane::Pool(_)));
+    /// A call for several pools would only wait for the stalled one.
+    fn refuse_while_a_pool_is_stalled(&self, lane: &Lane) -> Result<()> {
+        let is_needed = |of: &Lane| matches!(of, Lane::Pool(pool) if lane.needs(pool));
+        let mut pools = self.lanes.iter().filter(|(of, _)| is_needed(of));
         pools.try_for_each(|(_, calls)| calls.refuse_while_stalled())
     }
 }
@@ -133,15 +131,19 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(1);
 
-    /// The lanes of the pools `p` and `q`, which are not available.
+    /// The lanes of the pools `p`, `q` and `r`, which are not available.
     fn dispatch() -> Dispatch {
         let pool = |name: &str| PoolSettings::new(name.parse().unwrap(), "/nonexistent".into());
         let tuning = Tuning { call_timeout: TIMEOUT, ..Tuning::default() };
-        Dispatch::new(Arc::new(Engine::open(vec![pool("p"), pool("q")], tuning).unwrap()))
+        Dispatch::new(Arc::new(Engine::open(["p", "q", "r"].map(pool).into(), tuning).unwrap()))
     }
 
     fn lane(pool: &str) -> Lane {
         Lane::Pool(pool.parse().unwrap())
+    }
+
+    fn copy(from: &str, to: &str) -> Lane {
+        Lane::Copy { from: from.parse().unwrap(), to: to.parse().unwrap() }
     }
 
     /// A call that hangs until the sender is dropped.
@@ -201,6 +203,8 @@ mod tests {
             }
         };
         assert!(refused(lane("p")).await && refused(Lane::AllPools).await);
+        assert!(refused(copy("p", "q")).await && refused(copy("q", "p")).await);
+        assert!(!refused(copy("q", "r")).await, "neither pool is stalled");
         assert!(!refused(lane("q")).await && !refused(Lane::Unmount("p".parse().unwrap())).await);
         dispatch.wait_until_idle().await;
         drop(resumes);
@@ -218,6 +222,23 @@ mod tests {
         assert_eq!(error.kind(), Kind::NotFound);
     }
 
+    #[tokio::test]
+    async fn a_copy_that_hangs_blocks_copies_between_its_two_pools_only() {
+        let dispatch = dispatch();
+        let (resume, call) = hang();
+        assert!(dispatch.run(&copy("p", "q"), call).await.is_err());
+        for lane in [lane("p"), lane("q"), copy("q", "p"), copy("r", "q"), Lane::AllPools] {
+            dispatch.run(&lane, |_| Ok(())).await.unwrap();
+        }
+        assert!(dispatch.lanes[&copy("p", "q")].stalled_since().is_some());
+        drop(resume);
+    }
+
+    #[test]
+    fn the_number_of_lanes_is_known() {
+        assert_eq!(dispatch().lanes.len(), lane::count(3));
+    }
+
     #[test]
     fn a_copy_from_another_pool_waits_for_both() {
         use crate::engine::request::CreateVolume;
@@ -228,6 +249,7 @@ mod tests {
             dispatch.lane_of_create(&CreateVolume { source, ..CreateVolume::default() })
         };
         assert_eq!(dispatch.lane_of_create(&CreateVolume::default()), lane("p"), "the default pool");
-        assert_eq!((from("p/v"), from("q/v")), (lane("p"), Lane::AllPools));
+        assert_eq!((from("p/v"), from("q/v")), (lane("p"), copy("q", "p")));
+        assert_eq!(from("unknown/v"), lane("p"));
     }
 }

@@ -11,19 +11,35 @@ pub enum Lane {
     Pool(PoolName),
     /// Calls that unmount volumes of this pool and do not access its disk, so that pods can end while it is dead.
     Unmount(PoolName),
+    /// Copies from one pool to another, which can wait for both. They have a lane of their own, so that a pool that does
+    /// not respond neither delays copies between others nor makes the other one look dead.
+    Copy {
+        /// The pool of the source.
+        from: PoolName,
+        /// The pool of the copy.
+        to: PoolName,
+    },
     /// Calls that can wait for every pool.
     AllPools,
     /// Calls that wait for no pool.
     NoPool,
 }
 
-/// Number of lanes that each pool has.
-pub(super) const LANES_OF_POOL: usize = 2;
-/// Number of lanes that belong to no pool.
-pub(super) const SHARED_LANES: usize = 2;
+/// All lanes of a process with these pools.
+pub(super) fn all(pools: &[PoolName]) -> Vec<Lane> {
+    let of_pools = pools.iter().flat_map(|pool| [Lane::Pool(pool.clone()), Lane::Unmount(pool.clone())]);
+    let to_others = |from: &PoolName| {
+        let others = pools.iter().filter(|to| *to != from).cloned().collect::<Vec<_>>();
+        let from = from.clone();
+        others.into_iter().map(move |to| Lane::Copy { from: from.clone(), to })
+    };
+    let copies = pools.iter().flat_map(to_others);
+    of_pools.chain(copies).chain([Lane::AllPools, Lane::NoPool]).collect()
+}
 
-pub(super) fn of_pool(pool: &PoolName) -> [Lane; LANES_OF_POOL] {
-    [Lane::Pool(pool.clone()), Lane::Unmount(pool.clone())]
+/// Number of lanes of a process with this many pools: two for each pool, one for each ordered pair, and two others.
+pub(super) fn count(pools: usize) -> usize {
+    pools.saturating_mul(pools.saturating_add(1)).saturating_add(2)
 }
 
 impl Lane {
@@ -33,11 +49,22 @@ impl Lane {
         Self::Pool(id.pool.clone())
     }
 
+    /// Whether its calls would only wait while this pool is stalled. The lane of a pool decides by itself, since it lets
+    /// trials in.
+    pub(super) fn needs(&self, pool: &PoolName) -> bool {
+        match self {
+            Self::AllPools => true,
+            Self::Copy { from, to } => from == pool || to == pool,
+            Self::Pool(_) | Self::Unmount(_) | Self::NoPool => false,
+        }
+    }
+
     /// What its calls wait for, as the subject of a message.
     pub(super) fn subject(&self) -> String {
         match self {
             Self::Pool(pool) => format!("pool {pool}"),
             Self::Unmount(pool) => format!("unmounting from pool {pool}"),
+            Self::Copy { from, to } => format!("copying from pool {from} to pool {to}"),
             Self::AllPools => "at least one pool (see /readyz)".to_owned(),
             Self::NoPool => "this host".to_owned(),
         }
@@ -56,10 +83,10 @@ impl Dispatch {
     #[must_use]
     pub fn lane_of_create(&self, request: &CreateVolume) -> Lane {
         let lane = self.lane_of_pool(request.pool.as_ref());
-        match &request.source {
-            Some(source) if Lane::of(source.id()) != lane => Lane::AllPools,
-            _ => lane,
-        }
+        let (Some(source), Lane::Pool(to)) = (&request.source, &lane) else { return lane };
+        let copy = Lane::Copy { from: source.id().pool.clone(), to: to.clone() };
+        // There is none within one pool, nor from a pool that is not configured, whose disk is not accessed.
+        if self.lanes.contains_key(&copy) { copy } else { lane }
     }
 
     /// The lane of a request to unpublish the volume with this id, which names no pool for an inline volume.
