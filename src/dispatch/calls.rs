@@ -73,7 +73,9 @@ impl Calls {
             }
         };
         let now = Instant::now();
-        let number = self.lock().start(now, now + self.timeout).ok_or_else(|| self.unresponsive())?;
+        // In a statement of its own: the error locks the state again.
+        let number = self.lock().start(now, now + self.timeout);
+        let number = number.ok_or_else(|| self.unresponsive())?;
         Ok(Running { calls: Arc::clone(self), number, is_progress: true, _permit: permit })
     }
 
@@ -218,5 +220,14 @@ mod tests {
         assert!(state.start(stalled + SECOND, stalled + SECOND * 2).is_some(), "the trial is overdue, too");
         state.end(trial, stalled + SECOND, true);
         assert!(state.start(stalled + SECOND, stalled + SECOND * 2).is_some());
+    }
+    #[tokio::test]
+    async fn a_second_trial_is_refused_at_once() {
+        let calls = Arc::new(Calls::new("pool p".to_owned(), SECOND / 10));
+        let enter = || calls.enter(Instant::now() + SECOND);
+        let _hung = enter().await.unwrap();
+        tokio::time::sleep(SECOND / 10).await;
+        let _trial = enter().await.unwrap();
+        assert_eq!(enter().await.unwrap_err().kind(), Kind::Unresponsive);
     }
 }
