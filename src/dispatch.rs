@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
-use self::calls::{Calls, MAX_CALLS};
+use self::calls::{Calls, MAX_THREADS};
 use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::volume::{PoolName, Timestamp};
@@ -42,7 +42,7 @@ impl Dispatch {
     /// The most threads that the calls of this many pools can occupy.
     #[must_use]
     pub fn max_threads(pools: usize) -> usize {
-        lane::count(pools).saturating_mul(MAX_CALLS)
+        lane::count(pools).saturating_mul(MAX_THREADS)
     }
 
     /// The engine whose calls are run.
@@ -126,6 +126,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 mod tests {
     use std::sync::mpsc;
 
+    use super::calls::MAX_CALLS;
     use super::*;
     use crate::engine::request::{PoolSettings, Tuning};
 

@@ -12,6 +12,12 @@ use crate::volume::Timestamp;
 
 /// Maximum number of concurrent calls of a lane.
 pub(super) const MAX_CALLS: usize = 64;
+/// Number of calls beyond those, for a lane whose calls are all overdue: a pool that works again must be noticed, and must
+/// be usable, even if the calls that hang never end. While it is stalled, these are trials at growing intervals, and there
+/// are enough for a year.
+const SPARE_CALLS: usize = 24;
+/// Maximum number of threads that a lane occupies.
+pub(super) const MAX_THREADS: usize = MAX_CALLS + SPARE_CALLS;
 
 /// The calls of a lane.
 #[derive(Debug)]
@@ -21,6 +27,8 @@ pub(super) struct Calls {
     /// Time after which a running call is overdue.
     timeout: Duration,
     permits: Arc<Semaphore>,
+    /// Used only while overdue calls hold all the permits.
+    spares: Arc<Semaphore>,
     state: Mutex<State>,
     ended: Notify,
 }
@@ -55,6 +63,7 @@ impl Calls {
             subject,
             timeout,
             permits: Arc::new(Semaphore::new(MAX_CALLS)),
+            spares: Arc::new(Semaphore::new(SPARE_CALLS)),
             state: Mutex::default(),
             ended: Notify::new(),
         }
@@ -64,11 +73,13 @@ impl Calls {
     /// trial.
     pub(super) async fn enter(self: &Arc<Self>, deadline: Instant) -> Result<Running> {
         let asked = Instant::now();
-        let permit = match Arc::clone(&self.permits).try_acquire_owned() {
+        let all_overdue = self.lock().overdue(asked) >= MAX_CALLS;
+        let permits = if all_overdue { &self.spares } else { &self.permits };
+        let permit = match Arc::clone(permits).try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
                 self.refuse_while_stalled()?;
-                let permit = timeout_at(deadline, Arc::clone(&self.permits).acquire_owned()).await;
+                let permit = timeout_at(deadline, Arc::clone(permits).acquire_owned()).await;
                 permit.ok().and_then(std::result::Result::ok).ok_or_else(|| self.overdue(asked))?
             }
         };
@@ -144,13 +155,26 @@ impl State {
     /// Registers a call. `None` if the lane is stalled and another call is being tried: the first one that completes
     /// ends the stall.
     fn start(&mut self, now: Instant, deadline: Instant) -> Option<u64> {
-        let is_tried = self.running.values().next_back().is_some_and(|last| last.deadline > now);
+        let is_tried =
+            self.running.values().next_back().is_some_and(|last| now < last.deadline + self.pause(*last));
         if is_tried && self.stall(now).is_some() {
             return None;
         }
         self.next += 1;
         self.running.insert(self.next, Started { at: Timestamp::now(), deadline });
         Some(self.next)
+    }
+
+    /// How long no call is tried after the last one became overdue. Each trial on a spare permit occupies a thread, perhaps
+    /// for ever, so it waits as long as all calls before it.
+    fn pause(&self, last: Started) -> Duration {
+        let first = self.running.values().next().filter(|_| self.running.len() >= MAX_CALLS);
+        first.map_or(Duration::ZERO, |first| last.deadline - first.deadline)
+    }
+
+    /// Number of calls that are overdue.
+    fn overdue(&self, now: Instant) -> usize {
+        self.running.values().filter(|started| started.deadline <= now).count()
     }
 
     /// The first call that is overdue and since whose deadline no call has completed.
@@ -229,5 +253,42 @@ mod tests {
         tokio::time::sleep(SECOND / 10).await;
         let _trial = enter().await.unwrap();
         assert_eq!(enter().await.unwrap_err().kind(), Kind::Unresponsive);
+    }
+
+    #[test]
+    fn trials_beyond_the_permits_wait_longer_each_time() {
+        let (mut state, start) = (State::default(), Instant::now());
+        for _ in 0..MAX_CALLS {
+            state.start(start, start + SECOND).unwrap();
+        }
+        let mut tried = Vec::new();
+        for second in 1..100 {
+            let now = start + SECOND * second;
+            if state.start(now, now + SECOND).is_some() {
+                tried.push(second);
+            }
+        }
+        assert_eq!(tried, [1, 3, 7, 15, 31, 63]);
+    }
+
+    #[tokio::test]
+    async fn a_lane_whose_calls_never_end_is_used_again_when_the_pool_works() {
+        let timeout = SECOND / 5;
+        let calls = Arc::new(Calls::new("pool p".to_owned(), timeout));
+        let enter = || calls.enter(Instant::now() + timeout / 10);
+        let mut hung = Vec::new();
+        for _ in 0..MAX_CALLS {
+            hung.push(enter().await.unwrap());
+        }
+        assert!(enter().await.is_err(), "there is no permit, and the calls are not overdue yet");
+        tokio::time::sleep(timeout).await;
+        hung.push(enter().await.unwrap());
+        assert!(enter().await.is_err(), "one trial at a time");
+        tokio::time::sleep(timeout * 4).await;
+        drop(enter().await.unwrap());
+        assert_eq!(calls.stalled_since(), None, "a trial has completed");
+        let used = [enter().await.unwrap(), enter().await.unwrap()];
+        drop((used, hung));
+        assert_eq!((calls.free(), calls.spares.available_permits()), (MAX_CALLS, SPARE_CALLS));
     }
 }
