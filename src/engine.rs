@@ -162,6 +162,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`; `Unsupported` for an unmanaged volume; otherwise same as [`Engine::delete`].
     pub fn remove(&self, id: &VolumeId) -> Result<()> {
+        self.check_pool_is_configured(id)?;
         let locked = self.lock_to_delete(id)?;
         let volume = locked.require()?;
         if !volume.managed {

@@ -350,6 +350,9 @@ fn rm_deletes_by_policy_and_tries_every_volume() {
     fs::create_dir(p.join("work/draft")).unwrap();
     assert_eq!(pools.run("rm p/a c"), Ran { code: 0, stdout: "p/a\nq/c\n".into(), stderr: String::new() });
 
+    let unknown = pools.run("rm typo/b");
+    assert_eq!((unknown.code, unknown.stdout.as_str()), (1, ""));
+    assert!(unknown.stderr.contains("pool typo is not configured"), "{}", unknown.stderr);
     let absent = pools.run("rm a p/kept");
     assert_eq!((absent.code, absent.stdout.as_str()), (3, "p/kept\n"));
     assert_eq!(absent.stderr, "orlop: volume a does not exist\n");
