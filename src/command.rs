@@ -42,7 +42,7 @@ pub fn printable(text: &str) -> String {
 
 /// Whether a character breaks the line or changes the direction of the characters after it.
 fn changes_direction(char: char) -> bool {
-    matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Formats a value as JSON for people and programs.
@@ -63,6 +63,7 @@ mod tests {
     #[test]
     fn no_control_character_is_printed() {
         assert_eq!(printable("a\x1b[31m\u{9b}\u{202e}\n\x7fü"), "a\\u001b[31m\\u009b\\u202e\\u000a\\u007fü");
+        assert_eq!(printable("\u{61c}"), "\\u061c");
         let value = ["a\x1b\u{9b}\u{202e}\n\x7f\"ü"];
         let json = to_json(&value).unwrap();
         assert!(!json.chars().any(|char| (char.is_control() && char != '\n') || changes_direction(char)));
