@@ -96,6 +96,14 @@ impl Dispatch {
         self.lanes.get(&Lane::Pool(pool.clone()))?.stalled_since()
     }
 
+    /// Notes that the status of a pool was read. This ends a stall of one call, which may just be slow. Several calls that
+    /// hang outweigh it, since a filesystem can have its status in memory while its disk is dead.
+    pub fn note_response(&self, pool: &PoolName) {
+        if let Some(calls) = self.lanes.get(&Lane::Pool(pool.clone())) {
+            calls.note_response();
+        }
+    }
+
     /// Waits until no call runs. Calls that do not respond in time are not waited for.
     pub async fn wait_until_idle(&self) {
         for calls in self.lanes.values() {
@@ -233,6 +241,21 @@ mod tests {
         }
         assert!(dispatch.lanes[&copy("p", "q")].stalled_since().is_some());
         drop(resume);
+    }
+
+    #[tokio::test]
+    async fn one_slow_call_does_not_stall_a_pool_whose_status_can_be_read() {
+        let (dispatch, pool) = (dispatch(), "p".parse().unwrap());
+        let (_resume, call) = hang();
+        assert!(dispatch.run(&lane("p"), call).await.is_err());
+        assert!(dispatch.stalled_since(&pool).is_some());
+        dispatch.note_response(&pool);
+        assert!(dispatch.stalled_since(&pool).is_none());
+        dispatch.run(&Lane::AllPools, |_| Ok(())).await.unwrap();
+        let (_resume, call) = hang();
+        assert!(dispatch.run(&lane("p"), call).await.is_err());
+        dispatch.note_response(&pool);
+        assert!(dispatch.stalled_since(&pool).is_some(), "two calls that hang are no accident");
     }
 
     #[test]

@@ -70,7 +70,13 @@ impl Health {
     fn begin(&self) {
         for pool in self.pools.iter().filter(|pool| pool.begin()) {
             let (pool, dispatch) = (Arc::clone(pool), self.dispatch.clone());
-            tokio::task::spawn_blocking(move || pool.end(dispatch.engine().status(&pool.settings)));
+            tokio::task::spawn_blocking(move || {
+                let status = dispatch.engine().status(&pool.settings);
+                if status.unavailable.is_none() {
+                    dispatch.note_response(&pool.settings.name);
+                }
+                pool.end(status);
+            });
         }
     }
 

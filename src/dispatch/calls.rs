@@ -100,6 +100,14 @@ impl Calls {
         self.lock().stall(Instant::now()).map(|started| started.at)
     }
 
+    /// Notes a sign of life other than a call, which outweighs one overdue call.
+    pub(super) fn note_response(&self) {
+        let (mut state, now) = (self.lock(), Instant::now());
+        if state.overdue(now) == 1 {
+            state.completed = Some(now);
+        }
+    }
+
     /// The error for a call that was requested at this time and is not complete at its deadline.
     pub(super) fn overdue(&self, requested: Instant) -> Error {
         if self.lock().completed.is_none_or(|completed| completed < requested) {
