@@ -149,9 +149,11 @@ fn tuning(section: TuningSection) -> Result<Tuning> {
         usage_age: section.usage_age.map_or(defaults.usage_age, |duration| duration.0),
         call_timeout: section.call_timeout.map_or(defaults.call_timeout, |duration| duration.0),
     };
-    // A call that waits for a copy or a lock would count as one that hangs.
-    if tuning.call_timeout <= tuning.copy_wait.max(tuning.lock_wait) {
-        return Err(invalid("tuning: call-timeout must be longer than copy-wait and lock-wait"));
+    // A call that waits for a copy and locks would count as one that hangs. No call waits for more than four locks.
+    let waits = tuning.copy_wait.saturating_add(tuning.lock_wait).max(tuning.lock_wait.saturating_mul(4));
+    if tuning.call_timeout <= waits {
+        let text = "tuning: call-timeout must be longer than copy-wait and lock-wait together, and than four times lock-wait";
+        return Err(invalid(text));
     }
     Ok(tuning)
 }
@@ -292,7 +294,8 @@ mod tests {
             (format!("{pool}overcommit = 1e9\n"), "overcommit"),
             ("[[pool]]\nname = \"a\"\npath = \"rel\"\n".to_owned(), "not an absolute path"),
             (format!("{pool}[tuning]\ncopies = 0\n"), "copies"),
-            (format!("{pool}[tuning]\ncopy-wait = \"8s\"\n"), "call-timeout"),
+            (format!("{pool}[tuning]\ncopy-wait = \"7s\"\n"), "call-timeout"),
+            (format!("{pool}[tuning]\nlock-wait = \"2s\"\n"), "call-timeout"),
             (format!("pools = 1\n{pool}"), "pools"),
         ];
         for (text, expected) in cases {

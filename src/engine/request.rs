@@ -251,7 +251,8 @@ pub struct Tuning {
     pub lock_wait: Duration,
     /// Age at which a measured usage is measured again.
     pub usage_age: Duration,
-    /// How long a caller waits for a pool that does not respond. Longer than `copy_wait` and `lock_wait`.
+    /// How long a caller waits for a pool that does not respond. Longer than `copy_wait` and
+    /// `lock_wait` together, and than four times `lock_wait`.
     pub call_timeout: Duration,
 }
 
