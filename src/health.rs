@@ -14,9 +14,14 @@ use crate::volume::Timestamp;
 
 /// How long reading the status of a pool may take before the pool counts as one that does not respond.
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// Age of a reading at which another one is begun, since the path may lead to a disk that works meanwhile.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Maximum number of readings of one pool at once, each on a thread. Each one waits as long as all before it, so they last
+/// for half a year.
+const MAX_READINGS: usize = 20;
 
-/// The status of the pools. Each one is read by a thread of its own and by one at a time, so a disk that hangs blocks one
-/// thread and delays the status of no other pool.
+/// The status of the pools. Each one is read by threads of its own, and by one at a time unless its disk hangs, which
+/// blocks few threads and delays the status of no other pool.
 #[derive(Debug)]
 pub struct Health {
     dispatch: Dispatch,
@@ -36,12 +41,22 @@ struct Watched {
 struct State {
     /// The last status that was read.
     last: PoolStatus,
-    /// The start of the reading that is in progress.
-    reading: Option<(Instant, Timestamp)>,
+    /// The readings in progress, in the order of their start. All but the last one hang.
+    readings: Vec<Reading>,
+    /// Number of readings that were begun.
+    begun: u64,
     /// Whether the pool was available when this was last asked; `None` before that.
     was_available: Option<bool>,
     /// The time since which the pool has been unavailable.
     since: Option<Timestamp>,
+}
+
+/// A reading of the status that is in progress.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    number: u64,
+    started: Instant,
+    at: Timestamp,
 }
 
 impl Health {
@@ -50,6 +65,12 @@ impl Health {
     pub fn new(dispatch: Dispatch) -> Self {
         let pools = dispatch.engine().pool_settings().map(|settings| Arc::new(Watched::new(settings)));
         Self { pools: pools.collect(), dispatch }
+    }
+
+    /// The most threads that reading the status of this many pools can occupy.
+    #[must_use]
+    pub fn max_threads(pools: usize) -> usize {
+        pools.saturating_mul(MAX_READINGS)
     }
 
     /// Reads the status of all pools. A pool that does not respond in time is unavailable.
@@ -68,14 +89,14 @@ impl Health {
     }
 
     fn begin(&self) {
-        for pool in self.pools.iter().filter(|pool| pool.begin()) {
+        for (pool, number) in self.pools.iter().filter_map(|pool| Some((pool, pool.begin()?))) {
             let (pool, dispatch) = (Arc::clone(pool), self.dispatch.clone());
             tokio::task::spawn_blocking(move || {
                 let status = dispatch.engine().status(&pool.settings);
                 if status.unavailable.is_none() {
                     dispatch.note_response(&pool.settings.name);
                 }
-                pool.end(status);
+                pool.end(number, status);
             });
         }
     }
@@ -97,24 +118,29 @@ impl Watched {
     fn new(settings: &PoolSettings) -> Self {
         let cause = "its status has not been read yet".to_owned();
         let last = PoolStatus { unavailable: Some(cause), ..PoolStatus::new(settings) };
-        let state = State { last, reading: None, was_available: None, since: None };
+        let state = State { last, readings: Vec::new(), begun: 0, was_available: None, since: None };
         Self { settings: settings.clone(), state: Mutex::new(state), read: Notify::new() }
     }
 
-    /// Begins a reading; `false` if one is in progress.
-    fn begin(&self) -> bool {
+    /// Begins a reading and returns its number; `None` if one is in progress and may still end, or too many hang.
+    fn begin(&self) -> Option<u64> {
         let mut state = self.lock();
-        let begins = state.reading.is_none();
-        if begins {
-            state.reading = Some((Instant::now(), Timestamp::now()));
+        if !state.may_begin(Instant::now()) {
+            return None;
         }
-        begins
+        state.begun += 1;
+        let reading = Reading { number: state.begun, started: Instant::now(), at: Timestamp::now() };
+        state.readings.push(reading);
+        Some(reading.number)
     }
 
-    fn end(&self, status: PoolStatus) {
+    /// Ends a reading. Those that began before it are forgotten: what they read would be outdated.
+    fn end(&self, number: u64, status: PoolStatus) {
         let mut state = self.lock();
-        state.last = status;
-        state.reading = None;
+        if state.readings.iter().any(|reading| reading.number == number) {
+            state.readings.retain(|reading| reading.number > number);
+            state.last = status;
+        }
         drop(state);
         self.read.notify_waiters();
     }
@@ -122,21 +148,21 @@ impl Watched {
     /// Waits for the end of the reading, until it has taken too long.
     async fn wait(&self) {
         let read = self.read.notified();
-        let reading = self.lock().reading;
-        if let Some((started, _)) = reading {
-            let _ = timeout_at(started + TIMEOUT, read).await;
+        let reading = self.lock().readings.first().copied();
+        if let Some(reading) = reading {
+            let _ = timeout_at(reading.started + TIMEOUT, read).await;
         }
     }
 
     /// The status, with the reason and the time if the pool is unavailable. Logs each change of availability.
     fn status(&self, stalled_since: Option<Timestamp>) -> PoolStatus {
         let mut state = self.lock();
-        let overdue = state.reading.filter(|(started, _)| started.elapsed() >= TIMEOUT);
-        let hangs_since = overdue.map(|(_, since)| since).into_iter().chain(stalled_since).min();
+        let overdue = state.readings.first().filter(|reading| reading.started.elapsed() >= TIMEOUT);
+        let hangs_since = overdue.map(|reading| reading.at).into_iter().chain(stalled_since).min();
         let mut status = match hangs_since {
             None => state.last.clone(),
             Some(since) => {
-                let cause = format!("does not respond since {since:.0}: check its disk");
+                let cause = format!("has not responded since {since:.0}: check its disk");
                 let trash_failure = state.last.trash_failure.clone();
                 PoolStatus { unavailable: Some(cause), trash_failure, ..PoolStatus::new(&self.settings) }
             }
@@ -158,6 +184,14 @@ impl Watched {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn may_begin(&self, now: Instant) -> bool {
+        let (Some(first), Some(last)) = (self.readings.first(), self.readings.last()) else { return true };
+        let pause = RETRY_AFTER.max(last.started - first.started);
+        self.readings.len() < MAX_READINGS && now.duration_since(last.started) >= pause
     }
 }
 
@@ -188,7 +222,31 @@ mod tests {
     }
 
     fn available(pool: &Watched) {
-        pool.end(PoolStatus::new(&pool.settings));
+        let number = pool.begin().unwrap();
+        pool.end(number, PoolStatus::new(&pool.settings));
+    }
+
+    /// Makes the last reading older.
+    fn age(pool: &Watched, by: Duration) {
+        let mut state = pool.lock();
+        let last = state.readings.last_mut().unwrap();
+        last.started = last.started.checked_sub(by).unwrap();
+    }
+
+    #[test]
+    fn a_status_that_is_never_read_is_read_again_after_a_minute() {
+        let pool = watched();
+        let hung = pool.begin().unwrap();
+        age(&pool, RETRY_AFTER - TIMEOUT);
+        assert_eq!(pool.begin(), None);
+        age(&pool, TIMEOUT);
+        let second = pool.begin().unwrap();
+        assert!(pool.status(None).unavailable.unwrap().contains("has not responded"), "until it has ended");
+        pool.end(second, PoolStatus::new(&pool.settings));
+        assert_eq!(pool.status(None).unavailable, None);
+        pool.end(hung, PoolStatus { unavailable: Some("old".to_owned()), ..PoolStatus::new(&pool.settings) });
+        assert_eq!(pool.status(None).unavailable, None, "what it read is outdated");
+        assert!(pool.begin().is_some());
     }
 
     #[test]
@@ -197,7 +255,8 @@ mod tests {
         available(&pool);
         assert_eq!((pool.status(None).unavailable, pool.status(None).since), (None, None));
         let missing = Some("missing".to_owned());
-        pool.end(PoolStatus { unavailable: missing, ..PoolStatus::new(&pool.settings) });
+        let number = pool.begin().unwrap();
+        pool.end(number, PoolStatus { unavailable: missing, ..PoolStatus::new(&pool.settings) });
         let first = pool.status(None);
         assert_eq!(first.unavailable.unwrap(), format!("missing (since {:.0})", first.since.unwrap()));
         assert_eq!(pool.status(None).since, first.since);
@@ -214,12 +273,13 @@ mod tests {
         assert_eq!(status.since, Some(stalled));
         assert_eq!(
             status.unavailable.unwrap(),
-            "does not respond since 2001-09-09T01:46:40Z: check its disk"
+            "has not responded since 2001-09-09T01:46:40Z: check its disk"
         );
-        assert!(pool.begin() && !pool.begin(), "one reading at a time");
+        assert!(pool.begin().is_some() && pool.begin().is_none(), "one reading at a time");
         assert_eq!(pool.status(None).unavailable, None, "the reading may still end in time");
         let began = Timestamp::from_second(1_000_000_060).unwrap();
-        pool.lock().reading = Instant::now().checked_sub(TIMEOUT).map(|started| (started, began));
+        age(&pool, TIMEOUT);
+        pool.lock().readings[0].at = began;
         assert_eq!(pool.status(None).since, Some(began));
         assert_eq!(pool.status(Some(stalled)).since, Some(began), "the first cause that was seen counts");
     }

@@ -20,7 +20,7 @@ use crate::http;
 use crate::metrics::Metrics;
 use crate::socket;
 
-/// Threads besides those of engine calls.
+/// Threads besides those of engine calls and of readings of the pools' status.
 const SPARE_BLOCKING_THREADS: usize = 16;
 /// How long calls in progress may take after SIGTERM.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,7 +35,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// When the engine cannot be opened, or a frontend cannot be started or fails.
 pub fn serve(settings: Settings) -> Result<()> {
     raise_file_limit();
-    let max_threads = Dispatch::max_threads(settings.pools.len()) + SPARE_BLOCKING_THREADS;
+    let pools = settings.pools.len();
+    let max_threads = Dispatch::max_threads(pools) + Health::max_threads(pools) + SPARE_BLOCKING_THREADS;
     // One thread for all protocols: they are never the bottleneck, and a call wakes one thread less. Engine calls have
     // threads of their own.
     let runtime = Builder::new_current_thread()

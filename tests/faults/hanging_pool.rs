@@ -288,7 +288,10 @@ fn a_pool_that_hangs_harms_only_its_own_callers_and_recovers() {
 /// What is reported while the pool `slow` hangs and its lane is stalled.
 async fn check_hanging(server: &Server, client: &mut Client) {
     for (what, text) in [("/readyz", server.http("/readyz")), ("health", client.storage_health().await)] {
-        assert!(text.contains("pool slow: ") && text.contains("does not respond since 20"), "{what}: {text}");
+        assert!(
+            text.contains("pool slow: ") && text.contains("has not responded since 20"),
+            "{what}: {text}"
+        );
     }
     let readyz = server.http("/readyz");
     assert!(readyz.contains("200 OK") && readyz.contains("pool ok: available"), "{readyz}");
@@ -318,7 +321,7 @@ fn the_process_starts_while_a_pool_hangs() {
         eprintln!("the socket was there after {:?}", started.elapsed());
         client.cycle("a").await;
         within_seconds(10, "the pool is reported", || {
-            server.http("/readyz").contains("does not respond since 20")
+            server.http("/readyz").contains("has not responded since 20")
         });
         is_unavailable("ControllerGetVolume", client.get("slow/mine")).await;
         setup.fuse.send(Signal::CONT);
