@@ -203,6 +203,12 @@ mod tests {
         }
         assert_eq!(dispatch.lanes[&lane("p")].free(), 0);
         assert!(dispatch.stalled_since(&"p".parse().unwrap()).is_some());
+        // The trial, which hangs, too.
+        tokio::time::sleep(TIMEOUT / 4).await;
+        let ((resume, call), trying) = (hang(), dispatch.clone());
+        resumes.push(resume);
+        tokio::spawn(async move { trying.run(&lane("p"), call).await });
+        tokio::task::yield_now().await;
         let refused = |lane| {
             let (dispatch, started) = (dispatch.clone(), Instant::now());
             async move {
