@@ -81,12 +81,16 @@ fn status(pool: &Pool) -> PoolStatus {
     let settings = pool.settings();
     let mut status = PoolStatus::new(settings);
     status.trash_failure = pool.reaper().failure();
-    match pool.get_or_open().and_then(|open| Ok((open.fs_stats()?, open.allocatable()?, open))) {
+    let counted = pool.get_or_open().and_then(|open| {
+        drop(open.recent_index()?);
+        Ok((open.fs_stats()?, open))
+    });
+    match counted {
         Err(error) => status.unavailable = Some(error.chain()),
-        Ok((stats, allocatable, open)) => {
+        Ok((stats, open)) => {
             let index = open.cached_index();
-            (status.total, status.allocatable, status.provisioned) =
-                (stats.total, allocatable, index.provisioned());
+            (status.total, status.provisioned) = (stats.total, index.provisioned());
+            status.allocatable = open.allocatable_beside(stats, index.provisioned());
             status.volumes = index.volumes().len() as u64;
             status.snapshots = index.snapshots().len() as u64;
             status.unreadable = index.unreadable_count() as u64;

@@ -20,6 +20,9 @@ use crate::volume::Name;
 /// Age at which everything is read again.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
+/// Age at which everything is read again for a status, if there is no watch.
+const STATUS_AGE: Duration = Duration::from_secs(10);
+
 /// Number of objects that a refresh in the background reads without a pause for other threads.
 const CHUNK: usize = 64;
 
@@ -155,6 +158,24 @@ impl OpenPool {
         let mut news = self.cache.news();
         news.catch_up(&self.store, &self.cache)?;
         if news.is_old() {
+            news.refreshing = self.start_refresh();
+        }
+        drop(news);
+        Ok(self.cached_index())
+    }
+
+    /// Like [`OpenPool::index`], for a status that is read often: without a watch, everything is read in the background, and
+    /// the index is some seconds old.
+    ///
+    /// # Errors
+    /// Same as [`OpenPool::index`].
+    pub fn recent_index(self: &Arc<Self>) -> Result<MutexGuard<'_, Index>> {
+        let mut news = self.cache.news();
+        let Some(age) = news.read_at.filter(|_| news.watch.is_none()).map(|time| time.elapsed()) else {
+            drop(news);
+            return self.index();
+        };
+        if age >= STATUS_AGE && !news.refreshing {
             news.refreshing = self.start_refresh();
         }
         drop(news);

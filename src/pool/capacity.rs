@@ -81,7 +81,13 @@ impl OpenPool {
     pub fn allocatable(self: &Arc<Self>) -> Result<u64> {
         let stats = self.fs_stats()?;
         let provisioned = self.index()?.provisioned();
-        Ok(allocatable(stats, provisioned, self.settings.overcommit_percent, self.settings.reserve))
+        Ok(self.allocatable_beside(stats, provisioned))
+    }
+
+    /// Bytes that can be provisioned beside those that are provisioned.
+    #[must_use]
+    pub fn allocatable_beside(&self, stats: FsStats, provisioned: u64) -> u64 {
+        allocatable(stats, provisioned, self.settings.overcommit_percent, self.settings.reserve)
     }
 
     /// Reserves bytes for a volume.

@@ -259,6 +259,7 @@ fn without_inotify_everything_is_read_at_each_use() {
         let volume = one.create(&request("a", MIB)).unwrap();
         assert_eq!(listed(&other)["a"], MIB);
         other.expand(&volume.id, bytes(2 * MIB)).unwrap();
+        assert_eq!(one.pools()[0].provisioned, MIB, "a status does not read everything each time");
         assert_eq!(listed(&one)["a"], 2 * MIB);
         other.delete(&volume.id).unwrap();
         assert!(listed(&one).is_empty());
