@@ -218,3 +218,42 @@ impl OpenPool {
         news.refreshing = false;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::{Pool, PoolSettings, Purpose};
+
+    /// The record of a volume of this size, as another version of orlop or an administrator writes it.
+    fn record(size: u64) -> String {
+        let owner = r#""owner": {"uid": 0, "gid": 0, "mode": 448}"#;
+        let policy = r#""policy": {"onDelete": "delete", "trashFor": 0, "limit": "auto"}"#;
+        format!(
+            r#"{{"schema": 1, "uid": "{}", "id": "p/a", "requestedName": "a", "size": {size}, {owner}, {policy},
+            "labels": {{}}, "created": "2026-01-02T03:04:05Z", "managed": true}}"#,
+            uuid::Uuid::nil()
+        )
+    }
+
+    #[test]
+    fn a_record_that_was_edited_in_place_counts_after_the_next_refresh() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = PoolSettings::new("p".parse().unwrap(), dir.path().to_owned());
+        let pool = Pool::new(settings, Purpose::Serve, Duration::ZERO, Duration::ZERO);
+        let open = pool.get_or_open().unwrap();
+        std::fs::create_dir_all(dir.path().join("volumes/a/data")).unwrap();
+        let path = dir.path().join("volumes/a/volume.json");
+        std::fs::write(&path, record(1)).unwrap();
+        assert_eq!(open.index().unwrap().sum_of_sizes(), 1);
+        std::fs::write(&path, record(5)).unwrap();
+        assert_eq!(open.index().unwrap().sum_of_sizes(), 1, "an edit in place makes no event");
+        open.cache.news().read_at = Instant::now().checked_sub(MAX_AGE);
+        // The index is used as it is, and everything is read again in the background.
+        drop(open.index().unwrap());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while open.index().unwrap().sum_of_sizes() != 5 {
+            assert!(Instant::now() < deadline, "the refresh finds the edit");
+            thread::yield_now();
+        }
+    }
+}
