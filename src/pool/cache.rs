@@ -14,7 +14,7 @@ use super::index::{Index, read_snapshot, read_volume};
 use super::object::ObjectKind;
 use super::store::Store;
 use super::watch::Watch;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::volume::Name;
 
 /// Age at which everything is read again.
@@ -41,8 +41,6 @@ pub(super) struct NewsState {
     stale: BTreeSet<(ObjectKind, Name)>,
     /// Time at which everything was read; `None`: never.
     read_at: Option<Instant>,
-    /// A volume that could not be read, so that its size is unknown.
-    unread: Option<Name>,
     /// Whether a thread reads everything again.
     refreshing: bool,
 }
@@ -70,7 +68,6 @@ impl NewsState {
         if self.watch.is_none() {
             return self.read_all(store, cache);
         }
-        self.unread = None;
         for (kind, name) in std::mem::take(&mut self.stale) {
             self.read_again(store, cache, kind, name);
         }
@@ -83,7 +80,6 @@ impl NewsState {
         let (index, failed) = Index::read(store)?;
         cache.index().replace(index);
         self.watch = watch;
-        self.unread = failed.first().cloned();
         self.stale = failed.into_iter().map(|name| (ObjectKind::Volumes, name)).collect();
         self.read_at = Some(Instant::now());
         Ok(())
@@ -102,9 +98,6 @@ impl NewsState {
                 exists
             }),
         };
-        if exists.is_err() && kind == ObjectKind::Volumes {
-            self.unread = Some(name.clone());
-        }
         // A failed call says nothing about the object, and a directory without data may be getting it now.
         let unfinished = match exists {
             Ok(exists) => !exists && store.object(kind, &name).is_ok(),
@@ -112,19 +105,6 @@ impl NewsState {
         };
         if unfinished {
             self.stale.insert((kind, name));
-        }
-    }
-
-    /// Fails while a volume could not be read: the sum of sizes would be too small.
-    pub(super) fn check_all_sizes_are_known(&self) -> Result<()> {
-        match &self.unread {
-            None => Ok(()),
-            Some(name) => {
-                let text = format!(
-                    "the size of volume {name} is unknown, since its record could not be read: retry"
-                );
-                Err(Error::new(Kind::Internal, text))
-            }
         }
     }
 

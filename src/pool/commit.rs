@@ -108,7 +108,6 @@ impl OpenPool {
             .context(|| format!("provision volume {}", volume.id))?;
         let mut news = self.cache.news();
         news.catch_up(&self.store, &self.cache)?;
-        news.check_all_sizes_are_known()?;
         self.check_provisioned_sum(reservation.bytes())?;
         rename()?;
         news.skip_own(ObjectKind::Volumes, name);

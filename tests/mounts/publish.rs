@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use orlop::engine::request::{Publish, Sharing};
 use orlop::error::Kind;
 use orlop::mount::MountFlags;
-use orlop::volume::VolumeId;
+use orlop::volume::{SizeRange, VolumeId};
 
 use crate::common::isolation;
 use crate::common::pool::{MIB, kind, open, request};
@@ -145,5 +145,24 @@ fn a_volume_on_a_read_only_filesystem_can_be_published() {
         engine.unpublish(&volume.id.to_string(), &target).unwrap();
         assert!(engine.create(&request("b", 0)).is_err());
         isolation::unmount_all(&pool);
+    });
+}
+
+#[test]
+fn a_record_that_cannot_be_opened_affects_its_volume_only() {
+    let test = "mounts::publish::a_record_that_cannot_be_opened_affects_its_volume_only";
+    isolation::in_own_process(test, || {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path());
+        engine.create(&request("a", MIB)).unwrap();
+        drop(engine);
+        // orlop enters no mount, so opening the record fails.
+        let (hidden, none) = (dir.path().join("volumes/a"), rustix::mount::MountFlags::empty());
+        rustix::mount::mount("tmpfs", &hidden, "tmpfs", none, None).unwrap();
+        let engine = open(dir.path());
+        let other = engine.create(&request("b", MIB)).unwrap_or_else(|error| panic!("{}", error.chain()));
+        engine.expand(&other.id, SizeRange { required: 2 * MIB, limit: 0 }).unwrap();
+        isolation::unmount_all(&hidden);
+        assert_eq!(engine.pools()[0].provisioned, 3 * MIB, "the record is read again");
     });
 }
