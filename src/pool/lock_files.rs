@@ -31,7 +31,7 @@ const FILES: usize = 256;
 #[derive(Debug)]
 pub(super) struct LockFiles {
     dir: OwnedFd,
-    files: Box<[OnceLock<LockFile>; FILES]>,
+    files: Box<[OnceLock<OwnedFd>; FILES]>,
 }
 
 /// The byte that stands for a key.
@@ -74,7 +74,9 @@ impl LockFiles {
             Mode::Shared => F_RDLCK,
             Mode::Exclusive => F_WRLCK,
         };
-        match file.set(kind, position.byte) {
+        // Nothing can be changed there, so nothing needs to be excluded.
+        let Some(file) = file else { return Ok(true) };
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&range(kind, position.byte))) {
             Ok(_) => Ok(true),
             Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
             Err(error) => Err(std::io::Error::from(error))
@@ -86,53 +88,32 @@ impl LockFiles {
     pub(super) fn unlock(&self, key: &str) {
         let position = Position::of(key);
         if let Some(file) = self.files[usize::from(position.file)].get() {
-            let _ = file.set(F_UNLCK, position.byte);
+            let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&range(F_UNLCK, position.byte)));
         }
     }
 
-    fn file(&self, number: u8) -> Result<&LockFile> {
+    /// Returns a lock file; `None` on a read-only filesystem.
+    fn file(&self, number: u8) -> Result<Option<&OwnedFd>> {
         let slot = &self.files[usize::from(number)];
         if let Some(file) = slot.get() {
-            return Ok(file);
+            return Ok(Some(file));
         }
-        let opened = self.open(number)?;
         // Another thread may have been faster. Its file is used, and this one has no locks yet.
-        Ok(slot.get_or_init(|| opened))
+        Ok(self.open(number)?.map(|opened| slot.get_or_init(|| opened)))
     }
 
-    fn open(&self, number: u8) -> Result<LockFile> {
+    fn open(&self, number: u8) -> Result<Option<OwnedFd>> {
         let name = file_name(number);
         let open = |flags, mode| {
-            let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+            let flags = flags | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
             open_file_inside(&self.dir, &name, flags, mode)
         };
-        let opened = match open(OFlags::RDWR, FileMode::empty()) {
-            Err(Errno::NOENT) => open(OFlags::RDWR | OFlags::CREATE, FileMode::RUSR | FileMode::WUSR),
-            Err(Errno::ROFS) => {
-                let opened = open(OFlags::RDONLY, FileMode::empty()).map(LockFile::ReadOnly);
-                return opened.context(|| format!("open locks/{name}"));
-            }
+        let opened = match open(OFlags::empty(), FileMode::empty()) {
+            Err(Errno::NOENT) => open(OFlags::CREATE, FileMode::RUSR | FileMode::WUSR),
+            Err(Errno::ROFS) => return Ok(None),
             opened => opened,
         };
-        opened.map(LockFile::Writable).context(|| format!("open locks/{name}"))
-    }
-}
-
-/// An open lock file.
-#[derive(Debug)]
-enum LockFile {
-    Writable(OwnedFd),
-    /// On a read-only filesystem. No process can change anything there, and only shared locks are possible.
-    ReadOnly(OwnedFd),
-}
-
-impl LockFile {
-    fn set(&self, kind: i32, byte: i64) -> nix::Result<i32> {
-        let (file, kind) = match self {
-            Self::ReadOnly(file) if kind == F_WRLCK => (file, F_RDLCK),
-            Self::Writable(file) | Self::ReadOnly(file) => (file, kind),
-        };
-        fcntl(file, FcntlArg::F_OFD_SETLK(&range(kind, byte)))
+        opened.map(Some).context(|| format!("open locks/{name}"))
     }
 }
 
