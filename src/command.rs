@@ -26,7 +26,7 @@ fn id_of(engine: &Engine, text: &str) -> Result<VolumeId> {
 }
 
 /// Replaces the characters that a terminal interprets, such as the start of an escape sequence, by JSON's `\u` escapes.
-/// Labels, records and process names come from others, who must not control the terminal.
+/// Labels, records and process names are foreign text, which must not control the terminal.
 #[must_use]
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());

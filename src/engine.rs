@@ -154,7 +154,11 @@ impl Engine {
     /// `InUse` if it is mounted; the message names the pod or process. `Busy` while it is copied; `Unavailable` if its pool is.
     pub fn delete(&self, id: &VolumeId) -> Result<()> {
         self.check_pool_is_configured(id)?;
-        self.delete_locked(&self.lock_to_delete(id)?)
+        let locked = self.lock_to_delete(id)?;
+        match locked.load()? {
+            Some(volume) if volume.managed => self.delete_loaded(&locked, &volume),
+            _ => Ok(()),
+        }
     }
 
     /// Deletes a volume as [`Engine::delete`] does, for a caller that expects it to exist.
@@ -177,13 +181,6 @@ impl Engine {
         self.jobs.cancel(&JobKey::Volume(id.clone()), self.tuning.lock_wait)?;
         ensure_no_copy_creates(&locked.pool, ObjectKind::Volumes, &id.name)?;
         Ok(locked)
-    }
-
-    fn delete_locked(&self, locked: &LockedVolume) -> Result<()> {
-        match locked.load()? {
-            Some(volume) if volume.managed => self.delete_loaded(locked, &volume),
-            _ => Ok(()),
-        }
     }
 
     fn delete_loaded(&self, locked: &LockedVolume, volume: &Volume) -> Result<()> {
@@ -264,8 +261,8 @@ impl Engine {
         self.jobs.count()
     }
 
-    /// Waits until no trash of any pool is due for removal; reports whether that happened in time. An entry whose removal failed is due
-    /// again after a minute.
+    /// Waits until no trash of any pool is due for removal; reports whether that happened in time. An entry whose removal
+    /// failed is due again after a minute.
     #[must_use]
     pub fn wait_for_reaper(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
