@@ -51,7 +51,7 @@ fn a_volume_is_created_copied_and_deleted() {
     assert_eq!(names, ["p/b", "p/c"]);
     engine.delete_snapshot(&snapshot.id).unwrap();
     assert!(engine.list_snapshots(&SnapshotFilter::default(), None, 10).unwrap().items.is_empty());
-    assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+    assert!(engine.wait_for_reaper(Duration::from_secs(120)));
     assert_eq!((count(&dir.path().join("trash")), count(&dir.path().join("work"))), (0, 0));
 }
 
@@ -70,10 +70,10 @@ fn volumes_and_their_changes_survive_a_restart() {
     let engine = open(dir.path());
     assert_eq!(engine.get(&volume.id).unwrap(), changed);
     assert_eq!(engine.pools()[0].provisioned, 2 << 20);
-    assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+    assert!(engine.wait_for_reaper(Duration::from_secs(120)));
     assert_eq!(count(&dir.path().join("work")), 0);
     engine.delete(&volume.id).unwrap();
-    assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+    assert!(engine.wait_for_reaper(Duration::from_secs(120)));
     assert_eq!(count(&dir.path().join("trash")), 1, "retained");
 }
 

@@ -95,7 +95,7 @@ fn check_unreadable(engine: &Engine, pool: &Path, kind: Kind, reason: &str) {
         assert!(symptom.message.contains(reason), "{}", symptom.message);
     }
     assert_eq!(engine.pools()[0].unreadable, 2);
-    assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+    assert!(engine.wait_for_reaper(Duration::from_secs(120)));
     assert_eq!(files_of_a_and_s(pool), before, "nothing of an unreadable object changes");
 }
 

@@ -174,7 +174,7 @@ fn a_copy_in_one_process_protects_its_source_and_its_name_in_the_others() {
     other.expand(&source.id, bytes(2 * MIB)).unwrap();
     one.shutdown();
     drop(one);
-    within_seconds(10, "the source is free when the process has ended", || other.delete(&source.id).is_ok());
+    within_seconds(60, "the source is free when the process has ended", || other.delete(&source.id).is_ok());
 }
 
 fn open_without_waits(path: &Path) -> Engine {
@@ -193,7 +193,7 @@ fn a_start_removes_abandoned_drafts_and_leaves_those_of_other_processes() {
     fs::create_dir_all(dir.path().join("work/0123456789abcdef/data")).unwrap();
     fs::write(dir.path().join("volumes/.source.0123456789abcdef.json"), "{}").unwrap();
     assert_eq!(kind(one.create(&clone_request("copy", &source.id))), Kind::Busy);
-    within_seconds(10, "the copy has a draft", || names(&dir.path().join("work")).len() == 2);
+    within_seconds(60, "the copy has a draft", || names(&dir.path().join("work")).len() == 2);
     let other = open(dir.path());
     assert_eq!(names(&dir.path().join("work")).len(), 1, "the draft of the running copy");
     assert!(!dir.path().join("volumes/.source.0123456789abcdef.json").exists());
@@ -218,7 +218,7 @@ fn a_pool_with_exclusive_set_has_one_process() {
         assert_eq!(kind(engine.get(&id("a"))), Kind::Unavailable);
     }
     drop(first);
-    within_seconds(10, "the lock is free", || shared.get(&id("a")).is_ok());
+    within_seconds(60, "the lock is free", || shared.get(&id("a")).is_ok());
     assert_eq!(kind(second.get(&id("a"))), Kind::Unavailable, "another process shares the pool");
 }
 

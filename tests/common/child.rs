@@ -20,7 +20,7 @@ impl ChildProcess {
     #[expect(clippy::disallowed_methods, reason = "the process is this program again")]
     pub(crate) fn start(test: &str, variables: &[(&str, String)]) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(180))).unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .envs(variables.iter().cloned())

@@ -56,7 +56,7 @@ pub(crate) fn open(path: &Path) -> Engine {
 /// being started, may hold its lock a little longer.
 pub(crate) fn open_with(path: &Path, tuning: Tuning) -> Engine {
     let engine = Engine::open(vec![settings(path)], tuning).unwrap();
-    within_seconds(10, "the pool is available", || engine.pools()[0].unavailable.is_none());
+    within_seconds(60, "the pool is available", || engine.pools()[0].unavailable.is_none());
     engine
 }
 

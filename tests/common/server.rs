@@ -75,7 +75,7 @@ impl Server {
         std::fs::create_dir(dir.path().join("pool")).unwrap();
         let own_mounts = rustix::process::geteuid().is_root();
         let mut server = Self::spawn(dir.path(), Options { pool, own_mounts });
-        super::wait::within_seconds(20, "the server accepts connections", || {
+        super::wait::within_seconds(60, "the server accepts connections", || {
             UnixStream::connect(server.socket()).is_ok()
         });
         server.temporary = Some(dir);
@@ -160,7 +160,7 @@ impl Drop for Server {
 /// Connects to a server that may still be starting.
 pub(crate) async fn connect(socket: &Path) -> Channel {
     let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match endpoint.connect().await {
             Ok(channel) => return channel,

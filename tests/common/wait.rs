@@ -23,7 +23,7 @@ pub(crate) fn within_seconds(seconds: u64, what: &str, mut holds: impl FnMut() -
 
 /// Repeats a call while it returns `Busy`.
 pub(crate) fn retry_busy<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match call() {
             Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => sleep_ms(1),

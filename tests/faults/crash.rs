@@ -227,10 +227,10 @@ impl Scene<'_> {
     fn check_restart(&self) {
         let (operation, pool) = (self.operation, self.base.pool());
         let engine = open(&pool);
-        assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+        assert!(engine.wait_for_reaper(Duration::from_secs(120)));
         check(&engine, &pool);
         self.repeat(&engine);
-        assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+        assert!(engine.wait_for_reaper(Duration::from_secs(120)));
         check(&engine, &pool);
         self.check_other_process();
         let kept = names(&pool.join("trash")).len();

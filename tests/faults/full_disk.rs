@@ -28,7 +28,7 @@ fn on_a_small_disk(options: &CStr, test: impl FnOnce(&Path) + Send) {
 fn open(pool: &Path) -> Engine {
     let settings = PoolSettings { overcommit_percent: 1000, ..settings(pool) };
     let engine = Engine::open(vec![settings], long_waits()).unwrap();
-    within_seconds(10, "the pool is available", || engine.pools()[0].unavailable.is_none());
+    within_seconds(60, "the pool is available", || engine.pools()[0].unavailable.is_none());
     engine
 }
 
@@ -66,7 +66,7 @@ fn a_full_filesystem_is_reported_and_can_be_freed() {
             no_space(engine.expand(&id("a"), SizeRange { required: 1, limit: 0 }), "volumes/a");
             let change = PolicyChange { on_delete: Some(OnDelete::Retain), ..PolicyChange::default() };
             no_space(engine.modify(&id("a"), change), "volumes/a");
-            assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+            assert!(engine.wait_for_reaper(Duration::from_secs(120)));
         }
         assert_eq!(contents(pool), before, "nothing changed");
         assert_eq!(engine.pools()[0].provisioned, 0);
@@ -77,7 +77,7 @@ fn a_full_filesystem_is_reported_and_can_be_freed() {
         check(&engine, pool);
         engine.delete_snapshot(&id("s")).unwrap();
         engine.delete(&id("b")).unwrap();
-        assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+        assert!(engine.wait_for_reaper(Duration::from_secs(120)));
         assert_eq!(names(&pool.join("trash")).len(), 0);
         engine.create(&clone_request("new", &id("a"))).unwrap();
         engine.expand(&id("a"), SizeRange { required: 1, limit: 0 }).unwrap();
@@ -107,12 +107,12 @@ fn a_filesystem_without_inodes_is_reported_and_can_be_freed() {
                 engine.create(&request("new", 0)).unwrap();
                 engine.delete(&id("new")).unwrap();
             }
-            assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+            assert!(engine.wait_for_reaper(Duration::from_secs(120)));
             check(&engine, pool);
         }
         assert_eq!(contents(pool).len(), before.len() - 3);
         engine.delete(&id("b")).unwrap();
-        assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+        assert!(engine.wait_for_reaper(Duration::from_secs(120)));
         engine.create_snapshot(&snapshot_request("t", &id("a"))).unwrap();
         check(&engine, pool);
     });

@@ -277,7 +277,7 @@ async fn check(base: &Path, clients: &[Client]) {
         }
     }
     // The reaper first has to remove the trash of the previous process.
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !names(&pool.join("trash")).is_empty() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -27,7 +27,7 @@ async fn calls_succeed(stderr: impl Into<Stdio>) {
     let dir = memory_dir();
     std::fs::create_dir(dir.path().join("pool")).unwrap();
     let mut server = Server::spawn_with_log(dir.path(), stderr.into());
-    within_seconds(20, "the server accepts connections", || UnixStream::connect(server.socket()).is_ok());
+    within_seconds(60, "the server accepts connections", || UnixStream::connect(server.socket()).is_ok());
     let mut controller = server.controller().await;
     // More lines than a pipe takes.
     for number in 0..300 {

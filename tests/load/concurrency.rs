@@ -118,7 +118,7 @@ fn concurrent_creates_can_use_the_whole_capacity() {
     let size = 2 << 20;
     let exact = PoolSettings { reserve: free - size * CALLERS as u64, ..settings(dir.path()) };
     let engine = Engine::open(vec![exact], short_waits()).unwrap();
-    within_seconds(10, "the pool is available", || engine.pools()[0].unavailable.is_none());
+    within_seconds(60, "the pool is available", || engine.pools()[0].unavailable.is_none());
     for _ in 0..20 {
         let start = Barrier::new(CALLERS);
         std::thread::scope(|scope| {
@@ -233,7 +233,7 @@ fn a_cancelled_copy_leaves_nothing() {
             "the copy is too fast for this test"
         );
         retry_busy(|| engine.delete_snapshot(&id("s"))).unwrap();
-        assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+        assert!(engine.wait_for_reaper(Duration::from_secs(120)));
         for directory in ["work", "trash", "snapshots"] {
             assert_eq!(names(&dir.path().join(directory)).len(), 0, "left in {directory}/");
         }
@@ -457,7 +457,7 @@ fn remove_everything(shared: &Shared) {
     for name in names(&shared.pool.join("snapshots")) {
         engine.delete_snapshot(&id(&name)).unwrap();
     }
-    assert!(engine.wait_for_reaper(Duration::from_secs(30)));
+    assert!(engine.wait_for_reaper(Duration::from_secs(120)));
     check(engine, &shared.pool);
     let status = engine.pools().remove(0);
     assert_eq!((status.provisioned, status.volumes, status.snapshots), (0, 0, 0));

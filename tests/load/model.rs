@@ -61,7 +61,7 @@ fn child_process() {
     serve(|line| match serde_json::from_str(line).unwrap() {
         Request::Run(step) => {
             let answer = format!("{:?}", step.run(&engine));
-            assert!(engine.wait_for_reaper(std::time::Duration::from_secs(10)));
+            assert!(engine.wait_for_reaper(std::time::Duration::from_secs(120)));
             answer
         }
         Request::Report => serde_json::to_string(&Report::of(&engine)).unwrap(),

@@ -29,7 +29,7 @@ fn waiting_copies_hold_no_threads_and_no_descriptors() {
         let engine = open_with(dir.path(), no_turns);
         engine.create(&request("v", MIB)).unwrap();
         // The threads that opened the pools have ended when their number is stable.
-        within_seconds(10, "only the reaper and the test run", || threads_and_descriptors().0 <= 3);
+        within_seconds(60, "only the reaper and the test run", || threads_and_descriptors().0 <= 3);
         let before = threads_and_descriptors();
         for copy in 0..50 {
             let snapshot = engine.create_snapshot(&snapshot_request(&format!("s{copy}"), &id("v"))).unwrap();

@@ -131,7 +131,7 @@ fn a_volume_on_a_read_only_filesystem_can_be_published() {
         let volume = engine.create(&request("a", 0)).unwrap();
         drop(engine);
         let remount = || rustix::mount::mount_remount(&pool, rustix::mount::MountFlags::RDONLY, "").is_ok();
-        within_seconds(10, "the filesystem is read-only", remount);
+        within_seconds(60, "the filesystem is read-only", remount);
         let engine = open(&pool);
         let target = dir.path().join("target");
         let publish = Publish {

@@ -166,7 +166,7 @@ impl Model {
     /// Checks that an engine and the directories agree with the model.
     pub(super) fn check(&self, engine: &Engine, pool: &Path) {
         check(engine, pool);
-        assert!(engine.wait_for_reaper(Duration::from_secs(10)));
+        assert!(engine.wait_for_reaper(Duration::from_secs(120)));
         assert_eq!(names(&pool.join("trash")).len(), self.kept, "entries in the trash");
         assert_eq!(Report::of(engine), self.report());
         for (which, volume) in &self.volumes {

@@ -60,8 +60,8 @@ fn child_process() {
             if request == "stop" {
                 stop.store(true, Ordering::Relaxed);
                 callers.drain(..).for_each(|caller| caller.join().unwrap());
-                within_seconds(30, "the copies end", || engine.active_jobs() == 0);
-                assert!(engine.wait_for_reaper(Duration::from_secs(30)));
+                within_seconds(60, "the copies end", || engine.active_jobs() == 0);
+                assert!(engine.wait_for_reaper(Duration::from_secs(120)));
             }
             serde_json::to_string(&Report::of(&engine)).unwrap()
         });
