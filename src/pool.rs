@@ -15,6 +15,7 @@ mod cache;
 mod capacity;
 mod commit;
 mod dirs;
+mod durable_dir;
 mod index;
 mod lock_files;
 mod marker;

@@ -1,10 +1,11 @@
 //! The log, and the layer that logs and measures calls: each call has a span, one log line and one observation.
 
 use std::future::Future;
+use std::io::{self, Write};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{Extensions, HeaderMap, Request, Response};
 use tower::{Layer, Service};
@@ -20,6 +21,49 @@ use crate::volume::shorten;
 
 /// Number of lines that wait to be written before further ones are dropped.
 const BUFFERED_LINES: usize = 4096;
+
+/// How long lines are collected after a write. At most these are lost when the process is killed.
+const BATCH: Duration = Duration::from_millis(20);
+/// Bytes that are written without waiting for more.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// Writes lines in batches: the first one at once, and those of the next [`BATCH`] together, since waking the thread for
+/// each line costs the calls more than the line itself.
+#[derive(Debug)]
+struct Batches<W> {
+    output: W,
+    lines: Vec<u8>,
+}
+
+impl<W: Write> Batches<W> {
+    fn write_out(&mut self) -> io::Result<()> {
+        let written = self.output.write_all(&self.lines);
+        self.lines.clear();
+        written
+    }
+}
+
+impl<W: Write> Write for Batches<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.lines.extend_from_slice(line);
+        if self.lines.len() >= BATCH_BYTES {
+            self.write_out()?;
+        }
+        Ok(line.len())
+    }
+
+    /// Called by the thread of the log when no line is left; those that arrive while it sleeps do not wake it.
+    fn flush(&mut self) -> io::Result<()> {
+        let written = self.write_out();
+        sleep(BATCH);
+        written
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the thread of the log serves no call")]
+fn sleep(duration: Duration) {
+    std::thread::sleep(duration);
+}
 
 /// The running log. Dropping it writes what is buffered.
 #[derive(Debug)]
@@ -39,7 +83,7 @@ pub fn init(json: bool, filter: &str) -> Result<Log> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| Error::caused(Kind::Invalid, format!("log filter {:?}", shorten(filter)), error))?;
     let writer = NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).thread_name("log");
-    let (writer, guard) = writer.finish(std::io::stderr());
+    let (writer, guard) = writer.finish(Batches { output: std::io::stderr(), lines: Vec::new() });
     // Otherwise a failed write is reported on standard error, which fails again and panics.
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);

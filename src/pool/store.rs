@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use super::dirs::{
     DIRECTORY, PRIVATE, for_each_entry, for_each_name, nonce, open_inside, open_or_create, rename_new,
 };
+use super::durable_dir::DurableDir;
 use super::lock_files::LockFiles;
 use super::locks::{LockGuard, LockTable, Mode};
 use super::object::{ObjectKey, ObjectKind};
@@ -35,8 +36,8 @@ pub use unmanaged::FoundVolume;
 #[derive(Debug)]
 pub struct Store {
     root: OwnedFd,
-    volumes: OwnedFd,
-    snapshots: OwnedFd,
+    volumes: DurableDir,
+    snapshots: DurableDir,
     work: OwnedFd,
     trash: Trash,
     locks: LockTable<ObjectKey>,
@@ -59,8 +60,8 @@ impl Store {
         let (files, pool_lock) =
             if exclusive { (None, Some(locks)) } else { (Some(LockFiles::new(locks)?), None) };
         let store = Self {
-            volumes: directory("volumes")?,
-            snapshots: directory("snapshots")?,
+            volumes: DurableDir::new(directory("volumes")?),
+            snapshots: DurableDir::new(directory("snapshots")?),
             work: directory("work")?,
             trash: Trash::new(directory("trash")?),
             locks: LockTable::with_files(files, lock_wait),
@@ -90,10 +91,18 @@ impl Store {
     }
 
     pub(super) fn directory(&self, kind: ObjectKind) -> BorrowedFd<'_> {
+        self.durable_dir(kind).as_fd()
+    }
+
+    fn durable_dir(&self, kind: ObjectKind) -> &DurableDir {
         match kind {
-            ObjectKind::Volumes => self.volumes.as_fd(),
-            ObjectKind::Snapshots => self.snapshots.as_fd(),
+            ObjectKind::Volumes => &self.volumes,
+            ObjectKind::Snapshots => &self.snapshots,
         }
+    }
+
+    fn sync(&self, kind: ObjectKind) -> Result<()> {
+        self.durable_dir(kind).sync().context(|| format!("sync {}", kind.directory()))
     }
 
     /// The record of a volume; `None` if there is no such record.
@@ -176,9 +185,8 @@ impl Store {
     /// # Errors
     /// The error of the failed system call. The object is moved into the trash then, so that a retry starts afresh.
     pub fn sync_new(&self, kind: ObjectKind, name: &Name) -> Result<()> {
-        let parent = self.directory(kind);
-        fs::fsync(parent).context(|| format!("sync {}", kind.directory())).inspect_err(|_| {
-            self.trash.add_abandoned(parent, name.as_str(), name.as_str());
+        self.sync(kind).inspect_err(|_| {
+            self.trash.add_abandoned(self.directory(kind), name.as_str(), name.as_str());
         })
     }
 
@@ -201,12 +209,10 @@ impl Store {
     /// The error of the failed system call. The object is moved back then, since the caller gets an error.
     pub fn sync_discarded(&self, kind: ObjectKind, name: &Name, discarded: Discarded) -> Result<TrashEntry> {
         let entry = &discarded.entry;
-        let from = self.directory(kind);
         // Sync the new parent first: a power failure between the two syncs must not lose data that is to be kept.
-        let synced =
-            self.trash.sync().and_then(|()| fs::fsync(from).context(|| format!("sync {}", kind.directory())));
-        synced.inspect_err(|_| {
-            let _ = rename_new(self.trash.dir(), entry.directory.as_str(), from, name.as_str());
+        self.trash.sync().and_then(|()| self.sync(kind)).inspect_err(|_| {
+            let _ =
+                rename_new(self.trash.dir(), entry.directory.as_str(), self.directory(kind), name.as_str());
         })?;
         Ok(discarded.entry)
     }

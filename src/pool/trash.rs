@@ -3,10 +3,10 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs;
 use rustix::path::Arg;
 
 use super::dirs::{for_each_name, nonce, rename_new};
+use super::durable_dir::DurableDir;
 use crate::error::{Context as _, Result};
 
 /// How long the trash keeps an object.
@@ -41,14 +41,14 @@ impl TrashEntry {
 /// The directory `trash/` of a pool.
 #[derive(Debug)]
 pub struct Trash {
-    dir: OwnedFd,
+    dir: DurableDir,
     /// Abandoned drafts awaiting removal.
     abandoned: Mutex<Vec<TrashEntry>>,
 }
 
 impl Trash {
     pub(super) fn new(dir: OwnedFd) -> Self {
-        Self { dir, abandoned: Mutex::default() }
+        Self { dir: DurableDir::new(dir), abandoned: Mutex::default() }
     }
 
     /// The open directory.
@@ -94,7 +94,7 @@ impl Trash {
     }
 
     pub(super) fn sync(&self) -> Result<()> {
-        fs::fsync(&self.dir).context(|| "sync trash/")
+        self.dir.sync().context(|| "sync trash/")
     }
 
     /// All entries. An entry that orlop did not name is kept forever.
