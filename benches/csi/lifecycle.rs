@@ -73,7 +73,8 @@ pub(crate) async fn run(table: &mut Table, sizes: &Sizes, dir: &Path) {
     let idle = server.memory("VmRSS");
     let record = server.record().await;
     let least = Server::least(&dir.join("least"), &record).await;
-    let bare = Bare::new(&server.pool, record);
+    // In a pool of its own, since orlop reads what others change in its pool.
+    let bare = Bare::new(&dir.join("bare").join("pool"), record);
     let (mut orlop, mut least) = (Side::new(server).await, Side::new(least).await);
 
     table.section("create + publish + unpublish + delete");

@@ -11,7 +11,9 @@ use rustix::io;
 pub(super) struct DurableDir {
     dir: OwnedFd,
     syncs: Mutex<Syncs>,
-    ended: Condvar,
+    /// Where the callers wait that need a sync with an even number, and with an odd one: each of them needs the one that
+    /// runs or the next.
+    ended: [Condvar; 2],
 }
 
 #[derive(Debug, Default)]
@@ -26,7 +28,7 @@ struct Syncs {
 
 impl DurableDir {
     pub(super) fn new(dir: OwnedFd) -> Self {
-        Self { dir, syncs: Mutex::default(), ended: Condvar::new() }
+        Self { dir, syncs: Mutex::default(), ended: Default::default() }
     }
 
     /// Makes all changes of the directory's entries before this call survive a power failure.
@@ -34,15 +36,16 @@ impl DurableDir {
     /// # Errors
     /// The error of `fsync`, also of a later one that other callers share.
     pub(super) fn sync(&self) -> io::Result<()> {
+        // A sync that runs may have missed the caller's change.
         let needed = self.lock().started + 1;
         self.share(needed, || fsync(&self.dir))
     }
 
     /// Waits for the sync with this number, or a later one. Runs it unless another caller does.
     fn share(&self, needed: u64, fsync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        // One that has started before may have missed the caller's change.
         let waits = |syncs: &mut Syncs| syncs.ended < needed && syncs.started > syncs.ended;
-        let mut syncs = self.ended.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
+        let waited = self.ended_of(needed).wait_while(self.lock(), waits);
+        let mut syncs = waited.unwrap_or_else(PoisonError::into_inner);
         if syncs.ended < needed {
             syncs.started += 1;
             drop(syncs);
@@ -52,12 +55,18 @@ impl DurableDir {
             if let Err(error) = synced {
                 syncs.failed = Some((syncs.ended, error));
             }
-            self.ended.notify_all();
+            self.ended_of(syncs.ended).notify_all();
+            // One of those that need the next sync runs it.
+            self.ended_of(syncs.ended + 1).notify_one();
         }
         match syncs.failed {
             Some((number, error)) if number >= needed => Err(error),
             _ => Ok(()),
         }
+    }
+
+    fn ended_of(&self, number: u64) -> &Condvar {
+        &self.ended[usize::from(number % 2 == 1)]
     }
 
     fn lock(&self) -> MutexGuard<'_, Syncs> {

@@ -44,7 +44,6 @@ pub struct LockTable<K: Eq + Hash> {
 #[derive(Debug)]
 struct Inner<K: Eq + Hash> {
     state: Mutex<State<K>>,
-    released: Condvar,
     /// The locks of the kernel; `None` if the keys concern this process only.
     files: Option<LockFiles>,
 }
@@ -52,8 +51,17 @@ struct Inner<K: Eq + Hash> {
 #[derive(Debug)]
 struct State<K: Eq + Hash> {
     held: HashMap<K, Holders>,
-    /// Number of waiting callers. Without any, a release needs no wake-up, which would be a system call.
-    waiting: usize,
+    /// The keys that callers wait for.
+    waiting: HashMap<K, Waiting>,
+}
+
+/// The callers that wait for one key. The release of another key does not wake them.
+#[derive(Debug, Default)]
+struct Waiting {
+    callers: usize,
+    /// Whether one of them wants to share the key. All are woken then, since several can continue.
+    shared: bool,
+    released: Arc<Condvar>,
 }
 
 /// The holders of a key in this process.
@@ -90,8 +98,8 @@ impl<K: LockKey> LockTable<K> {
     }
 
     pub(super) fn with_files(files: Option<LockFiles>, wait: Duration) -> Self {
-        let state = Mutex::new(State { held: HashMap::new(), waiting: 0 });
-        Self { inner: Arc::new(Inner { state, released: Condvar::new(), files }), wait }
+        let state = Mutex::new(State { held: HashMap::new(), waiting: HashMap::new() });
+        Self { inner: Arc::new(Inner { state, files }), wait }
     }
 
     /// Acquires an exclusive lock, waiting for its holder.
@@ -144,9 +152,7 @@ impl<K: LockKey> LockTable<K> {
             if left.is_zero() {
                 return Ok(Err(Holder::Call));
             }
-            state.waiting += 1;
-            state = self.inner.released.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            state.waiting -= 1;
+            state = State::wait(state, &key, mode, left);
         }
         let holder = if mode == Mode::Shared { Holders::Changing } else { Holders::One };
         state.held.insert(key.clone(), holder);
@@ -157,7 +163,7 @@ impl<K: LockKey> LockTable<K> {
             return Ok(Err(Holder::Process));
         }
         if mode == Mode::Shared {
-            self.inner.update(|held| held.insert(guard.key.clone(), Holders::Shared(1)));
+            self.inner.update(&guard.key, |held| held.insert(guard.key.clone(), Holders::Shared(1)));
         }
         Ok(Ok(guard))
     }
@@ -188,15 +194,37 @@ impl<K: Eq + Hash> Inner<K> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the table and wakes the waiting callers.
-    fn update<T>(&self, change: impl FnOnce(&mut HashMap<K, Holders>) -> T) {
+    /// Changes the holders of a key and wakes the callers that wait for it.
+    fn update<T>(&self, key: &K, change: impl FnOnce(&mut HashMap<K, Holders>) -> T) {
         let mut state = self.state();
         change(&mut state.held);
-        let waiting = state.waiting > 0;
+        let Some(waiting) = state.waiting.get(key) else { return };
+        let (shared, released) = (waiting.shared, Arc::clone(&waiting.released));
         drop(state);
-        if waiting {
-            self.released.notify_all();
+        if shared { released.notify_all() } else { released.notify_one() }
+    }
+}
+
+impl<K: LockKey> State<K> {
+    /// Waits until the holders of a key change, at most for `left`.
+    fn wait<'s>(
+        mut state: MutexGuard<'s, Self>,
+        key: &K,
+        mode: Mode,
+        left: Duration,
+    ) -> MutexGuard<'s, Self> {
+        let waiting = state.waiting.entry(key.clone()).or_default();
+        waiting.callers += 1;
+        waiting.shared |= mode == Mode::Shared;
+        let released = Arc::clone(&waiting.released);
+        let mut state = released.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        if let Some(waiting) = state.waiting.get_mut(key) {
+            waiting.callers -= 1;
+            if waiting.callers == 0 {
+                state.waiting.remove(key);
+            }
         }
+        state
     }
 }
 
@@ -245,7 +273,7 @@ impl<K: LockKey> Drop for LockGuard<K> {
         if let Some(files) = self.inner.files.as_ref().filter(|_| self.in_kernel) {
             files.unlock(&self.key.lock_name());
         }
-        self.inner.update(|held| held.remove(&self.key));
+        self.inner.update(&self.key, |held| held.remove(&self.key));
     }
 }
 
