@@ -119,7 +119,8 @@ fn kind_of(error: &io::Error) -> Kind {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::NoSpace,
         io::ErrorKind::ResourceBusy => Kind::InUse,
-        io::ErrorKind::StaleNetworkFileHandle
+        io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::StaleNetworkFileHandle
         | io::ErrorKind::TimedOut
         | io::ErrorKind::HostUnreachable
         | io::ErrorKind::NetworkUnreachable => Kind::Unavailable,
@@ -137,6 +138,7 @@ mod tests {
             (libc::ENOSPC, Kind::NoSpace),
             (libc::EDQUOT, Kind::NoSpace),
             (libc::EBUSY, Kind::InUse),
+            (libc::EROFS, Kind::Unavailable),
             (libc::ESTALE, Kind::Unavailable),
             (libc::ETIMEDOUT, Kind::Unavailable),
             (libc::EHOSTUNREACH, Kind::Unavailable),

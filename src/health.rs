@@ -47,6 +47,8 @@ struct State {
     begun: u64,
     /// Whether the pool was available when this was last asked; `None` before that.
     was_available: Option<bool>,
+    /// Whether nothing could be created in the pool when this was last asked.
+    was_refusing: bool,
     /// The time since which the pool has been unavailable.
     since: Option<Timestamp>,
 }
@@ -118,7 +120,14 @@ impl Watched {
     fn new(settings: &PoolSettings) -> Self {
         let cause = "its status has not been read yet".to_owned();
         let last = PoolStatus { unavailable: Some(cause), ..PoolStatus::new(settings) };
-        let state = State { last, readings: Vec::new(), begun: 0, was_available: None, since: None };
+        let state = State {
+            last,
+            readings: Vec::new(),
+            begun: 0,
+            was_available: None,
+            was_refusing: false,
+            since: None,
+        };
         Self { settings: settings.clone(), state: Mutex::new(state), read: Notify::new() }
     }
 
@@ -179,6 +188,10 @@ impl Watched {
         if state.was_available.replace(is_available) != Some(is_available) {
             log_change(&status, since);
         }
+        if state.was_refusing != status.refuses.is_some() {
+            state.was_refusing = status.refuses.is_some();
+            log_refusal(&status);
+        }
         status
     }
 
@@ -204,6 +217,14 @@ fn log_change(status: &PoolStatus, unavailable_since: Option<Timestamp>) {
             let (backend, volumes) = (status.backend, status.volumes);
             info!(pool, %path, backend, volumes, unavailable_since = since, "pool is available");
         }
+    }
+}
+
+fn log_refusal(status: &PoolStatus) {
+    let pool = status.name.as_str();
+    match &status.refuses {
+        Some(cause) => warn!(pool, cause, "pool refuses new volumes"),
+        None => info!(pool, "pool no longer refuses new volumes"),
     }
 }
 

@@ -109,8 +109,12 @@ async fn readyz(State(health): State<Arc<Health>>) -> impl IntoResponse {
     let ready = health::is_ready(&pools);
     let mut body = String::from(if ready { "ready\n" } else { "not ready\n" });
     for pool in &pools {
-        let state = pool.unavailable.as_ref().map(|cause| format!("unavailable: {cause}"));
-        let _ = writeln!(body, "pool {}: {}", pool.name, state.as_deref().unwrap_or("available"));
+        let state = match (&pool.unavailable, &pool.refuses) {
+            (Some(cause), _) => format!("unavailable: {cause}"),
+            (None, Some(cause)) => format!("available, but refuses new volumes: {cause}"),
+            (None, None) => "available".to_owned(),
+        };
+        let _ = writeln!(body, "pool {}: {state}", pool.name);
     }
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
 }

@@ -24,7 +24,7 @@ const BUCKETS: [f64; 15] =
 /// A gauge with one value for each pool: name, help text, value.
 type PoolGauge = (&'static str, &'static str, fn(&PoolStatus) -> u64);
 
-const POOL_GAUGES: [PoolGauge; 10] = [
+const POOL_GAUGES: [PoolGauge; 11] = [
     ("orlop_pool_available", "Whether the pool is available: 1 or 0", |pool| {
         u64::from(pool.unavailable.is_none())
     }),
@@ -32,6 +32,11 @@ const POOL_GAUGES: [PoolGauge; 10] = [
         "orlop_pool_unavailable_since_seconds",
         "Unix time since which the pool has been unavailable, or 0",
         |pool| pool.since.map_or(0, |since| u64::try_from(since.as_second()).unwrap_or(0)),
+    ),
+    (
+        "orlop_pool_refuses_volumes",
+        "Whether nothing can be created in the available pool: its filesystem is read-only or has no inodes",
+        |pool| u64::from(pool.refuses.is_some()),
     ),
     ("orlop_pool_capacity_bytes", "Size of the pool's filesystem", |pool| pool.total),
     (

@@ -210,6 +210,18 @@ pub fn shared_with_host(dir: &Path) -> Result<bool> {
     Ok(mount.is_some_and(|mount| mount.shared.is_some()))
 }
 
+/// Reports whether the kernel has made the filesystem of a directory read-only because of an error, and says so in the mount
+/// table only: ext4 with `errors=remount-ro` since Linux 6.15. statvfs(3) calls it writable.
+///
+/// # Errors
+/// `Internal` if the mount table cannot be read.
+pub fn is_read_only_after_error(dir: BorrowedFd<'_>) -> Result<bool> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mount = mountinfo::by_id(table_id(dir)?)?;
+    let is_word = |word: &[u8]| word == b"emergency_ro";
+    Ok(mount.is_some_and(|mount| mount.super_options.as_bytes().split(|byte| *byte == b',').any(is_word)))
+}
+
 /// The access-time flags of a mount: the only flags of a detached source that are unknown.
 fn atime_flags(flags: MountFlags) -> MountFlags {
     let MountFlags { nodiratime, atime, .. } = flags;

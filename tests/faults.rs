@@ -11,4 +11,5 @@ mod faults {
     mod killed_server;
     mod log;
     mod reaper;
+    mod refusing_disk;
 }

@@ -98,7 +98,8 @@ pub(super) fn health(id: &VolumeId, symptoms: Vec<Symptom>) -> proto::VolumeHeal
     proto::VolumeHealth { volume_id: id.to_string(), health_statuses }
 }
 
-/// The health of the pools: one entry for all unavailable pools, and one for all pools whose trash cannot be removed.
+/// The health of the pools: one entry for all unavailable pools, one for all in which nothing can be created, and one for all
+/// whose trash cannot be removed.
 pub(super) fn storage_health(
     pools: &[PoolStatus],
 ) -> Vec<proto::node_get_storage_health_response::StorageBackendHealth> {
@@ -119,6 +120,7 @@ pub(super) fn storage_health(
     let degraded = proto::StorageHealthErrorType::StorageDegraded;
     [
         entry(unreachable, "PoolUnavailable", |pool| pool.unavailable.as_deref()),
+        entry(degraded, "PoolRefusesVolumes", |pool| pool.refuses.as_deref()),
         entry(degraded, "TrashRemovalFailing", |pool| pool.trash_failure.as_deref()),
     ]
     .into_iter()

@@ -67,6 +67,10 @@ impl Engine {
             return Err(Error::new(Kind::NotFound, format!("volume {id} does not exist")));
         };
         let mut symptoms = known_symptoms(&pool, id, &entry);
+        let stats = pool.fs_stats_after_errors()?;
+        if let Some(refusal) = stats.refusal().filter(|_| stats.read_only) {
+            symptoms.push(symptom(Severity::Degraded, "PoolReadOnly", refusal.chain()));
+        }
         if pool.store.data(ObjectKind::Volumes, &id.name)?.is_none() {
             let text =
                 format!("the data directory of volume {id} is missing: restore it from a backup or snapshot");

@@ -83,13 +83,14 @@ fn status(pool: &Pool) -> PoolStatus {
     status.trash_failure = pool.reaper().failure();
     let counted = pool.get_or_open().and_then(|open| {
         drop(open.recent_index()?);
-        Ok((open.fs_stats()?, open))
+        Ok((open.fs_stats_after_errors()?, open))
     });
     match counted {
         Err(error) => status.unavailable = Some(error.chain()),
         Ok((stats, open)) => {
             let index = open.cached_index();
             (status.total, status.provisioned) = (stats.total, index.provisioned());
+            status.refuses = stats.refusal().map(|refusal| refusal.chain());
             status.allocatable = open.allocatable_beside(stats, index.provisioned());
             status.volumes = index.volumes().len() as u64;
             status.snapshots = index.snapshots().len() as u64;

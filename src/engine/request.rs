@@ -198,6 +198,8 @@ pub struct PoolStatus {
     pub backend: Option<&'static str>,
     /// Why it is unavailable; `None` if it is available.
     pub unavailable: Option<String>,
+    /// Why nothing can be created in it although it is available: its filesystem is read-only or has no inodes.
+    pub refuses: Option<String>,
     /// Since when it has been unavailable, if that is known.
     pub since: Option<Timestamp>,
     /// Total bytes of its filesystem.
@@ -227,6 +229,7 @@ impl PoolStatus {
             path: settings.path.clone(),
             backend: None,
             unavailable: None,
+            refuses: None,
             since: None,
             total: 0,
             provisioned: 0,

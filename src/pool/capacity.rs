@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use rustix::fs;
+use rustix::fs::{self, StatVfsMountFlags};
 
 use super::{Index, OpenPool, PoolSettings, VolumeEntry};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::mount;
 use crate::volume::Name;
 
 /// Statistics of a filesystem.
@@ -19,6 +20,28 @@ pub struct FsStats {
     pub inodes: u64,
     /// Free inodes.
     pub inodes_free: u64,
+    /// Whether nothing can be written.
+    pub read_only: bool,
+}
+
+/// The inodes of an empty volume: its directory, `data/` and the record.
+const INODES_OF_A_VOLUME: u64 = 3;
+
+impl FsStats {
+    /// Why nothing can be created, however many bytes are free; `None` if that is possible.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Error> {
+        if self.read_only {
+            let text =
+                "its filesystem is read-only: check the disk and the kernel's log, and mount it writable";
+            return Some(Error::new(Kind::Unavailable, text));
+        }
+        if self.inodes > 0 && self.inodes_free < INODES_OF_A_VOLUME {
+            let text = "its filesystem has no free inodes: delete files or volumes, or use a filesystem with more inodes";
+            return Some(Error::new(Kind::NoSpace, text));
+        }
+        None
+    }
 }
 
 /// Bytes reserved for a volume that is being created or expanded; released on drop.
@@ -71,7 +94,19 @@ impl OpenPool {
             free: stat.f_bavail.saturating_mul(stat.f_frsize),
             inodes: stat.f_files,
             inodes_free: stat.f_favail,
+            read_only: stat.f_flag.contains(StatVfsMountFlags::RDONLY),
         })
+    }
+
+    /// Like [`OpenPool::fs_stats`]. Also finds an ext4 filesystem that is read-only after an error, which since Linux 6.15
+    /// only the mount table says.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn fs_stats_after_errors(&self) -> Result<FsStats> {
+        let stats = self.fs_stats()?;
+        let read_only = stats.read_only || mount::is_read_only_after_error(self.store.root())?;
+        Ok(FsStats { read_only, ..stats })
     }
 
     /// Bytes that can still be provisioned.
@@ -79,7 +114,7 @@ impl OpenPool {
     /// # Errors
     /// The error of the failed system call.
     pub fn allocatable(self: &Arc<Self>) -> Result<u64> {
-        let stats = self.fs_stats()?;
+        let stats = self.fs_stats_after_errors()?;
         let provisioned = self.index()?.provisioned();
         Ok(self.allocatable_beside(stats, provisioned))
     }
@@ -93,9 +128,12 @@ impl OpenPool {
     /// Reserves bytes for a volume.
     ///
     /// # Errors
-    /// `NoSpace` when the pool cannot provision them.
+    /// `NoSpace` when the pool cannot provision them; `Unavailable` when its filesystem is read-only.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation> {
         let stats = self.fs_stats()?;
+        if let Some(refusal) = stats.refusal() {
+            return Err(refusal).context(|| format!("pool {} refuses new volumes", self.settings.name));
+        }
         let mut index = self.index()?;
         let provisioned = index.provisioned();
         let left = allocatable(stats, provisioned, self.settings.overcommit_percent, self.settings.reserve);
@@ -142,6 +180,9 @@ fn provisionable(stats: FsStats, overcommit_percent: u32) -> u64 {
 }
 
 fn allocatable(stats: FsStats, provisioned: u64, overcommit_percent: u32, reserve: u64) -> u64 {
+    if stats.refusal().is_some() {
+        return 0;
+    }
     let limit = provisionable(stats, overcommit_percent);
     stats.free.min(limit.saturating_sub(provisioned)).saturating_sub(reserve)
 }
@@ -152,12 +193,15 @@ mod tests {
 
     #[test]
     fn allocatable_is_bounded_by_free_space_and_provisioned_sizes() {
-        let stats = FsStats { total: 100, free: 60, inodes: 0, inodes_free: 0 };
+        let stats = FsStats { total: 100, free: 60, inodes: 0, inodes_free: 0, read_only: false };
         assert_eq!(allocatable(stats, 0, 100, 0), 60, "bounded by free space");
         assert_eq!(allocatable(stats, 70, 100, 0), 30, "bounded by provisioned sizes");
         assert_eq!(allocatable(stats, 70, 200, 0), 60, "with overcommit");
         assert_eq!(allocatable(stats, 70, 100, 10), 20, "less the reserve");
         assert_eq!(allocatable(stats, 120, 100, 10), 0, "never negative");
+        assert_eq!(allocatable(FsStats { read_only: true, ..stats }, 0, 100, 0), 0, "read-only");
+        assert_eq!(allocatable(FsStats { inodes: 9, inodes_free: 2, ..stats }, 0, 100, 0), 0, "no inodes");
+        assert_eq!(allocatable(FsStats { inodes: 9, inodes_free: 3, ..stats }, 0, 100, 0), 60);
         let huge = FsStats { total: u64::MAX, free: u64::MAX, ..stats };
         assert_eq!(allocatable(huge, 0, 1000, 0), u64::MAX);
     }

@@ -68,8 +68,11 @@ impl Store {
             _pool_lock: pool_lock,
             root,
         };
-        fs::fsync(&store.root).context(|| "sync the pool's directory")?;
-        Ok(store)
+        match fs::fsync(&store.root) {
+            // ext4 after an error. Nothing was created, and the volumes can be published.
+            Err(Errno::ROFS) => Ok(store),
+            synced => synced.context(|| "sync the pool's directory").map(|()| store),
+        }
     }
 
     /// The pool's own directory.

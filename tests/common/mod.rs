@@ -4,6 +4,7 @@
 
 pub(crate) mod child;
 pub(crate) mod csi;
+pub(crate) mod disk;
 pub(crate) mod isolation;
 pub(crate) mod pool;
 pub(crate) mod random;

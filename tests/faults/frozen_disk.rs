@@ -1,7 +1,7 @@
 //! A disk that hangs: every change of one pool blocks, and the other pool works as before.
 #![expect(clippy::disallowed_methods, reason = "makes, mounts and freezes a filesystem")]
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -10,43 +10,24 @@ use orlop::engine::Engine;
 use orlop::engine::request::Tuning;
 use orlop::volume::{OnDelete, PoolName, Source, VolumeId};
 
+use crate::common::disk::{Disk, run};
 use crate::common::isolation::in_own_process;
 use crate::common::pool::{copy_request, memory_dir, names, request, settings_of, snapshot_request};
 use crate::common::wait::within_seconds;
 
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
+/// A filesystem that can be frozen.
+struct Freezable(Disk);
 
-/// A filesystem of its own, which is unmounted when this is dropped.
-struct Disk<'p>(&'p str);
-
-impl<'p> Disk<'p> {
-    fn mount(path: &'p str) -> Self {
-        let image = format!("{path}.img");
-        File::create(&image).unwrap().set_len(32 << 20).unwrap();
-        run("mkfs.ext4", &["-q", "-O", "^has_journal", &image]);
-        fs::create_dir(path).unwrap();
-        run("mount", &["-o", "loop", &image, path]);
-        fs::remove_dir(format!("{path}/lost+found")).unwrap();
-        Self(path)
-    }
-
+impl Freezable {
     /// Blocks every call that changes the filesystem, until the result is dropped.
     fn freeze(&self) -> Frozen<'_> {
         // The calls cannot be interrupted. So the filesystem is thawed even if this process is killed. `read` waits in the
         // shell itself, so that no other process has to be ended.
-        let thaw = format!("read -t 120; fsfreeze --unfreeze {}", self.0);
+        let path = self.0.path().to_str().unwrap();
+        let thaw = format!("read -t 120; fsfreeze --unfreeze {path}");
         let guard = Command::new("bash").args(["-c", &thaw]).stdin(Stdio::piped()).spawn().unwrap();
-        run("fsfreeze", &["--freeze", self.0]);
-        Frozen { path: self.0, guard }
-    }
-}
-
-impl Drop for Disk<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").args(["--lazy", self.0]).status();
+        run("fsfreeze", &["--freeze", path]);
+        Frozen { path, guard }
     }
 }
 
@@ -76,7 +57,7 @@ fn create(engine: &Engine, pool: &PoolName, path: &Path, name: &str) -> VolumeId
 
 fn removals_and_copies(dir: &Path) {
     let (frozen_path, path) = (dir.join("frozen"), memory_dir());
-    let disk = Disk::mount(frozen_path.to_str().unwrap());
+    let disk = Freezable(Disk::new(&frozen_path, 32, &["mkfs.ext4", "-O", "^has_journal"]));
     let pools = ["frozen", "p"].map(|name| name.parse::<PoolName>().unwrap());
     let settings = vec![settings_of("frozen", &frozen_path), settings_of("p", path.path())];
     let tuning = Tuning { copies: 1, copy_wait: Duration::ZERO, ..Tuning::default() };

@@ -43,7 +43,9 @@ fn no_space<T: std::fmt::Debug>(answer: Result<T, Error>, name: &str) {
     assert_eq!(error.kind(), Kind::NoSpace, "{}", error.chain());
     let text = error.chain();
     // The error comes from the filesystem, or from the capacity check, which reads the free space of the filesystem.
-    let expected = text.contains("No space left") && text.contains(name) || text.contains("pool p is full");
+    let expected = text.contains("No space left") && text.contains(name)
+        || text.contains("pool p is full")
+        || text.contains("no free inodes");
     assert!(expected, "{text}");
 }
 
