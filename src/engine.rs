@@ -25,9 +25,7 @@ use crate::pool::locks::{LockGuard, LockTable, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
 use crate::pool::{OpenPool, Pool, Purpose};
-use crate::volume::{
-    OnDelete, Policy, PolicyChange, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId,
-};
+use crate::volume::{PolicyChange, PoolName, SizeRange, Source, Volume, VolumeId};
 use claims::NameClaims;
 use jobs::{JobKey, Jobs};
 use locked::{LockedVolume, ensure_no_copy_creates};
@@ -193,7 +191,7 @@ impl Engine {
         }
         self.refuse_if_used(locked)?;
         let _data = lock_data(pool, ObjectKind::Volumes, id)?;
-        let entry = pool.discard(ObjectKind::Volumes, &id.name, retention(volume.policy));
+        let entry = pool.discard(ObjectKind::Volumes, &id.name, Retention::of(volume.policy));
         let entry = entry.context(|| format!("delete volume {id}"))?;
         pool.usage.forget(&id.name);
         pool.reaper.add([entry]);
@@ -286,16 +284,4 @@ fn lock_data(pool: &OpenPool, kind: ObjectKind, id: &VolumeId) -> Result<LockGua
         let text = format!("{kind} {id} is being copied: retry when the copy is complete");
         Error::new(Kind::Busy, text)
     })
-}
-
-fn retention(policy: Policy) -> Retention {
-    let now = Timestamp::now().as_second();
-    match policy.on_delete {
-        OnDelete::Delete => Retention::Until(now),
-        OnDelete::Trash => {
-            let seconds = i64::try_from(policy.trash_for.as_secs()).unwrap_or(i64::MAX);
-            Retention::Until(now.saturating_add(seconds))
-        }
-        OnDelete::Retain => Retention::Forever,
-    }
 }

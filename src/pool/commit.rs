@@ -77,13 +77,13 @@ impl OpenPool {
         change.sync()
     }
 
-    /// Moves an object into the trash. When this returns, the object does not exist, also after a power failure.
+    /// Deletes an object. When this returns, the object does not exist, also after a power failure.
     ///
     /// # Errors
     /// The error of the failed system call; the object still exists then.
     pub fn discard(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<TrashEntry> {
-        let move_to_trash = || self.store.move_to_trash(kind, name, retention);
-        let discarded = self.rename(kind, name, move_to_trash, |index| index.remove(kind, name))?;
+        let discard = || self.store.discard(kind, name, retention);
+        let discarded = self.rename(kind, name, discard, |index| index.remove(kind, name))?;
         self.store.sync_discarded(kind, name, discarded)
     }
 

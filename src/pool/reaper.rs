@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 use self::queue::Queue;
 use super::OpenPool;
 use super::locks::Mode;
-use super::object::ObjectKey;
+use super::object::{ObjectKey, ObjectKind};
+use super::store::InPlace;
 use super::trash::TrashEntry;
 use crate::error::{Context as _, Result};
 use crate::fs::remove::{Removed, Slice};
-use crate::volume::Timestamp;
+use crate::volume::{Name, Timestamp};
 
 /// Seconds until a directory that could not be removed is tried again.
 const RETRY_AFTER: i64 = 60;
@@ -75,7 +76,7 @@ impl Reaper {
     /// # Errors
     /// `Internal` if a thread cannot be spawned; otherwise the error of the failed system call.
     pub fn attach(&self, pool: &Arc<OpenPool>) -> Result<()> {
-        let listing = pool.store.trash().entries()?;
+        let listing = pool.store.entries_to_remove()?;
         let mut state = self.queue.shared.lock();
         state.pool = Arc::downgrade(pool);
         (state.queue, state.listed, state.list_failure) = (Queue::default(), Some(Instant::now()), None);
@@ -223,7 +224,7 @@ impl Shared {
     /// Lists the trash: adds the entries of other processes, and forgets those that are gone.
     fn list(&self, pool: &OpenPool) {
         let mark = self.lock().queue.mark();
-        let listing = pool.store.trash().entries();
+        let listing = pool.store.entries_to_remove();
         let mut state = self.lock();
         if !std::ptr::eq(state.pool.as_ptr(), pool) {
             return; // The pool was opened again meanwhile, and its trash was listed.
@@ -247,19 +248,52 @@ impl Shared {
             Ok(Some(_)) => state.queue.put_back(directory, now()),
             Ok(None) => state.queue.put_back(directory, now().saturating_add(HELD_AGAIN_AFTER)),
             Err(error) => {
-                let why = format!("trash/{directory}: {}", error.chain());
+                let place = if directory.contains('/') { "" } else { "trash/" };
+                let why = format!("{place}{directory}: {}", error.chain());
                 state.queue.failed(directory, why, now().saturating_add(RETRY_AFTER));
             }
         }
     }
 
-    /// The only call that removes anything from the trash. An entry that does not exist any more is complete. `None` if
-    /// another process removes the entry, or may still undo its deletion.
+    /// The only call that removes what was deleted. An entry that does not exist any more is complete. `None` if another
+    /// process removes the entry, or may still undo its deletion.
     fn remove_slice(&self, pool: &OpenPool, directory: &str) -> Result<Option<Removed>> {
-        let key = ObjectKey::Trash(directory.to_owned());
-        let Some(_lock) = pool.store.locks().try_lock(key, Mode::Exclusive)? else { return Ok(None) };
+        let store = &pool.store;
+        let place = InPlace::parse(directory);
+        let key = match &place {
+            Some(InPlace::Draft(nonce)) => ObjectKey::Draft(nonce.clone()),
+            Some(InPlace::Deleted(..)) | None => ObjectKey::Trash(directory.to_owned()),
+        };
+        let Some(_lock) = store.locks().try_lock(key, Mode::Exclusive)? else { return Ok(None) };
         let slice = Slice { stop: &self.stop, length: SLICE };
-        pool.backend.remove(pool.store.trash().dir(), directory, slice).map(Some)
+        let removed = match &place {
+            None => pool.backend.remove(store.trash().dir(), directory, slice)?,
+            Some(InPlace::Draft(nonce)) => pool.backend.remove(store.work(), nonce, slice)?,
+            Some(InPlace::Deleted(kind, name)) => self.remove_deleted(pool, *kind, name, slice)?,
+        };
+        Ok(Some(removed))
+    }
+
+    /// Removes an object that was deleted in place. One that its policy keeps is moved into the trash.
+    fn remove_deleted(
+        &self,
+        pool: &OpenPool,
+        kind: ObjectKind,
+        name: &Name,
+        slice: Slice<'_>,
+    ) -> Result<Removed> {
+        let store = &pool.store;
+        if !store.is_deleted(kind, name) {
+            return Ok(Removed { complete: true, ..Removed::default() });
+        }
+        match store.retention_of_deleted(kind, name)? {
+            None => pool.backend.remove(store.directory(kind), name.as_str(), slice),
+            Some(retention) => {
+                let entry = store.bury(kind, name, retention)?;
+                self.lock().queue.add(entry);
+                Ok(Removed { complete: true, ..Removed::default() })
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod change;
 mod draft;
+mod in_place;
 mod record;
 mod unmanaged;
 
@@ -28,6 +29,8 @@ use crate::volume::{DATA, Name, Snapshot, Volume};
 pub use change::RecordChange;
 pub(super) use change::parse_new_record_name;
 pub use draft::Draft;
+pub use in_place::InPlace;
+use in_place::is_no_space;
 use record::write_file;
 pub use record::{parse, read_file, replace_file};
 pub use unmanaged::FoundVolume;
@@ -125,6 +128,9 @@ impl Store {
     }
 
     fn record<T: DeserializeOwned>(&self, kind: ObjectKind, name: &Name) -> Result<Option<T>> {
+        if self.is_deleted(kind, name) {
+            return Ok(None);
+        }
         let path = format!("{name}/{}", kind.record());
         let read = read_file(self.directory(kind), path.as_str());
         let parsed = read.and_then(|bytes| bytes.map(|bytes| parse(&bytes)).transpose());
@@ -134,8 +140,11 @@ impl Store {
     /// The directory of a volume or snapshot, which holds `data`.
     ///
     /// # Errors
-    /// `Internal` when it is missing or not a plain directory.
+    /// `Internal` when it is missing, deleted or not a plain directory.
     pub fn object(&self, kind: ObjectKind, name: &Name) -> Result<OwnedFd> {
+        if self.is_deleted(kind, name) {
+            return Err(Error::new(Kind::Internal, format!("{}/{name} has been deleted", kind.directory())));
+        }
         open_inside(self.directory(kind), name.as_str(), DIRECTORY)
             .context(|| format!("open {}/{name}", kind.directory()))
     }
@@ -145,6 +154,9 @@ impl Store {
     /// # Errors
     /// `Internal` when it is not a plain directory.
     pub fn data(&self, kind: ObjectKind, name: &Name) -> Result<Option<OwnedFd>> {
+        if self.is_deleted(kind, name) {
+            return Ok(None);
+        }
         let path = format!("{name}/{DATA}");
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match open_inside(self.directory(kind), path.as_str(), flags) {
@@ -186,38 +198,56 @@ impl Store {
     /// Makes a new object survive a power failure.
     ///
     /// # Errors
-    /// The error of the failed system call. The object is moved into the trash then, so that a retry starts afresh.
+    /// The error of the failed system call. The object is deleted then, so that a retry starts afresh.
     pub fn sync_new(&self, kind: ObjectKind, name: &Name) -> Result<()> {
         self.sync(kind).inspect_err(|_| {
-            self.trash.add_abandoned(self.directory(kind), name.as_str(), name.as_str());
+            if let Ok(discarded) = self.discard(kind, name, Retention::Until(0)) {
+                self.trash.add_abandoned(discarded.entry);
+            }
         })
     }
 
-    /// Moves an object into the trash. The entry is locked, so that no process removes it before the deletion is final.
+    /// Deletes an object: moves it into the trash, or marks it where it is if there is no space for that. The entry is
+    /// locked, so that no process removes it before the deletion is final.
     ///
     /// # Errors
     /// The error of the failed system call; the object still exists then.
-    pub fn move_to_trash(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<Discarded> {
+    pub fn discard(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<Discarded> {
         let entry = TrashEntry::new(name.as_str(), retention)?;
         let lock = self.lock_new(ObjectKey::Trash(entry.directory.clone()))?;
-        self.trash
-            .add_as(self.directory(kind), name.as_str(), &entry)
-            .context(|| format!("move {name} into trash/"))?;
-        Ok(Discarded { entry, _lock: lock })
+        match self.trash.add_as(self.directory(kind), name.as_str(), &entry) {
+            Err(errno) if is_no_space(errno) => self.discard_in_place(kind, name),
+            moved => {
+                moved.context(|| format!("move {name} into trash/"))?;
+                Ok(Discarded { entry, marked: None, _lock: lock })
+            }
+        }
     }
 
-    /// Makes the move of an object into the trash survive a power failure.
+    fn discard_in_place(&self, kind: ObjectKind, name: &Name) -> Result<Discarded> {
+        let entry = TrashEntry::in_place(kind.directory(), name.as_str());
+        let lock = self.lock_new(ObjectKey::Trash(entry.directory.clone()))?;
+        let marked = Some(self.mark_deleted(kind, name)?);
+        Ok(Discarded { entry, marked, _lock: lock })
+    }
+
+    /// Makes the deletion of an object survive a power failure.
     ///
     /// # Errors
-    /// The error of the failed system call. The object is moved back then, since the caller gets an error.
+    /// The error of the failed system call. The object exists again then, since the caller gets an error.
     pub fn sync_discarded(&self, kind: ObjectKind, name: &Name, discarded: Discarded) -> Result<TrashEntry> {
-        let entry = &discarded.entry;
+        let Discarded { entry, marked, _lock } = discarded;
+        if let Some(dir) = marked {
+            let synced = fs::fsync(&dir).context(|| format!("sync {}/{name}", kind.directory()));
+            synced.inspect_err(|_| Self::unmark_deleted(&dir))?;
+            return Ok(entry);
+        }
         // Sync the new parent first: a power failure between the two syncs must not lose data that is to be kept.
         self.trash.sync().and_then(|()| self.sync(kind)).inspect_err(|_| {
             let _ =
                 rename_new(self.trash.dir(), entry.directory.as_str(), self.directory(kind), name.as_str());
         })?;
-        Ok(discarded.entry)
+        Ok(entry)
     }
 
     /// Removes what processes that have ended left behind: moves their drafts into the trash, to be removed at once, and
@@ -232,7 +262,11 @@ impl Store {
             let Some(_abandoned) = self.try_lock_draft(&entry.to_string_lossy())? else { continue };
             // Its creator may have committed it before the lock was free.
             if fs::statat(&self.work, entry.as_c_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-                self.trash.add(self.work.as_fd(), entry.as_c_str(), "work", Retention::Until(0))?;
+                match self.trash.add(self.work.as_fd(), entry.as_c_str(), "work", Retention::Until(0)) {
+                    // The reaper removes it where it is.
+                    Err(error) if error.kind() == Kind::NoSpace => {}
+                    moved => drop(moved?),
+                }
             }
         }
         self.sweep_new_records()
@@ -264,10 +298,12 @@ impl Store {
     }
 }
 
-/// An object in the trash whose deletion is not final yet.
+/// A deleted object whose deletion is not final yet.
 #[derive(Debug)]
 pub struct Discarded {
     entry: TrashEntry,
+    /// Its directory, if it was marked where it is.
+    marked: Option<OwnedFd>,
     _lock: LockGuard<ObjectKey>,
 }
 

@@ -8,6 +8,7 @@ use rustix::path::Arg;
 use super::dirs::{for_each_name, nonce, rename_new};
 use super::durable_dir::DurableDir;
 use crate::error::{Context as _, Result};
+use crate::volume::{OnDelete, Policy, Timestamp};
 
 /// How long the trash keeps an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,10 +19,27 @@ pub enum Retention {
     Forever,
 }
 
-/// A directory in `trash/`, named `<name>.<seconds since 1970, or "keep">.<nonce>`.
+impl Retention {
+    /// The retention that a policy asks for, from now on.
+    #[must_use]
+    pub fn of(policy: Policy) -> Self {
+        let now = Timestamp::now().as_second();
+        match policy.on_delete {
+            OnDelete::Delete => Self::Until(now),
+            OnDelete::Trash => {
+                let seconds = i64::try_from(policy.trash_for.as_secs()).unwrap_or(i64::MAX);
+                Self::Until(now.saturating_add(seconds))
+            }
+            OnDelete::Retain => Self::Forever,
+        }
+    }
+}
+
+/// A directory that is to be removed: in `trash/`, named `<name>.<seconds since 1970, or "keep">.<nonce>`, or elsewhere in the
+/// pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrashEntry {
-    /// The directory's name.
+    /// The directory's name in `trash/`; elsewhere its path in the pool, which contains a slash.
     pub directory: String,
     /// How long it is kept.
     pub retention: Retention,
@@ -35,6 +53,11 @@ impl TrashEntry {
             Retention::Forever => "keep".to_owned(),
         };
         Ok(Self { directory: format!("{name}.{until}.{}", nonce()?), retention })
+    }
+
+    /// A directory that is removed where it is, at once.
+    pub(super) fn in_place(place: &str, name: &str) -> Self {
+        Self { directory: format!("{place}/{name}"), retention: Retention::Until(0) }
     }
 }
 
@@ -80,14 +103,12 @@ impl Trash {
         rename_new(from, entry, self.dir(), &new.directory)
     }
 
-    /// Moves an unfinished object into the trash; [`Trash::take_abandoned`] returns it.
-    pub(super) fn add_abandoned(&self, from: BorrowedFd<'_>, entry: &str, name: &str) {
-        if let Ok(entry) = self.add(from, entry, name, Retention::Until(0)) {
-            self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
-        }
+    /// Adds an unfinished object to those that [`Trash::take_abandoned`] returns.
+    pub(super) fn add_abandoned(&self, entry: TrashEntry) {
+        self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
     }
 
-    /// Entries of unfinished objects since the last call, to be removed from the trash at once.
+    /// Entries of unfinished objects since the last call, to be removed at once.
     #[must_use]
     pub fn take_abandoned(&self) -> Vec<TrashEntry> {
         std::mem::take(&mut *self.abandoned.lock().unwrap_or_else(PoisonError::into_inner))

@@ -1,8 +1,8 @@
 //! News of changes in `volumes/` and `snapshots/`, by inotify(7).
 //!
 //! On a local filesystem, the event of a rename is in the queue before the rename returns, in whichever process. Every
-//! change by orlop renames an entry of the watched directories: a new object into it, a deleted one out of it, and a
-//! changed record from `volumes/.<name>.<nonce>.json` into its volume. An edit inside an object's directory is not
+//! change by orlop renames an entry of the watched directories, or changes its mode: a new object into it, a deleted one
+//! out of it, and a changed record from `volumes/.<name>.<nonce>.json` into its volume. An edit inside an object's directory is not
 //! reported.
 
 use std::collections::BTreeMap;
@@ -96,6 +96,7 @@ fn lost() -> ReadFlags {
 
 fn add(inotify: &OwnedFd, dir: BorrowedFd<'_>) -> Result<i32, Errno> {
     let path = format!("/proc/thread-self/fd/{}", dir.as_raw_fd());
-    let events = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO;
-    inotify::add_watch(inotify, path, events | WatchFlags::ONLYDIR)
+    let entries = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO;
+    // The mode of a directory tells that its object is deleted.
+    inotify::add_watch(inotify, path, entries | WatchFlags::ATTRIB | WatchFlags::ONLYDIR)
 }

@@ -3,19 +3,23 @@
 use std::ffi::CStr;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use orlop::engine::Engine;
-use orlop::engine::request::PoolSettings;
+use orlop::engine::request::{CreateVolume, PoolSettings};
 use orlop::error::{Error, Kind};
 use orlop::volume::{OnDelete, PolicyChange, SizeRange, Source};
 
-use crate::common::isolation::{is_root, on_own_tmpfs};
+use crate::common::disk::Disk;
+use crate::common::isolation::{in_own_mount_namespace, is_root, on_own_tmpfs};
 use crate::common::pool::{
     check, clone_request, contents, copy_request, id, long_waits, names, request, settings, snapshot_request,
 };
-use crate::common::wait::within_seconds;
+use crate::common::wait::{StopOnDrop, within_seconds};
 
 /// Runs `test` on a small filesystem in memory, in a mount namespace of its own.
 fn on_a_small_disk(options: &CStr, test: impl FnOnce(&Path) + Send) {
@@ -117,5 +121,168 @@ fn a_filesystem_without_inodes_is_reported_and_can_be_freed() {
         assert!(engine.wait_for_reaper(Duration::from_secs(120)));
         engine.create_snapshot(&snapshot_request("t", &id("a"))).unwrap();
         check(&engine, pool);
+    });
+}
+
+/// Filesystems on which a rename may need a block, and which keep none for it.
+const WITHOUT_RESERVE: [&[&str]; 3] = [
+    &["mkfs.xfs", "-m", "reflink=0"],
+    &["mkfs.ext4", "-m", "0"],
+    // A directory of eight entries is full.
+    &["mkfs.ext4", "-m", "0", "-b", "1024", "-O", "^dir_index"],
+];
+
+fn on_each_disk_without_reserve(test: impl Fn(&Path) + Send + Sync) {
+    if !is_root() {
+        return;
+    }
+    for mkfs in WITHOUT_RESERVE {
+        in_own_mount_namespace(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = Disk::new(&dir.path().join("disk"), 320, mkfs);
+            test(disk.path());
+        });
+    }
+}
+
+fn with_policy(name: &str, on_delete: OnDelete) -> CreateVolume {
+    let mut request = request(name, 0);
+    request.policy.on_delete = on_delete;
+    request.policy.trash_for = Duration::from_secs(1000);
+    request
+}
+
+/// Creates a volume that fills the disk, `count` volumes of each policy, and a snapshot.
+fn create_volumes(engine: &Engine, pool: &Path, count: usize) -> Vec<String> {
+    engine.create(&request("fill", 0)).unwrap();
+    let policies = [OnDelete::Delete, OnDelete::Trash, OnDelete::Retain];
+    let names: Vec<String> = (0..3 * count).map(|which| format!("pvc-0123456789abcdef-{which}")).collect();
+    for (which, name) in names.iter().enumerate() {
+        engine.create(&with_policy(name, policies[which % 3])).unwrap();
+        fs::write(pool.join("volumes").join(name).join("data/file"), name).unwrap();
+    }
+    engine.create_snapshot(&snapshot_request("s", &id(&names[0]))).unwrap();
+    names
+}
+
+/// Fills the disk again and again, as a program that retries to write its log does.
+fn keep_full(mut file: fs::File, stopped: &AtomicBool) {
+    while !stopped.load(Ordering::Relaxed) {
+        while file.write_all(&[1; 1 << 16]).is_ok() {}
+        while file.write_all(&[1; 512]).is_ok() {}
+    }
+}
+
+#[test]
+fn a_full_disk_can_be_emptied_while_a_tenant_keeps_it_full() {
+    on_each_disk_without_reserve(|pool| {
+        let engine = open(pool);
+        let names = create_volumes(&engine, pool, 20);
+        let again = fs::File::create(pool.join("volumes/fill/data/again")).unwrap();
+        fill(&pool.join("volumes/fill/data/fill"));
+        rustix::fs::sync();
+        let stopped = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let _stop = StopOnDrop(&stopped);
+            scope.spawn(|| keep_full(again, &stopped));
+            for name in &names {
+                engine.delete(&id(name)).unwrap();
+                engine.delete(&id(name)).unwrap();
+                assert_eq!(engine.get(&id(name)).unwrap_err().kind(), Kind::NotFound);
+            }
+            engine.delete_snapshot(&id("s")).unwrap();
+        });
+        let listed = engine.list(None, 100).unwrap().items;
+        assert_eq!(listed.iter().map(|volume| volume.id.clone()).collect::<Vec<_>>(), [id("fill")]);
+        engine.delete(&id("fill")).unwrap();
+        within_seconds(60, "the disk is empty", || engine.capacity(None).unwrap().available > 100 << 20);
+        // What is kept is in the trash as soon as there is space, at the latest after a minute.
+        drop(engine);
+        let engine = open(pool);
+        within_seconds(60, "volumes/ and trash/ hold what they should", || {
+            names_in(pool, "volumes") + names_in(pool, "snapshots") == 0 && names_in(pool, "trash") == 40
+        });
+        for entry in fs::read_dir(pool.join("trash")).unwrap().map(|entry| entry.unwrap().file_name()) {
+            let stat = fs::metadata(pool.join("trash").join(&entry)).unwrap();
+            assert_eq!(stat.permissions().mode() & 0o7777, 0o700, "{}", entry.display());
+        }
+        for name in names {
+            engine.create(&request(&name, 0)).unwrap();
+        }
+    });
+}
+
+fn names_in(pool: &Path, directory: &str) -> usize {
+    names(&pool.join(directory)).len()
+}
+
+#[test]
+fn a_deletion_on_a_full_disk_is_seen_by_all_processes_and_survives_a_restart() {
+    on_each_disk_without_reserve(|pool| {
+        let engine = open(pool);
+        let names = create_volumes(&engine, pool, 20);
+        fill(&pool.join("volumes/fill/data/fill"));
+        rustix::fs::sync();
+        // A command removes nothing.
+        let command = Engine::open_for_command(vec![settings(pool)], long_waits()).unwrap();
+        for name in &names {
+            command.remove(&id(name)).unwrap();
+            assert_eq!(command.remove(&id(name)).unwrap_err().kind(), Kind::NotFound);
+            assert_eq!(engine.get(&id(name)).unwrap_err().kind(), Kind::NotFound);
+        }
+        let left = |engine: &Engine| {
+            let listed = engine.list(None, 100).unwrap().items;
+            listed.into_iter().map(|volume| volume.id).collect::<Vec<_>>()
+        };
+        assert_eq!(left(&engine), [id("fill")]);
+        assert!(names_in(pool, "volumes") > 1, "some are deleted where they are");
+        drop((engine, command));
+        let engine = open(pool);
+        assert_eq!(left(&engine), [id("fill")]);
+        fs::remove_file(pool.join("volumes/fill/data/fill")).unwrap();
+        drop(engine);
+        let engine = open(pool);
+        within_seconds(60, "volumes/ and trash/ hold what they should", || {
+            names_in(pool, "volumes") == 1 && names_in(pool, "trash") == 40
+        });
+        check(&engine, pool);
+        for name in &names {
+            engine.create(&request(name, 0)).unwrap();
+        }
+    });
+}
+
+/// Fills the blocks of a directory with names, and returns their number. Fills the disk meanwhile.
+fn fill_directory(directory: &Path, data: &Path) -> usize {
+    let filler = data.join("filler");
+    fill(&filler);
+    let mut made = 0;
+    for length in [200, 20, 1] {
+        let name = |which: usize| directory.join(format!("{which:0>length$}"));
+        while fs::hard_link(&filler, name(made)).is_ok() {
+            made += 1;
+        }
+    }
+    fs::remove_file(filler).unwrap();
+    made
+}
+
+#[test]
+fn the_remains_of_a_copy_that_finds_the_disk_full_are_removed() {
+    on_each_disk_without_reserve(|pool| {
+        let engine = open(pool);
+        engine.create(&request("a", 0)).unwrap();
+        let data = pool.join("volumes/a/data");
+        for which in 0..40 {
+            fs::create_dir(data.join(which.to_string())).unwrap();
+            fs::write(data.join(which.to_string()).join("file"), vec![1; 5 << 20]).unwrap();
+        }
+        let foreign = fill_directory(&pool.join("trash"), &data);
+        for _ in 0..3 {
+            assert_eq!(engine.create(&clone_request("b", &id("a"))).unwrap_err().kind(), Kind::NoSpace);
+        }
+        within_seconds(60, "no remains are left", || {
+            names_in(pool, "work") == 0 && names_in(pool, "trash") == foreign
+        });
     });
 }

@@ -6,11 +6,13 @@ use rustix::fs::{self, AtFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use super::in_place::WORK;
 use super::{DIRECTORY, ObjectKind, Store, open_inside, write_file};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::dirs::rename_new;
 use crate::pool::locks::LockGuard;
 use crate::pool::object::ObjectKey;
+use crate::pool::trash::{Retention, TrashEntry};
 use crate::volume::{DATA, Name};
 
 /// A directory in `work/`, whose name is locked. Dropping it before [`Draft::rename_to`] removes it.
@@ -59,6 +61,10 @@ impl Draft<'_> {
         let (from, parent) = (self.store.work.as_fd(), self.store.directory(kind));
         let renamed = rename_new(from, self.nonce.as_str(), parent, name.as_str());
         match renamed {
+            Err(Errno::EXIST | Errno::NOTEMPTY) if self.store.is_deleted(kind, name) => {
+                let text = format!("the former {to} was deleted and is still being removed: retry later");
+                return Err(Error::new(Kind::Busy, text));
+            }
             Err(Errno::EXIST | Errno::NOTEMPTY) => return Err(taken()),
             renamed => renamed.context(|| format!("rename work/{} to {to}", self.nonce))?,
         }
@@ -78,8 +84,12 @@ impl Drop for Draft<'_> {
         let _ = fs::unlinkat(&self.dir, DATA, AtFlags::REMOVEDIR);
         let removed = fs::unlinkat(&self.store.work, &self.nonce, AtFlags::REMOVEDIR);
         if removed.is_err() {
-            // The remains of a copy are left to the reaper. If even this fails, the next start removes them.
-            self.store.trash.add_abandoned(self.store.work.as_fd(), &self.nonce, "work");
+            // The remains of a copy are left to the reaper.
+            let work = self.store.work.as_fd();
+            let moved = self.store.trash.add(work, self.nonce.as_str(), WORK, Retention::Until(0));
+            // Without space for the move, they are removed where they are.
+            let left = moved.unwrap_or_else(|_| TrashEntry::in_place(WORK, &self.nonce));
+            self.store.trash.add_abandoned(left);
         }
     }
 }

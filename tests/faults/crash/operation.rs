@@ -18,6 +18,7 @@ use orlop::volume::{OnDelete, Policy, PolicyChange, SizeRange, Source};
 use crate::common::pool::{
     clone_request, contents, copy_request, id, long_waits, names, open_with, request, snapshot_request,
 };
+use crate::common::wait::within_seconds;
 
 const FRESH: &str = "fresh-object";
 pub(super) const OLD: &str = "old-volume";
@@ -90,6 +91,12 @@ impl Base {
     pub(super) fn is_mounted(&self) -> bool {
         mount::mounted_at(&self.target()).unwrap().is_some()
     }
+}
+
+fn has_deleted_in_place(pool: &Path, directory: &str) -> bool {
+    let entries = [directory, "trash"].map(|parent| fs::read_dir(pool.join(parent)).into_iter().flatten());
+    let is_marked = |entry: fs::DirEntry| entry.metadata().is_ok_and(|stat| stat.mode() == 0o41000);
+    entries.into_iter().flatten().flatten().any(is_marked)
 }
 
 fn ephemeral() -> CreateVolume {
@@ -218,6 +225,8 @@ impl Operation {
     /// Reports whether the operation took effect. Checks that it took effect completely or not at all.
     pub(super) fn is_done(self, base: &Base, before: &BTreeMap<String, String>) -> bool {
         let (directory, name) = self.object();
+        // Without space for a rename, an object is deleted where it is, and the reaper moves or removes it.
+        within_seconds(60, "nothing is deleted in place", || !has_deleted_in_place(&base.pool(), directory));
         let now = contents(&base.pool());
         let object = |all: &BTreeMap<String, String>| subtree(all, &format!("{directory}/{name}"));
         let exists = base.pool().join(directory).join(name).exists();
