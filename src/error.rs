@@ -120,6 +120,7 @@ fn kind_of(error: &io::Error) -> Kind {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::NoSpace,
         io::ErrorKind::ResourceBusy => Kind::InUse,
         io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::CrossesDevices
         | io::ErrorKind::StaleNetworkFileHandle
         | io::ErrorKind::TimedOut
         | io::ErrorKind::HostUnreachable
@@ -139,6 +140,7 @@ mod tests {
             (libc::EDQUOT, Kind::NoSpace),
             (libc::EBUSY, Kind::InUse),
             (libc::EROFS, Kind::Unavailable),
+            (libc::EXDEV, Kind::Unavailable),
             (libc::ESTALE, Kind::Unavailable),
             (libc::ETIMEDOUT, Kind::Unavailable),
             (libc::EHOSTUNREACH, Kind::Unavailable),

@@ -79,7 +79,7 @@ fn fstatat(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<Statx> {
 }
 
 /// Identifies a directory among all filesystems of this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DirIdentity {
     device: (u32, u32),
     inode: u64,

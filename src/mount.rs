@@ -69,8 +69,8 @@ pub fn mounted_at(target: &Path) -> Result<Option<MountInfo>> {
     }
 }
 
-/// Reports whether the mount `info` is what [`attach`] would make of `source` and `flags`: the same directory of the
-/// same filesystem, compared by device number and path, with the same flags. Does not access the filesystem, so a dead
+/// Reports whether the mount `info` fulfils a request to [`attach`] `source` with `flags`: the same directory of the
+/// same filesystem, compared by device number and path, with the flags that the request asks for. Does not access the filesystem, so a dead
 /// NFS server does not matter. If `source` is on a detached mount, which is in no table, the roots are compared by
 /// device and inode instead.
 ///
@@ -78,11 +78,12 @@ pub fn mounted_at(target: &Path) -> Result<Option<MountInfo>> {
 /// `Internal` if the mount table cannot be read or `source` has been removed.
 pub fn is_same(info: &MountInfo, source: BorrowedFd<'_>, flags: MountFlags) -> Result<bool> {
     let Some(location) = attached_location(source)? else {
-        return Ok(info.flags == flags.inherit(atime_flags(info.flags)) && same_inode(&info.target, source)?);
+        let fulfils = flags.is_fulfilled_by(info.flags, MountFlags::NONE);
+        return Ok(fulfils && same_inode(&info.target, source)?);
     };
     let containing = mountinfo::by_id(table_id(source)?)?;
     let inherited = containing.map_or_else(MountFlags::default, |containing| containing.flags);
-    Ok(shows(info, &location) && info.flags == flags.inherit(inherited))
+    Ok(shows(info, &location) && flags.is_fulfilled_by(info.flags, inherited))
 }
 
 /// Reports whether the mount `info` shows the directory `source`, whatever its flags.
@@ -99,6 +100,18 @@ pub fn is_of(info: &MountInfo, source: BorrowedFd<'_>) -> Result<bool> {
 fn shows(info: &MountInfo, location: &FsLocation) -> bool {
     use std::os::unix::ffi::OsStrExt as _;
     location.device == info.device && location.path == info.root.as_os_str().as_bytes() && !info.root_deleted
+}
+
+/// Reports whether the mount `info` shows a directory below `dir`.
+///
+/// # Errors
+/// Same as [`is_same`].
+pub fn is_below(info: &MountInfo, dir: BorrowedFd<'_>) -> Result<bool> {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let Some(location) = attached_location(dir)? else { return Ok(false) };
+    let path = Path::new(OsStr::from_bytes(&location.path));
+    Ok(location.device == info.device && info.root != path && info.root.starts_with(path))
 }
 
 /// Returns the paths in this mount namespace at which the directory `source` is mounted. Mounts of directories below
@@ -220,12 +233,6 @@ pub fn is_read_only_after_error(dir: BorrowedFd<'_>) -> Result<bool> {
     let mount = mountinfo::by_id(table_id(dir)?)?;
     let is_word = |word: &[u8]| word == b"emergency_ro";
     Ok(mount.is_some_and(|mount| mount.super_options.as_bytes().split(|byte| *byte == b',').any(is_word)))
-}
-
-/// The access-time flags of a mount: the only flags of a detached source that are unknown.
-fn atime_flags(flags: MountFlags) -> MountFlags {
-    let MountFlags { nodiratime, atime, .. } = flags;
-    MountFlags { nodiratime, atime, nosuid: false, nodev: false, ..MountFlags::default() }
 }
 
 fn same_inode(target: &Path, source: BorrowedFd<'_>) -> Result<bool> {

@@ -10,6 +10,7 @@ mod faults {
     mod hanging_pool;
     mod killed_server;
     mod log;
+    mod odd_disk;
     mod reaper;
     mod refusing_disk;
 }

@@ -34,7 +34,7 @@ impl Engine {
         let id = VolumeId { pool: pool.settings.name.clone(), name: Name::of(&request.name) };
         let claim = self.claims.claim(ObjectKind::Volumes, &id)?;
         let locked = self.lock_volume_in(&pool, &id)?;
-        if let Some(job) = self.jobs.find(&JobKey::Volume(id.clone())) {
+        if let Some(job) = self.jobs.find_for(&JobKey::Volume(id.clone()), request.source.as_ref()) {
             check_source(&id, Some(&job.from), request)?;
             return self.join_copy(&locked, &job, request);
         }

@@ -76,6 +76,19 @@ impl Jobs {
         self.lock().jobs.get(key).cloned()
     }
 
+    /// Like [`Jobs::find`], for a request to copy `from`. A failed job of another source is forgotten: its request has been
+    /// given up, and its error would keep the name from being used.
+    #[must_use]
+    pub fn find_for(&self, key: &JobKey, from: Option<&Source>) -> Option<Arc<Job>> {
+        let mut state = self.lock();
+        let job = state.jobs.get(key)?;
+        if Some(&job.from) != from && job.has_ended() {
+            state.jobs.remove(key);
+            return None;
+        }
+        Some(Arc::clone(job))
+    }
+
     /// Number of jobs that have not ended.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -281,6 +294,19 @@ mod tests {
         let result = jobs.join(&key, &jobs.find(&key).unwrap(), Duration::ZERO);
         assert_eq!(result.unwrap().unwrap_err().kind(), Kind::Internal);
         assert!(jobs.find(&key).is_none(), "an error is returned once");
+    }
+
+    #[test]
+    fn a_failed_copy_of_another_source_is_forgotten() {
+        let jobs = Jobs::new(1);
+        let fail = |_: &Job| Err(Error::new(Kind::Internal, "injected"));
+        let (key, [a, b]) = (JobKey::Volume(id("p/v")), ["p/a", "p/b"].map(|from| Source::Volume(id(from))));
+        let job = jobs.start(key.clone(), a.clone(), fail).unwrap();
+        while !job.has_ended() {
+            thread::yield_now();
+        }
+        assert!(jobs.find_for(&key, Some(&a)).is_some(), "its own request gets the error");
+        assert!(jobs.find_for(&key, Some(&b)).is_none() && jobs.find(&key).is_none());
     }
 
     #[test]

@@ -8,21 +8,36 @@ use std::sync::Arc;
 use super::Engine;
 use super::request::{Publish, Sharing};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::DirIdentity;
 use crate::mount::{self, MountInfo};
 use crate::pool::locks::{LockGuard, LockKey};
 use crate::pool::object::ObjectKind;
 use crate::pool::{OpenPool, Pool};
 use crate::volume::{DATA, Name, PoolName, SizeRange, Volume, VolumeId, shorten};
 
-/// A path that volumes are published at.
+/// A path that volumes are published at: the directory that holds it, and its name there. One directory may have several
+/// paths, since a parent may be a symbolic link.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Target(PathBuf);
+pub(super) struct Target {
+    /// `None` if there is no such directory.
+    parent: Option<DirIdentity>,
+    /// The last component; the whole path if there is no parent.
+    name: PathBuf,
+}
+
+impl Target {
+    fn new(path: &Path) -> Self {
+        let parent = path.parent().and_then(|parent| DirIdentity::at(parent).ok());
+        let last = path.file_name().filter(|_| parent.is_some());
+        Self { parent, name: last.map_or_else(|| path.to_owned(), PathBuf::from) }
+    }
+}
 
 impl LockKey for Target {}
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "target {}", self.0.display())
+        write!(f, "target {}", self.name.display())
     }
 }
 
@@ -33,9 +48,18 @@ impl Engine {
     /// `NotFound`; `Conflict` when something else, or the volume with other flags, is mounted at the target; `InUse` when
     /// the volume may have one target only and has another; `Invalid` for a path that cannot be a target.
     pub fn publish(&self, request: &Publish) -> Result<()> {
-        if let Some(volume) = &request.ephemeral {
-            self.create_as(volume, true)?;
-        }
+        let Some(volume) = &request.ephemeral else { return self.publish_existing(request) };
+        let existed = self.peek(&self.pool(&request.id.pool)?, &request.id)?.is_some();
+        self.create_as(volume, true)?;
+        self.publish_existing(request).inspect_err(|_| {
+            // The caller may never unpublish what was not published. A volume that another call has published is in use.
+            if !existed {
+                let _ = self.delete(&request.id);
+            }
+        })
+    }
+
+    fn publish_existing(&self, request: &Publish) -> Result<()> {
         let locked = self.lock_volume(&request.id)?;
         // First what may hang on a dead disk: an unpublish of the target must not wait for it.
         let data = data_of(&locked.pool, &request.id)?;
@@ -53,7 +77,7 @@ impl Engine {
     }
 
     fn lock_target(&self, target: &Path) -> Result<LockGuard<Target>> {
-        self.targets.lock(Target(target.to_owned()))
+        self.targets.lock(Target::new(target)).context(|| target.display().to_string())
     }
 
     /// Unmounts a volume from a path and removes the directory there. Deletes the volume if it was created for one pod.
@@ -66,6 +90,9 @@ impl Engine {
         let parsed: Option<VolumeId> = id.parse().ok();
         let name = parsed.as_ref().map_or_else(|| Name::of(id), |id| id.name.clone());
         let target_lock = self.lock_target(target)?;
+        if let Some(id) = &parsed {
+            self.refuse_volume_of_other_pool(id, target)?;
+        }
         let was_there = unmount_and_remove(&name, target).context(|| format!("unpublish volume {name}"))?;
         drop(target_lock);
         match parsed {
@@ -81,6 +108,24 @@ impl Engine {
                 }
             },
         }
+    }
+
+    /// Refuses to unpublish a volume of the same name in another pool. Such a name is rare, so the mount table is read only
+    /// then.
+    fn refuse_volume_of_other_pool(&self, id: &VolumeId, target: &Path) -> Result<()> {
+        let has_name = |pool: &Arc<OpenPool>| pool.cached_index().volumes().contains_key(&id.name);
+        let others = self.pools.iter().filter(|pool| pool.settings().name != id.pool);
+        for pool in others.filter_map(|pool| pool.loaded()).filter(has_name) {
+            let Some(found) = mount::mounted_at(target)? else { return Ok(()) };
+            if mount::is_below(&found, pool.store.root())? {
+                let (name, at) = (&pool.settings.name, target.display());
+                let text = format!(
+                    "unpublish volume {id}: a volume of pool {name} is mounted at {at}; nothing was changed"
+                );
+                return Err(Error::new(Kind::Conflict, text));
+            }
+        }
+        Ok(())
     }
 
     fn delete_if_ephemeral(&self, id: &VolumeId) -> Result<()> {

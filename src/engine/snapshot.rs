@@ -33,7 +33,7 @@ impl Engine {
         let _guard = lock_snapshot(&pool, &id)?;
         // Check the jobs before the disk: a snapshot exists on disk before its job ends.
         let key = JobKey::Snapshot(id.clone());
-        let running = self.jobs.find(&key);
+        let running = self.jobs.find_for(&key, Some(&Source::Volume(request.source_volume.clone())));
         if let Some(job) = running.as_ref().filter(|job| *job.from.id() != request.source_volume) {
             return Err(name_taken(&id, Some(job.from.id())));
         }
@@ -96,7 +96,7 @@ impl Engine {
         for pool in self.pools.iter().filter(|pool| pool.settings().name != id.pool) {
             let other = VolumeId { pool: pool.settings().name.clone(), name: id.name.clone() };
             // Check the jobs before the index: a job ends when its snapshot is in the index.
-            if let Some(job) = self.jobs.find(&JobKey::Snapshot(other.clone())) {
+            if let Some(job) = self.jobs.find_for(&JobKey::Snapshot(other.clone()), None) {
                 return Err(name_taken(&other, Some(job.from.id())));
             }
             match pool.loaded().and_then(|open| open.cached_index().snapshots().get(&id.name).cloned()) {

@@ -49,7 +49,7 @@ impl Default for MountFlags {
 
 impl MountFlags {
     /// No flags.
-    const NONE: Self = Self {
+    pub(super) const NONE: Self = Self {
         read_only: false,
         nosuid: false,
         nodev: false,
@@ -99,6 +99,21 @@ impl MountFlags {
             nodiratime: self.nodiratime || source.nodiratime,
             atime: self.atime.or(source.atime),
         }
+    }
+
+    /// Whether a mount with the flags `found` fulfils a request for these flags, whose source is on a mount with the flags
+    /// `source`. What the request leaves open is not compared: the source may have been remounted since.
+    #[must_use]
+    pub fn is_fulfilled_by(self, found: Self, source: Self) -> bool {
+        let is_same = |asked: bool, found: bool, source: bool| found == asked || found && source;
+        let has = |asked: bool, found: bool| found || !asked;
+        is_same(self.read_only, found.read_only, source.read_only)
+            && is_same(self.nosuid, found.nosuid, source.nosuid)
+            && is_same(self.nodev, found.nodev, source.nodev)
+            && has(self.noexec, found.noexec)
+            && has(self.nosymfollow, found.nosymfollow)
+            && has(self.nodiratime, found.nodiratime)
+            && self.atime.is_none_or(|atime| found.atime == Some(atime))
     }
 
     /// Applies one option; reports whether it is known.

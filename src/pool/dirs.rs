@@ -67,6 +67,16 @@ pub(super) fn rename_new(
     }
 }
 
+/// Adds the likely cause to a rename within a pool that failed because the directories are on different devices.
+pub(super) fn explain_rename<T>(renamed: rustix::io::Result<T>) -> Result<T> {
+    match renamed {
+        Err(Errno::XDEV) => renamed.context(|| {
+            "the two directories have different project ids, or are in different layers of an overlay: clear the project id              and its inheritance (on xfs: `xfs_io -c 'chproj 0' -c 'chattr -P' DIRECTORY`), or use the upper filesystem"
+        }),
+        renamed => renamed.context(|| "rename"),
+    }
+}
+
 /// Opens a private directory in `parent`; creates it if it is missing.
 pub(super) fn open_or_create(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     match fs::mkdirat(parent, name, PRIVATE) {

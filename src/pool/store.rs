@@ -30,7 +30,7 @@ pub use change::RecordChange;
 pub(super) use change::parse_new_record_name;
 pub use draft::Draft;
 pub use in_place::InPlace;
-use in_place::is_no_space;
+use in_place::is_impossible;
 use record::write_file;
 pub use record::{parse, read_file, replace_file};
 pub use unmanaged::FoundVolume;
@@ -207,7 +207,7 @@ impl Store {
         })
     }
 
-    /// Deletes an object: moves it into the trash, or marks it where it is if there is no space for that. The entry is
+    /// Deletes an object: moves it into the trash, or marks it where it is if that is impossible. The entry is
     /// locked, so that no process removes it before the deletion is final.
     ///
     /// # Errors
@@ -216,7 +216,7 @@ impl Store {
         let entry = TrashEntry::new(name.as_str(), retention)?;
         let lock = self.lock_new(ObjectKey::Trash(entry.directory.clone()))?;
         match self.trash.add_as(self.directory(kind), name.as_str(), &entry) {
-            Err(errno) if is_no_space(errno) => self.discard_in_place(kind, name),
+            Err(errno) if is_impossible(errno) => self.discard_in_place(kind, name),
             moved => {
                 moved.context(|| format!("move {name} into trash/"))?;
                 Ok(Discarded { entry, marked: None, _lock: lock })
@@ -264,7 +264,7 @@ impl Store {
             if fs::statat(&self.work, entry.as_c_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
                 match self.trash.add(self.work.as_fd(), entry.as_c_str(), "work", Retention::Until(0)) {
                     // The reaper removes it where it is.
-                    Err(error) if error.kind() == Kind::NoSpace => {}
+                    Err(error) if matches!(error.kind(), Kind::NoSpace | Kind::Unavailable) => {}
                     moved => drop(moved?),
                 }
             }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::path::Arg;
 
-use super::dirs::{for_each_name, nonce, rename_new};
+use super::dirs::{explain_rename, for_each_name, nonce, rename_new};
 use super::durable_dir::DurableDir;
 use crate::error::{Context as _, Result};
 use crate::volume::{OnDelete, Policy, Timestamp};
@@ -89,7 +89,7 @@ impl Trash {
         retention: Retention,
     ) -> Result<TrashEntry> {
         let new = TrashEntry::new(name, retention)?;
-        self.add_as(from, entry, &new).context(|| format!("move {name} into trash/"))?;
+        explain_rename(self.add_as(from, entry, &new)).context(|| format!("move {name} into trash/"))?;
         Ok(new)
     }
 

@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use orlop::engine::Engine;
 use orlop::engine::request::{Publish, Sharing};
 use orlop::error::Kind;
-use orlop::mount::MountFlags;
+use orlop::mount::{Atime, MountFlags};
 use orlop::volume::{SizeRange, VolumeId};
 
 use crate::common::isolation;
-use crate::common::pool::{MIB, kind, open, request};
+use crate::common::pool::{MIB, kind, long_waits, open, request, settings_of};
 use crate::common::wait::within_seconds;
 
 /// A directory for a pool and for targets, in a mount namespace of the test's thread.
@@ -164,5 +165,119 @@ fn a_record_that_cannot_be_opened_affects_its_volume_only() {
         engine.expand(&other.id, SizeRange { required: 2 * MIB, limit: 0 }).unwrap();
         isolation::unmount_all(&hidden);
         assert_eq!(engine.pools()[0].provisioned, 3 * MIB, "the record is read again");
+    });
+}
+
+#[test]
+fn a_pool_that_was_remounted_gives_the_same_answer_to_a_retry() {
+    on_a_node(|node| {
+        let (pool, flags) = (node.pool(), rustix::mount::MountFlags::empty());
+        rustix::mount::mount("tmpfs", &pool, "tmpfs", flags, c"mode=755").unwrap();
+        let engine = open(&pool);
+        let id = engine.create(&request("a", 0)).unwrap().id;
+        let publish = node.publish_request(&id, "t", false);
+        let asks = |flags: MountFlags| Publish { flags, ..publish.clone() };
+        engine.publish(&publish).unwrap();
+        use rustix::mount::MountFlags as Flags;
+        for remounted in
+            [Flags::NOATIME, Flags::NOEXEC, Flags::NODIRATIME, Flags::NOSUID | Flags::NODEV, flags]
+        {
+            rustix::mount::mount_remount(&pool, Flags::BIND | remounted, c"").unwrap();
+            engine.publish(&publish).unwrap();
+            let read_only = MountFlags { read_only: true, ..MountFlags::default() };
+            let noexec = MountFlags { noexec: true, ..MountFlags::default() };
+            let noatime = MountFlags { atime: Some(Atime::Never), ..MountFlags::default() };
+            for other in [read_only, noexec, noatime] {
+                assert_eq!(kind(engine.publish(&asks(other))), Kind::Conflict, "{other:?}");
+            }
+        }
+        engine.unpublish(&id.to_string(), &publish.target).unwrap();
+        // Published while the pool forbids programs, and again when it allows them.
+        rustix::mount::mount_remount(&pool, Flags::BIND | Flags::NOEXEC, c"").unwrap();
+        engine.publish(&publish).unwrap();
+        rustix::mount::mount_remount(&pool, Flags::BIND, c"").unwrap();
+        engine.publish(&publish).unwrap();
+        engine.unpublish(&id.to_string(), &publish.target).unwrap();
+        isolation::unmount_all(&pool);
+    });
+}
+
+#[test]
+fn two_spellings_of_a_target_are_one_target() {
+    on_a_node(|node| {
+        let (real, link) = (node.target("real"), node.target("link"));
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let engine = open(&node.pool());
+        let ids = ["a", "b"].map(|name| engine.create(&request(name, 0)).unwrap().id);
+        let requests = [(&ids[0], "real/t"), (&ids[1], "link/t")];
+        for _ in 0..100 {
+            let start = std::sync::Barrier::new(2);
+            let answers = std::thread::scope(|scope| {
+                let threads = requests.map(|(id, target)| {
+                    let (publish, engine, start) = (node.publish_request(id, target, false), &engine, &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        engine.publish(&publish)
+                    })
+                });
+                threads.map(|thread| thread.join().unwrap())
+            });
+            assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1, "{answers:?}");
+            let published = usize::from(answers[1].is_ok());
+            engine.unpublish(&ids[published].to_string(), &real.join("t")).unwrap();
+            assert!(!real.join("t").exists());
+        }
+    });
+}
+
+#[test]
+fn a_volume_of_the_same_name_in_another_pool_is_not_unpublished() {
+    on_a_node(|node| {
+        let other = node.target("other");
+        fs::create_dir(&other).unwrap();
+        // Two processes may give the same name in two pools.
+        let make = |name: &str, path: &Path| {
+            let engine = Engine::open(vec![settings_of(name, path)], long_waits()).unwrap();
+            engine.create(&request("same", 0)).unwrap().id
+        };
+        let (a, b) = (make("p", &node.pool()), make("q", &other));
+        let settings = vec![settings_of("p", &node.pool()), settings_of("q", &other)];
+        let engine = Engine::open(settings, long_waits()).unwrap();
+        for (published, asked) in [(&a, &b), (&b, &a)] {
+            let publish = node.publish_request(published, "t", false);
+            engine.publish(&publish).unwrap();
+            let error = engine.unpublish(&asked.to_string(), &publish.target).unwrap_err();
+            assert!(
+                error.kind() == Kind::Conflict && error.chain().contains("nothing was changed"),
+                "{error}"
+            );
+            engine.publish(&publish).unwrap();
+            engine.unpublish(&published.to_string(), &publish.target).unwrap();
+            assert!(!publish.target.exists());
+        }
+    });
+}
+
+#[test]
+fn a_failed_publish_of_an_inline_volume_leaves_no_volume() {
+    on_a_node(|node| {
+        let engine = open(&node.pool());
+        let name = format!("csi-{}", "0123456789abcdef".repeat(4));
+        let id: VolumeId = format!("p/{}", orlop::volume::Name::of(&name)).parse().unwrap();
+        let ephemeral = Some(Box::new(request(&name, MIB)));
+        let publish = Publish { ephemeral, ..node.publish_request(&id, "missing/t", false) };
+        assert_eq!(kind(engine.publish(&publish)), Kind::Invalid);
+        let status = engine.pools().remove(0);
+        assert_eq!((status.volumes, status.provisioned), (0, 0));
+        let target = node.target("t");
+        let publish = Publish { target: target.clone(), ..publish };
+        engine.publish(&publish).unwrap();
+        // One that existed before is kept.
+        let elsewhere = Publish { target: node.target("missing/t"), ..publish.clone() };
+        assert_eq!(kind(engine.publish(&elsewhere)), Kind::Invalid);
+        engine.publish(&publish).unwrap();
+        engine.unpublish(&name, &target).unwrap();
+        assert_eq!(engine.pools()[0].volumes, 0);
     });
 }

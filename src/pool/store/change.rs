@@ -7,7 +7,7 @@ use rustix::fs::{self, AtFlags};
 use super::record::{read_file, with_unknown_fields, write_bytes, write_file};
 use super::{ObjectKind, Store};
 use crate::error::{Context as _, Result};
-use crate::pool::dirs::nonce;
+use crate::pool::dirs::{explain_rename, nonce};
 use crate::pool::locks::LockGuard;
 use crate::pool::object::ObjectKey;
 use crate::volume::{Name, Volume};
@@ -90,8 +90,8 @@ impl RecordChange<'_> {
 impl NewRecordFile<'_> {
     fn rename(&mut self, dir: &OwnedFd) -> Result<()> {
         let from = self.store.directory(ObjectKind::Volumes);
-        fs::renameat(from, &self.file, dir.as_fd(), ObjectKind::Volumes.record())
-            .context(|| "rename the new record into place")?;
+        let renamed = fs::renameat(from, &self.file, dir.as_fd(), ObjectKind::Volumes.record());
+        explain_rename(renamed).context(|| "move the new record into place")?;
         self.renamed = true;
         Ok(())
     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::in_place::WORK;
 use super::{DIRECTORY, ObjectKind, Store, open_inside, write_file};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::pool::dirs::rename_new;
+use crate::pool::dirs::{explain_rename, rename_new};
 use crate::pool::locks::LockGuard;
 use crate::pool::object::ObjectKey;
 use crate::pool::trash::{Retention, TrashEntry};
@@ -66,7 +66,9 @@ impl Draft<'_> {
                 return Err(Error::new(Kind::Busy, text));
             }
             Err(Errno::EXIST | Errno::NOTEMPTY) => return Err(taken()),
-            renamed => renamed.context(|| format!("rename work/{} to {to}", self.nonce))?,
+            renamed => {
+                explain_rename(renamed).context(|| format!("move work/{} to {to}", self.nonce))?;
+            }
         }
         self.committed = true;
         Ok(())

@@ -1,4 +1,5 @@
-//! Deletion in place, on a filesystem that has no space for a rename into the trash: xfs, and ext4 without reserved blocks.
+//! Deletion in place, where a rename into the trash is impossible: a full xfs, or ext4 without reserved blocks, has no space
+//! for it, and an object in a lower layer of an overlay cannot be renamed.
 //!
 //! One chmod, which needs no space, makes an object deleted: its directory gets a mode that nothing else has. The reaper
 //! removes it where it is, or moves it into the trash when there is space, if its policy keeps it.
@@ -122,9 +123,10 @@ impl Store {
     }
 }
 
-/// Whether a call failed because there is no space for it.
-pub(super) fn is_no_space(errno: Errno) -> bool {
-    matches!(errno, Errno::NOSPC | Errno::DQUOT)
+/// Whether a rename into the trash failed because there is no space for it, or because the trash has another project id or
+/// is in another layer of an overlay.
+pub(super) fn is_impossible(errno: Errno) -> bool {
+    matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::XDEV)
 }
 
 #[cfg(test)]
