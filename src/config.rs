@@ -28,6 +28,8 @@ pub struct Settings {
     pub tuning: Tuning,
     /// Path of the CSI socket.
     pub csi: PathBuf,
+    /// Directory in which the host's pools are recorded.
+    pub known_pools: PathBuf,
     /// Address of the HTTP endpoints; `None` if they are not served.
     pub http: Option<Address>,
     /// Registration with kubelet; `None` if another program registers the driver.
@@ -49,6 +51,10 @@ impl TryFrom<Serve> for Settings {
             .endpoint()
             .ok_or_else(|| invalid("--csi is required, such as --csi unix:///run/orlop/csi.sock"))?;
         let csi = socket::parse_path(endpoint).context(|| "--csi")?;
+        let known_pools = flags.known_pools.clone().unwrap_or_else(|| csi.with_file_name("known-pools"));
+        if !known_pools.is_absolute() {
+            return Err(invalid("--known-pools is not an absolute path"));
+        }
         let http = flags.http.as_deref().map(str::parse::<Address>).transpose().context(|| "--http")?;
         let driver = check_driver_name(&flags.driver)?;
         let registration = registration(&flags, &driver)?;
@@ -76,6 +82,7 @@ impl TryFrom<Serve> for Settings {
             pools,
             tuning: tuning(file.tuning)?,
             csi,
+            known_pools,
             http,
             registration,
             #[cfg(feature = "kube")]
@@ -224,6 +231,7 @@ mod tests {
         assert!(settings.identity.controller_expand);
         assert_eq!(settings.pools.iter().map(|pool| pool.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(settings.csi, Path::new("/run/csi.sock"));
+        assert_eq!(settings.known_pools, Path::new("/run/known-pools"));
         assert!(settings.http.is_none() && settings.registration.is_none());
     }
 
@@ -237,6 +245,7 @@ mod tests {
             (format!("{base} --pool a=/x --pool a=/y"), "configured twice"),
             (format!("{base} --pool a=/x --pool b=/x"), "two pools"),
             ("--pool a=/x --csi relative.sock".to_owned(), "--csi"),
+            (format!("{base} --pool a=/x --known-pools rel"), "--known-pools"),
             (format!("{base} --pool a=/x --http nowhere"), "--http"),
             (format!("{base} --pool a=/x --driver 0.orlop"), "--driver"),
             (format!("{base} --pool a=/x --driver Dir.dev"), "--driver"),

@@ -15,6 +15,7 @@ mod source;
 
 use std::convert::Infallible;
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -50,7 +51,18 @@ impl Engine {
     /// # Errors
     /// `Invalid` when two pools have the same name.
     pub fn open(pools: Vec<PoolSettings>, tuning: Tuning) -> Result<Self> {
-        let engine = Self::new(pools, Purpose::Serve, tuning)?;
+        let engine = Self::new(pools, Purpose::Serve, tuning, None)?;
+        engine.open_pools()?;
+        Ok(engine)
+    }
+
+    /// Opens the pools as [`Engine::open`] does, and records them in a directory of the host: where a pool was once, an
+    /// empty directory does not become a new one, also after a restart.
+    ///
+    /// # Errors
+    /// Same as [`Engine::open`].
+    pub fn open_recorded(pools: Vec<PoolSettings>, tuning: Tuning, records: &Path) -> Result<Self> {
+        let engine = Self::new(pools, Purpose::Serve, tuning, Some(records))?;
         engine.open_pools()?;
         Ok(engine)
     }
@@ -61,16 +73,27 @@ impl Engine {
     /// # Errors
     /// `Invalid` when two pools have the same name.
     pub fn open_for_command(pools: Vec<PoolSettings>, tuning: Tuning) -> Result<Self> {
-        Self::new(pools, Purpose::Command, tuning)
+        Self::new(pools, Purpose::Command, tuning, None)
     }
 
-    fn new(pools: Vec<PoolSettings>, purpose: Purpose, tuning: Tuning) -> Result<Self> {
+    fn new(
+        pools: Vec<PoolSettings>,
+        purpose: Purpose,
+        tuning: Tuning,
+        records: Option<&Path>,
+    ) -> Result<Self> {
         for (i, pool) in pools.iter().enumerate() {
             if pools.iter().take(i).any(|earlier| earlier.name == pool.name) {
                 return Err(Error::new(Kind::Invalid, format!("two pools are named {}", pool.name)));
             }
         }
-        let pool = |settings| Arc::new(Pool::new(settings, purpose, tuning.lock_wait, tuning.usage_age));
+        let pool = |settings| {
+            let pool = Pool::new(settings, purpose, tuning.lock_wait, tuning.usage_age);
+            Arc::new(match records {
+                Some(records) => pool.with_records(records),
+                None => pool,
+            })
+        };
         Ok(Self {
             pools: pools.into_iter().map(pool).collect(),
             targets: LockTable::new(tuning.lock_wait),

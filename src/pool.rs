@@ -17,6 +17,7 @@ mod commit;
 mod dirs;
 mod durable_dir;
 mod index;
+mod known;
 mod lock_files;
 mod marker;
 mod medium;
@@ -33,6 +34,7 @@ use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use self::cache::IndexCache;
+use self::known::KnownPool;
 use self::marker::MARKER;
 use self::reaper::{Reaper, ReaperQueue};
 use self::store::Store;
@@ -111,6 +113,7 @@ pub struct Pool {
     settings: PoolSettings,
     lock_wait: Duration,
     purpose: Purpose,
+    known: KnownPool,
     reaper: Reaper,
     usage: UsageCache,
     open: RwLock<Option<Arc<OpenPool>>>,
@@ -125,7 +128,16 @@ impl Pool {
     pub fn new(settings: PoolSettings, purpose: Purpose, lock_wait: Duration, usage_age: Duration) -> Self {
         let (reaper, usage) = (Reaper::default(), UsageCache::new(usage_age));
         let (open, opening) = (RwLock::new(None), Mutex::new(Weak::new()));
-        Self { settings, purpose, lock_wait, reaper, usage, open, opening }
+        let known = KnownPool::new(&settings.path, None);
+        Self { settings, purpose, lock_wait, known, reaper, usage, open, opening }
+    }
+
+    /// The same pool, with its record in this directory of the host. An empty directory whose path has a record never
+    /// becomes a pool.
+    #[must_use]
+    pub fn with_records(self, records: &Path) -> Self {
+        let known = KnownPool::new(&self.settings.path, Some(records));
+        Self { known, ..self }
     }
 
     /// Its settings.
@@ -222,9 +234,13 @@ impl OpenPool {
         }
         let backend = backend::for_filesystem(root.as_fd());
         let marker = match configured.purpose {
-            Purpose::Serve => marker::open_or_initialize(root.as_fd(), settings, backend.kind())?,
+            Purpose::Serve => {
+                configured.known.note_mount();
+                marker::open_or_initialize(root.as_fd(), settings, &configured.known, backend.kind())?
+            }
             Purpose::Command => marker::open(root.as_fd(), settings, backend.kind())?,
         };
+        configured.known.note(&marker)?;
         let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
         let store = Store::open(root, settings.exclusive, configured.lock_wait)?;
         if configured.purpose == Purpose::Serve {

@@ -59,8 +59,8 @@ fn raise_file_limit() {
 
 async fn run_frontends(settings: Settings) -> Result<()> {
     let mut signals = Signals::new()?;
-    let (pools, tuning) = (settings.pools, settings.tuning);
-    let opened = tokio::task::spawn_blocking(move || Engine::open(pools, tuning));
+    let (pools, tuning, records) = (settings.pools, settings.tuning, settings.known_pools);
+    let opened = tokio::task::spawn_blocking(move || Engine::open_recorded(pools, tuning, &records));
     let engine = Arc::new(opened.await.map_err(|error| task_failed(error, "open the pools"))??);
     let calls = Dispatch::new(Arc::clone(&engine));
     let health = Arc::new(Health::new(calls.clone()));

@@ -13,6 +13,7 @@ mod api {
     mod engine;
     mod hostile;
     mod live_copy;
+    mod pools;
     mod records;
     mod semantics;
     mod sharing;

@@ -8,5 +8,6 @@ mod common;
 
 mod mounts {
     mod mount;
+    mod pools;
     mod publish;
 }

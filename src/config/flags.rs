@@ -60,6 +60,11 @@ pub struct Serve {
     #[arg(long, env = "CSI_ENDPOINT", hide = true)]
     pub csi_endpoint: Option<String>,
 
+    /// Directory in which this host's pools are recorded, so that the empty mount point of a missing disk never becomes
+    /// a new pool. It should survive a reboot [default: known-pools beside the CSI socket]
+    #[arg(long, value_name = "DIR", env = "ORLOP_KNOWN_POOLS")]
+    pub known_pools: Option<PathBuf>,
+
     /// Name of the CSI driver
     #[arg(long, value_name = "NAME", env = "ORLOP_DRIVER", default_value = "dir.orlop.dev")]
     pub driver: String,

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::PoolSettings;
+use super::known::KnownPool;
 use super::store::{parse, read_file, replace_file};
 use crate::backend::BackendKind;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -50,18 +51,19 @@ pub(super) fn open(root: BorrowedFd<'_>, settings: &PoolSettings, backend: Backe
     check(&marker, settings, backend).map(|()| marker)
 }
 
-/// The marker of a pool's directory. An empty directory becomes a pool.
+/// The marker of a pool's directory. An empty directory becomes a pool, unless its path has had one.
 ///
 /// # Errors
 /// `Unavailable` when the directory is not the pool that the settings describe; otherwise same as [`read_marker`].
 pub(super) fn open_or_initialize(
     root: BorrowedFd<'_>,
     settings: &PoolSettings,
+    known: &KnownPool,
     backend: BackendKind,
 ) -> Result<Marker> {
     let marker = match read_marker(root)? {
         Some(marker) => marker,
-        None => initialize_alone(root, settings, backend)?,
+        None => initialize_alone(root, settings, known, backend)?,
     };
     check(&marker, settings, backend)?;
     Ok(marker)
@@ -69,15 +71,22 @@ pub(super) fn open_or_initialize(
 
 /// Makes an empty directory a pool, unless another process has just done so. Locks the directory: two markers with
 /// different UUIDs could replace each other.
-fn initialize_alone(root: BorrowedFd<'_>, settings: &PoolSettings, backend: BackendKind) -> Result<Marker> {
+fn initialize_alone(
+    root: BorrowedFd<'_>,
+    settings: &PoolSettings,
+    known: &KnownPool,
+    backend: BackendKind,
+) -> Result<Marker> {
     match fs::flock(root, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => {
             return Err(Error::new(Kind::Unavailable, "another process is making it a pool: retry"));
         }
         result => result.context(|| "lock the directory")?,
     }
-    let marker =
-        read_marker(root).and_then(|made| made.map_or_else(|| initialize(root, settings, backend), Ok));
+    let marker = read_marker(root).and_then(|made| match made {
+        Some(marker) => Ok(marker),
+        None => known.check_unknown().and_then(|()| initialize(root, settings, backend)),
+    });
     // The descriptor stays open as long as the pool.
     let _ = fs::flock(root, FlockOperation::Unlock);
     marker

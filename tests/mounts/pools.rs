@@ -1,0 +1,67 @@
+//! Pools on disks that are unmounted and mounted again.
+
+use std::fs;
+use std::path::Path;
+
+use orlop::engine::Engine;
+use orlop::engine::request::Tuning;
+use orlop::error::Kind;
+use rustix::mount::{MountFlags, UnmountFlags, mount_bind, unmount};
+
+use crate::common::isolation;
+use crate::common::pool::{MIB, kind, names, open, request, settings};
+
+/// Runs `test` with the root of a disk, which stays mounted there, and another path at which to mount it.
+fn with_a_disk(test: impl FnOnce(&Path, &Path) + Send) {
+    if !isolation::is_root() {
+        return;
+    }
+    isolation::in_own_mount_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, path) = (dir.path().join("disk"), dir.path().join("pool"));
+        for path in [&disk, &path] {
+            fs::create_dir(path).unwrap();
+        }
+        rustix::mount::mount("tmpfs", &disk, "tmpfs", MountFlags::empty(), None).unwrap();
+        test(&disk, &path);
+        isolation::unmount_all(&path);
+        isolation::unmount_all(&disk);
+    });
+}
+
+fn unmount_lazily(path: &Path) {
+    unmount(path, UnmountFlags::DETACH).unwrap();
+}
+
+#[test]
+fn the_mount_point_of_a_disk_that_is_unmounted_lazily_never_becomes_a_pool() {
+    with_a_disk(|disk, path| {
+        mount_bind(disk, path).unwrap();
+        let engine = open(path);
+        let volume = engine.create(&request("a", MIB)).unwrap();
+        unmount_lazily(path);
+        assert_eq!(kind(engine.delete(&volume.id)), Kind::Unavailable);
+        assert_eq!(kind(engine.create(&request("n", MIB))), Kind::Unavailable);
+        assert_eq!(engine.capacity(None).unwrap().available, 0);
+        assert!(names(path).is_empty());
+        mount_bind(disk, path).unwrap();
+        assert_eq!(engine.get(&volume.id).unwrap(), volume);
+    });
+}
+
+#[test]
+fn the_mount_point_of_a_disk_that_was_never_usable_does_not_become_a_pool_either() {
+    with_a_disk(|disk, path| {
+        mount_bind(disk, path).unwrap();
+        fs::write(disk.join("orlop.json"), "{").unwrap();
+        let engine = Engine::open(vec![settings(path)], Tuning::default()).unwrap();
+        assert!(engine.pools()[0].unavailable.as_ref().unwrap().contains("damaged"));
+        unmount_lazily(path);
+        let reason = engine.pools().remove(0).unavailable.unwrap();
+        assert!(reason.contains("a disk was mounted here: mount its disk"), "{reason}");
+        assert!(names(path).is_empty());
+        fs::remove_file(disk.join("orlop.json")).unwrap();
+        mount_bind(disk, path).unwrap();
+        assert!(engine.pools()[0].unavailable.is_none(), "an empty disk becomes a pool");
+    });
+}
