@@ -6,7 +6,7 @@ mod dir;
 mod file_copy;
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use rustix::fs::{Mode, mkdirat};
 
@@ -14,7 +14,7 @@ use self::file_copy::FileCopy;
 use crate::error::{Context as _, Result};
 use crate::fs::copy::Progress;
 use crate::fs::remove::{Removed, Slice, remove_tree};
-use crate::fs::{DiskUsage, open_directory};
+use crate::fs::{DiskUsage, open_directory, remove_acls};
 use crate::volume::{BackendState, DATA, Enforced, Limits};
 
 /// The kinds of backend. A pool's marker records the kind of its backend.
@@ -151,6 +151,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// `Unsupported` for a limit that cannot be set; otherwise the error of the failed system call.
     fn create(&self, draft: BorrowedFd<'_>, state: &BackendState, limits: Limits) -> Result<Enforced> {
         mkdirat(draft, DATA, Mode::RWXU).context(|| "make the data directory")?;
+        let data = open_directory(draft, DATA).context(|| "open the new data directory")?;
+        remove_acls(data.as_fd())?;
         self.set_limit(draft, state, limits)
     }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::backend;
 use crate::mount::users::Users;
-use crate::pool::{check_shareable, read_marker};
+use crate::pool::{check_outside_pools, check_shareable, read_marker};
 use crate::sys::probe::Call;
 use crate::volume::PoolName;
 
@@ -161,6 +161,9 @@ fn check_marker(name: &PoolName, path: &Path) -> (Verdict, String) {
         Ok(opened) => opened,
         Err(error) => return (Verdict::Bad, format!("{}: {error}", path.display())),
     };
+    if let Err(error) = check_outside_pools(root.as_fd(), path) {
+        return (Verdict::Bad, error.chain());
+    }
     match read_marker(root.as_fd()) {
         Ok(Some(marker)) if marker.name == *name => {
             let backend = backend::for_filesystem(root.as_fd()).kind();

@@ -139,6 +139,15 @@ fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>
         if !pool.path.is_absolute() {
             return Err(invalid(format!("pool {}: its directory is not an absolute path", pool.name)));
         }
+        let is_outer = |other: &&PoolSettings| other.name != pool.name && pool.path.starts_with(&other.path);
+        if let Some(outer) = pools.iter().find(is_outer) {
+            return Err(invalid(format!(
+                "pool {} at {} is inside pool {}: name a directory that is in no other pool",
+                pool.name,
+                pool.path.display(),
+                outer.name
+            )));
+        }
     }
     Ok(pools)
 }
@@ -246,6 +255,8 @@ mod tests {
             (format!("{base} --pool a=/x --pool b=/x"), "two pools"),
             ("--pool a=/x --csi relative.sock".to_owned(), "--csi"),
             (format!("{base} --pool a=/x --known-pools rel"), "--known-pools"),
+            (format!("{base} --pool a=/x/y/ --pool b=/x/y/volumes/v/data"), "pool b at"),
+            (format!("{base} --pool a=/x/y --pool b=/x"), "inside pool b"),
             (format!("{base} --pool a=/x --http nowhere"), "--http"),
             (format!("{base} --pool a=/x --driver 0.orlop"), "--driver"),
             (format!("{base} --pool a=/x --driver Dir.dev"), "--driver"),

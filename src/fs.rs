@@ -15,7 +15,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat, openat2, statx,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, fremovexattr, openat, openat2,
+    statx,
 };
 use rustix::io::{Errno, Result as ErrnoResult};
 use rustix::path::{Arg, DecInt};
@@ -102,9 +103,32 @@ impl DirIdentity {
         statx(CWD, path, AtFlags::empty(), StatxFlags::INO).map(|stat| Self::from_stat(&stat))
     }
 
+    /// The identity of an entry of a directory. A symbolic link is not followed, and a mount point has that of the mount.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn of_entry(dir: BorrowedFd<'_>, name: &str) -> ErrnoResult<Self> {
+        statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO).map(|stat| Self::from_stat(&stat))
+    }
+
     fn from_stat(stat: &Statx) -> Self {
         Self { device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino }
     }
+}
+
+/// Removes the ACLs that a new directory has inherited from the default ACL of its parent, so that its mode says who has
+/// access.
+///
+/// # Errors
+/// The error of the failed system call.
+pub fn remove_acls(dir: BorrowedFd<'_>) -> Result<()> {
+    for name in [c"system.posix_acl_default", c"system.posix_acl_access"] {
+        match fremovexattr(dir, name) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(error) => return Err(error).context(|| "remove the inherited ACL"),
+        }
+    }
+    Ok(())
 }
 
 /// The type of a file.

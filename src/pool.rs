@@ -18,9 +18,11 @@ mod dirs;
 mod durable_dir;
 mod index;
 mod known;
+mod layout;
 mod lock_files;
 mod marker;
 mod medium;
+mod parents;
 mod watch;
 
 use std::ops::ControlFlow;
@@ -35,6 +37,7 @@ use rustix::io::Errno;
 
 use self::cache::IndexCache;
 use self::known::KnownPool;
+use self::layout::Layout;
 use self::marker::MARKER;
 use self::reaper::{Reaper, ReaperQueue};
 use self::store::Store;
@@ -49,6 +52,7 @@ pub use capacity::{FsStats, Reservation};
 pub use index::{Index, SnapshotEntry, VolumeEntry};
 pub use marker::{Marker, read_marker};
 pub use medium::check_shareable;
+pub use parents::check_outside_pools;
 
 /// The configuration of a pool.
 #[derive(Debug, Clone)]
@@ -117,8 +121,16 @@ pub struct Pool {
     reaper: Reaper,
     usage: UsageCache,
     open: RwLock<Option<Arc<OpenPool>>>,
-    /// Locked while the pool is opened. The last instance may still be in use, for example by a copy.
-    opening: Mutex<Weak<OpenPool>>,
+    /// Locked while the pool is opened.
+    opening: Mutex<Last>,
+}
+
+/// What is known of the last instance of a pool.
+#[derive(Debug, Default)]
+struct Last {
+    /// It may still be in use, for example by a copy.
+    instance: Weak<OpenPool>,
+    layout: Option<Layout>,
 }
 
 impl Pool {
@@ -127,7 +139,7 @@ impl Pool {
     #[must_use]
     pub fn new(settings: PoolSettings, purpose: Purpose, lock_wait: Duration, usage_age: Duration) -> Self {
         let (reaper, usage) = (Reaper::default(), UsageCache::new(usage_age));
-        let (open, opening) = (RwLock::new(None), Mutex::new(Weak::new()));
+        let (open, opening) = (RwLock::new(None), Mutex::new(Last::default()));
         let known = KnownPool::new(&settings.path, None);
         Self { settings, purpose, lock_wait, known, reaper, usage, open, opening }
     }
@@ -178,21 +190,22 @@ impl Pool {
             return Ok(pool);
         }
         if let Some(old) = self.set_open(None) {
-            *last = Arc::downgrade(&old);
+            last.instance = Arc::downgrade(&old);
             self.close(old);
         }
         // With `exclusive`, the lock of an instance that is still in use would refuse a new one.
-        if let Some(pool) = last.upgrade().filter(|pool| pool.is_in_place()) {
+        if let Some(pool) = last.instance.upgrade().filter(|pool| pool.is_in_place()) {
             if self.purpose == Purpose::Serve {
                 self.reaper.attach(&pool)?;
             }
             drop(self.set_open(Some(Arc::clone(&pool))));
             return Ok(pool);
         }
-        let pool = self.open_now().map_err(|error| {
+        let pool = self.open_now(last.layout.as_ref()).map_err(|error| {
             let text = format!("pool {} at {}", self.settings.name, self.settings.path.display());
             Error::caused(Kind::Unavailable, text, error)
         })?;
+        last.layout = Some(*pool.store.layout());
         drop(self.set_open(Some(Arc::clone(&pool))));
         Ok(pool)
     }
@@ -212,8 +225,8 @@ impl Pool {
         let _ = thread::Builder::new().name("close".to_owned()).spawn(move || drop(old));
     }
 
-    fn open_now(&self) -> Result<Arc<OpenPool>> {
-        let pool = Arc::new(OpenPool::open(self)?);
+    fn open_now(&self, last: Option<&Layout>) -> Result<Arc<OpenPool>> {
+        let pool = Arc::new(OpenPool::open(self, last)?);
         if self.purpose == Purpose::Serve {
             drop(pool.index()?);
             self.reaper.attach(&pool)?;
@@ -223,7 +236,7 @@ impl Pool {
 }
 
 impl OpenPool {
-    fn open(configured: &Pool) -> Result<Self> {
+    fn open(configured: &Pool, last: Option<&Layout>) -> Result<Self> {
         let settings = &configured.settings;
         let root = open_root(&settings.path)?;
         if settings.mounted {
@@ -232,6 +245,7 @@ impl OpenPool {
         if !settings.exclusive {
             medium::check_shareable(root.as_fd())?;
         }
+        check_outside_pools(root.as_fd(), &settings.path)?;
         let backend = backend::for_filesystem(root.as_fd());
         let marker = match configured.purpose {
             Purpose::Serve => {
@@ -242,7 +256,7 @@ impl OpenPool {
         };
         configured.known.note(&marker)?;
         let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
-        let store = Store::open(root, settings.exclusive, configured.lock_wait)?;
+        let store = Store::open_again(root, last, settings.exclusive, configured.lock_wait)?;
         if configured.purpose == Purpose::Serve {
             // What cannot be swept now, for example on a full disk, is swept by a later start.
             let _ = store.sweep();
@@ -259,11 +273,22 @@ impl OpenPool {
         })
     }
 
-    /// Whether the path still refers to this pool. A disk that was unmounted or replaced must not be used.
+    /// Refuses a change of a pool that was unmounted or replaced since the call began.
+    fn check_in_place(&self) -> Result<()> {
+        if self.is_in_place() {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Unavailable, "the pool's directory has changed since the call began: retry"))
+    }
+
+    /// Whether the path still refers to this pool. A disk that was unmounted, and directories that were moved away or
+    /// replaced, must not be used.
     fn is_in_place(&self) -> bool {
         let found = DirIdentity::at(&self.settings.path);
         let has_marker = || fs::statat(self.store.root(), MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        found.is_ok_and(|found| found == self.identity) && has_marker()
+        found.is_ok_and(|found| found == self.identity)
+            && has_marker()
+            && self.store.layout().is_in_place(self.store.root())
     }
 }
 

@@ -71,14 +71,24 @@ impl Engine {
         if let Some(refusal) = stats.refusal().filter(|_| stats.read_only) {
             symptoms.push(symptom(Severity::Degraded, "PoolReadOnly", refusal.chain()));
         }
-        if pool.store.data(ObjectKind::Volumes, &id.name)?.is_none() {
-            let text =
-                format!("the data directory of volume {id} is missing: restore it from a backup or snapshot");
-            symptoms.push(symptom(Severity::DataLoss, "DataMissing", text));
-        } else if let Some(path) = path
-            && let Err(error) = self.check_published_at(&pool, id, path)
-        {
-            symptoms.push(symptom(Severity::Inaccessible, "NotPublished", error.chain()));
+        match pool.store.data(ObjectKind::Volumes, &id.name) {
+            Ok(None) => {
+                let text = format!(
+                    "the data directory of volume {id} is missing: restore it from a backup or snapshot"
+                );
+                symptoms.push(symptom(Severity::DataLoss, "DataMissing", text));
+            }
+            Err(error) if error.kind() == Kind::Unavailable => {
+                symptoms.push(symptom(Severity::Inaccessible, "DataUnavailable", error.chain()));
+            }
+            data => {
+                data?;
+                if let Some(path) = path
+                    && let Err(error) = self.check_published_at(&pool, id, path)
+                {
+                    symptoms.push(symptom(Severity::Inaccessible, "NotPublished", error.chain()));
+                }
+            }
         }
         Ok(symptoms)
     }

@@ -109,6 +109,7 @@ impl OpenPool {
         let mut news = self.cache.news();
         news.catch_up(&self.store, &self.cache)?;
         self.check_provisioned_sum(reservation.bytes())?;
+        self.check_in_place()?;
         rename()?;
         news.skip_own(ObjectKind::Volumes, name);
         reservation.commit(&mut self.cached_index(), name, entry);
@@ -134,9 +135,34 @@ impl OpenPool {
         update: impl FnOnce(&mut Index),
     ) -> Result<T> {
         let mut news = self.cache.news();
+        self.check_in_place()?;
         let renamed = rename()?;
         news.skip_own(kind, name);
         update(&mut self.cached_index());
         Ok(renamed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::pool::{Pool, PoolSettings, Purpose};
+
+    #[test]
+    fn a_call_that_began_before_a_directory_was_replaced_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = PoolSettings::new("p".parse().unwrap(), dir.path().to_owned());
+        let open = Pool::new(settings, Purpose::Serve, Duration::ZERO, Duration::ZERO).get_or_open().unwrap();
+        let (volumes, away) = (dir.path().join("volumes"), dir.path().join("away"));
+        std::fs::create_dir_all(volumes.join("a/data")).unwrap();
+        std::fs::rename(&volumes, &away).unwrap();
+        std::fs::create_dir(&volumes).unwrap();
+        let discard = || open.discard(ObjectKind::Volumes, &"a".parse().unwrap(), Retention::Forever);
+        assert_eq!(discard().unwrap_err().kind(), Kind::Unavailable);
+        assert!(away.join("a/data").exists());
+        std::fs::remove_dir(&volumes).unwrap();
+        std::fs::rename(&away, &volumes).unwrap();
+        discard().unwrap();
     }
 }

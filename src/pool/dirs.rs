@@ -7,7 +7,8 @@ use rustix::fs::{self, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::remove_acls;
 
 /// Resolution stays inside the directory and crosses neither a link nor a mount.
 const INSIDE: ResolveFlags = ResolveFlags::BENEATH
@@ -71,19 +72,36 @@ pub(super) fn rename_new(
 pub(super) fn explain_rename<T>(renamed: rustix::io::Result<T>) -> Result<T> {
     match renamed {
         Err(Errno::XDEV) => renamed.context(|| {
-            "the two directories have different project ids, or are in different layers of an overlay: clear the project id              and its inheritance (on xfs: `xfs_io -c 'chproj 0' -c 'chattr -P' DIRECTORY`), or use the upper filesystem"
+            "the two directories have different project ids, or are in different layers of an overlay: clear the \
+             project id and its inheritance (on xfs: `xfs_io -c 'chproj 0' -c 'chattr -P' DIRECTORY`), or use the \
+             upper filesystem"
         }),
         renamed => renamed.context(|| "rename"),
     }
 }
 
+/// Names the path that was opened, and what an administrator must change if it is no plain directory or file.
+pub(super) fn explain(opened: rustix::io::Result<OwnedFd>, path: &str) -> Result<OwnedFd> {
+    let what = match opened {
+        Err(Errno::XDEV) => "something is mounted there: unmount it",
+        Err(Errno::LOOP | Errno::NOTDIR) => "it is not a directory: put the real one in its place",
+        opened => return opened.context(|| format!("open {path}")),
+    };
+    Err(Error::new(Kind::Unavailable, format!("open {path}: {what}")))
+}
+
 /// Opens a private directory in `parent`; creates it if it is missing.
 pub(super) fn open_or_create(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
-    match fs::mkdirat(parent, name, PRIVATE) {
-        Ok(()) | Err(Errno::EXIST) => {}
+    let created = match fs::mkdirat(parent, name, PRIVATE) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
         Err(error) => return Err(error).context(|| format!("create {name}/")),
+    };
+    let dir = explain(open_inside(parent, name, DIRECTORY), &format!("{name}/"))?;
+    if created {
+        remove_acls(dir.as_fd())?;
     }
-    open_inside(parent, name, DIRECTORY).context(|| format!("open {name}/"))
+    Ok(dir)
 }
 
 /// Calls `with` for each UTF-8 entry of a directory except `.` and `..`. All names that orlop gives are UTF-8.

@@ -17,9 +17,10 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
 use super::dirs::{
-    DIRECTORY, PRIVATE, for_each_entry, for_each_name, nonce, open_inside, open_or_create, rename_new,
+    DIRECTORY, PRIVATE, explain, for_each_entry, for_each_name, nonce, open_inside, rename_new,
 };
 use super::durable_dir::DurableDir;
+use super::layout::{Directories, Layout};
 use super::lock_files::LockFiles;
 use super::locks::{LockGuard, LockTable, Mode};
 use super::object::{ObjectKey, ObjectKind};
@@ -39,6 +40,7 @@ pub use unmanaged::FoundVolume;
 #[derive(Debug)]
 pub struct Store {
     root: OwnedFd,
+    layout: Layout,
     volumes: DurableDir,
     snapshots: DurableDir,
     work: OwnedFd,
@@ -53,20 +55,34 @@ impl Store {
     /// has the pool for itself.
     ///
     /// # Errors
-    /// `Unavailable` when another process has the pool for itself, or when this one wants that and others use the pool;
-    /// otherwise the error of the failed system call.
+    /// `Unavailable` when another process has the pool for itself, when this one wants that and others use the pool, or when
+    /// a directory with objects is missing; otherwise the error of the failed system call.
     pub fn open(root: OwnedFd, exclusive: bool, lock_wait: Duration) -> Result<Self> {
-        let directory = |name: &str| open_or_create(root.as_fd(), name);
-        let locks = directory("locks")?;
+        Self::open_again(root, None, exclusive, lock_wait)
+    }
+
+    /// Like [`Store::open`], in a process that may have used the pool before, with the directories `last`.
+    ///
+    /// # Errors
+    /// `Unavailable` also when one of the directories was replaced; otherwise same as [`Store::open`].
+    pub(super) fn open_again(
+        root: OwnedFd,
+        last: Option<&Layout>,
+        exclusive: bool,
+        lock_wait: Duration,
+    ) -> Result<Self> {
+        let (directories, layout) = Layout::open(root.as_fd(), last)?;
+        let Directories { volumes, snapshots, work, trash, locks } = directories;
         lock_pool(&locks, exclusive)?;
         // A process that has the pool for itself needs no locks of the kernel, which its filesystem may not have.
         let (files, pool_lock) =
             if exclusive { (None, Some(locks)) } else { (Some(LockFiles::new(locks)?), None) };
         let store = Self {
-            volumes: DurableDir::new(directory("volumes")?),
-            snapshots: DurableDir::new(directory("snapshots")?),
-            work: directory("work")?,
-            trash: Trash::new(directory("trash")?),
+            layout,
+            volumes: DurableDir::new(volumes),
+            snapshots: DurableDir::new(snapshots),
+            work,
+            trash: Trash::new(trash),
             locks: LockTable::with_files(files, lock_wait),
             _pool_lock: pool_lock,
             root,
@@ -82,6 +98,11 @@ impl Store {
     #[must_use]
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// The pool's directories.
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// The pool's trash.
@@ -140,19 +161,19 @@ impl Store {
     /// The directory of a volume or snapshot, which holds `data`.
     ///
     /// # Errors
-    /// `Internal` when it is missing, deleted or not a plain directory.
+    /// `Unavailable` when it is not a plain directory; `Internal` when it is missing or deleted.
     pub fn object(&self, kind: ObjectKind, name: &Name) -> Result<OwnedFd> {
         if self.is_deleted(kind, name) {
             return Err(Error::new(Kind::Internal, format!("{}/{name} has been deleted", kind.directory())));
         }
-        open_inside(self.directory(kind), name.as_str(), DIRECTORY)
-            .context(|| format!("open {}/{name}", kind.directory()))
+        let opened = open_inside(self.directory(kind), name.as_str(), DIRECTORY);
+        explain(opened, &format!("{}/{name}", kind.directory()))
     }
 
     /// The data of a volume or snapshot, as a path-only descriptor; `None` if there is no such directory.
     ///
     /// # Errors
-    /// `Internal` when it is not a plain directory.
+    /// `Unavailable` when something is mounted there or a symbolic link is in its place.
     pub fn data(&self, kind: ObjectKind, name: &Name) -> Result<Option<OwnedFd>> {
         if self.is_deleted(kind, name) {
             return Ok(None);
@@ -161,7 +182,7 @@ impl Store {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match open_inside(self.directory(kind), path.as_str(), flags) {
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            result => result.map(Some).context(|| format!("open {}/{path}", kind.directory())),
+            opened => explain(opened, &format!("{}/{path}", kind.directory())).map(Some),
         }
     }
 

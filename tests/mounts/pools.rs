@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use orlop::engine::Engine;
-use orlop::engine::request::Tuning;
+use orlop::engine::request::{Publish, Sharing, Tuning};
 use orlop::error::Kind;
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, unmount};
 
 use crate::common::isolation;
-use crate::common::pool::{MIB, kind, names, open, request, settings};
+use crate::common::pool::{MIB, clone_request, kind, names, open, request, settings};
 
 /// Runs `test` with the root of a disk, which stays mounted there, and another path at which to mount it.
 fn with_a_disk(test: impl FnOnce(&Path, &Path) + Send) {
@@ -63,5 +63,35 @@ fn the_mount_point_of_a_disk_that_was_never_usable_does_not_become_a_pool_either
         fs::remove_file(disk.join("orlop.json")).unwrap();
         mount_bind(disk, path).unwrap();
         assert!(engine.pools()[0].unavailable.is_none(), "an empty disk becomes a pool");
+    });
+}
+
+#[test]
+fn something_mounted_over_a_volume_or_over_all_is_named_and_the_data_below_is_kept() {
+    with_a_disk(|disk, _| {
+        let engine = open(disk);
+        let volume = engine.create(&request("a", MIB)).unwrap();
+        fs::write(disk.join("volumes/a/data/file"), "kept").unwrap();
+        for path in ["volumes/a/data", "volumes/a", "volumes"] {
+            let path = disk.join(path);
+            rustix::mount::mount("tmpfs", &path, "tmpfs", MountFlags::empty(), None).unwrap();
+            let error = engine.delete(&volume.id).unwrap_err();
+            assert_eq!(error.kind(), Kind::Unavailable, "{}", error.chain());
+            assert!(error.chain().contains("something is mounted there: unmount it"), "{}", error.chain());
+            let publish = Publish {
+                id: volume.id.clone(),
+                target: disk.join("target"),
+                flags: orlop::mount::MountFlags::default(),
+                sharing: Sharing::ManyTargets,
+                ephemeral: None,
+            };
+            assert_eq!(kind(engine.publish(&publish)), Kind::Unavailable);
+            assert_eq!(kind(engine.create(&clone_request("c", &volume.id))), Kind::Unavailable);
+            let symptom = engine.health(&volume.id, None).unwrap().remove(0);
+            assert!(symptom.reason.ends_with("Unavailable"), "{symptom:?}");
+            unmount_lazily(&path);
+        }
+        assert_eq!(fs::read_to_string(disk.join("volumes/a/data/file")).unwrap(), "kept");
+        engine.delete(&volume.id).unwrap();
     });
 }

@@ -20,13 +20,16 @@ const RECORD_MAX: u64 = 64 << 10;
 /// Reads a file of at most 64 KiB; `None` if it does not exist.
 ///
 /// # Errors
-/// `Unreadable` when it is larger or not a regular file; otherwise the error of the failed system call.
+/// `Unreadable` when it is larger or not a regular file; `Unavailable` when something is mounted there; otherwise the error of the failed system call.
 pub fn read_file<P: Arg + Copy>(dir: impl AsFd, path: P) -> Result<Option<Vec<u8>>> {
     // O_NONBLOCK: opening a FIFO would block.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match open_inside(dir, path, flags) {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
         Err(Errno::LOOP | Errno::NXIO) => return Err(not_a_file()),
+        Err(Errno::XDEV) => {
+            return Err(Error::new(Kind::Unavailable, "something is mounted there: unmount it"));
+        }
         file => std::fs::File::from(file.context(|| "open")?),
     };
     if !file.metadata().context(|| "stat")?.is_file() {
