@@ -13,6 +13,7 @@ pub mod usage;
 
 mod cache;
 mod capacity;
+mod clock;
 mod commit;
 mod dirs;
 mod durable_dir;

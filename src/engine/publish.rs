@@ -277,7 +277,7 @@ fn is_inline(id: &str) -> bool {
 fn is_root_of(root: &Path, name: &Name) -> bool {
     let mut parts = root.iter().rev().map(|part| part.to_str().unwrap_or_default());
     let (data, directory, parent) = (parts.next(), parts.next().unwrap_or_default(), parts.next());
-    // `<name>.<until>.<nonce>`, and the name may contain dots.
+    // `<name>.<retention>.<nonce>`, and the name may contain dots.
     let in_trash = || directory.rsplitn(3, '.').nth(2) == Some(name.as_str());
     data == Some(DATA)
         && match parent {

@@ -169,7 +169,7 @@ impl Engine {
                 format!("a volume is being restored from snapshot {id}: retry when the restore is complete");
             return Err(Error::new(Kind::Busy, text));
         }
-        let now = Retention::Until(Timestamp::now().as_second());
+        let now = Retention::seconds(0);
         let _data = lock_data(&pool, ObjectKind::Snapshots, id)?;
         let entry = pool.discard(ObjectKind::Snapshots, &id.name, now);
         let entry = entry.context(|| format!("delete snapshot {id}"))?;

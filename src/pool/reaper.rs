@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 
 use self::queue::Queue;
 use super::OpenPool;
+use super::clock::{Clocks, boot_seconds};
 use super::locks::Mode;
 use super::object::{ObjectKey, ObjectKind};
 use super::store::InPlace;
-use super::trash::TrashEntry;
+use super::trash::{Retention, TrashEntry};
 use crate::error::{Context as _, Result};
 use crate::fs::remove::{Removed, Slice};
-use crate::volume::{Name, Timestamp};
+use crate::volume::Name;
 
 /// Seconds until a directory that could not be removed is tried again.
 const RETRY_AFTER: i64 = 60;
@@ -80,7 +81,7 @@ impl Reaper {
         let mut state = self.queue.shared.lock();
         state.pool = Arc::downgrade(pool);
         (state.queue, state.listed, state.list_failure) = (Queue::default(), Some(Instant::now()), None);
-        listing.into_iter().for_each(|entry| state.queue.add(entry));
+        state.add_listed(&listing);
         self.start_thread(&mut state)?;
         drop(state);
         self.queue.shared.changed.notify_all();
@@ -149,16 +150,33 @@ impl ReaperQueue {
         if entries.peek().is_none() {
             return;
         }
-        let mut state = self.shared.lock();
-        entries.for_each(|entry| state.queue.add(entry));
+        let (mut state, now) = (self.shared.lock(), boot_seconds());
+        entries.for_each(|entry| state.add_new(&entry, now));
         drop(state);
         self.shared.changed.notify_all();
     }
 }
 
 impl State {
+    /// Adds an entry that this process has just moved into the trash.
+    fn add_new(&mut self, entry: &TrashEntry, now: i64) {
+        if let Retention::For { seconds, .. } = entry.retention {
+            self.queue.add(&entry.directory, now.saturating_add(seconds));
+        }
+    }
+
+    /// Adds the entries of a listing that are not known yet. Those whose age is unknown are left to a later listing.
+    fn add_listed(&mut self, listing: &[TrashEntry]) {
+        let now = Clocks::now();
+        for entry in listing {
+            if let Some(due) = entry.retention.due(&now) {
+                self.queue.add(&entry.directory, due);
+            }
+        }
+    }
+
     fn is_due(&self) -> bool {
-        self.queue.next_at().is_some_and(|at| at <= now())
+        self.queue.next_at().is_some_and(|at| at <= boot_seconds())
     }
 
     /// The next task, if there is one now.
@@ -172,16 +190,16 @@ impl State {
             self.listed = Some(Instant::now());
             return Some(Task::List(pool));
         }
-        self.queue.take_due(now()).map(|directory| Task::Remove(pool, directory))
+        self.queue.take_due(boot_seconds()).map(|directory| Task::Remove(pool, directory))
     }
 
     fn until_listing(&self) -> Duration {
         self.listed.map_or(Duration::ZERO, |listed| LIST_EVERY.saturating_sub(listed.elapsed()))
     }
 
-    /// How long the thread may wait. Entries are due by the clock, which may be changed, so the wait is at most a minute.
+    /// How long the thread may wait: at most until the next listing.
     fn wait(&self) -> Duration {
-        let until_due = self.queue.next_at().map_or(60, |at| at.saturating_sub(now()));
+        let until_due = self.queue.next_at().map_or(60, |at| at.saturating_sub(boot_seconds()));
         let until_due = Duration::from_secs(u64::try_from(until_due).unwrap_or(0));
         until_due.min(self.until_listing()).clamp(Duration::from_secs(1), LIST_EVERY)
     }
@@ -232,10 +250,33 @@ impl Shared {
         match listing {
             Ok(listing) => {
                 state.queue.forget_unlisted(&listing, mark);
-                listing.into_iter().for_each(|entry| state.queue.add(entry));
+                state.add_listed(&listing);
                 state.list_failure = None;
+                drop(state);
+                self.correct_names(pool, listing);
             }
             Err(error) => state.list_failure = Some(error.chain()),
+        }
+    }
+
+    /// Renames the entries whose name contradicts the time that has passed: the clock was wrong when they were deleted, or
+    /// has been set since. A later start judges by the name.
+    fn correct_names(&self, pool: &OpenPool, listing: Vec<TrashEntry>) {
+        let now = Clocks::now();
+        for entry in listing {
+            let due = self.lock().queue.due_later(&entry.directory, now.boot);
+            let Some((due, right)) = due.and_then(|due| Some((due, entry.corrected(due, &now)?))) else {
+                continue;
+            };
+            // An entry that is locked, or that is gone, is left to a later listing.
+            let key = ObjectKey::Trash(entry.directory.clone());
+            let Ok(Some(_lock)) = pool.store.locks().try_lock(key, Mode::Exclusive) else { continue };
+            let trash = pool.store.trash();
+            if trash.add_as(trash.dir(), entry.directory.as_str(), &right).is_ok() {
+                let mut state = self.lock();
+                state.queue.removed(&entry.directory);
+                state.queue.add(&right.directory, due);
+            }
         }
     }
 
@@ -245,12 +286,12 @@ impl Shared {
         let mut state = self.lock();
         match result {
             Ok(Some(Removed { complete: true, .. })) => state.queue.removed(&directory),
-            Ok(Some(_)) => state.queue.put_back(directory, now()),
-            Ok(None) => state.queue.put_back(directory, now().saturating_add(HELD_AGAIN_AFTER)),
+            Ok(Some(_)) => state.queue.put_back(directory, boot_seconds()),
+            Ok(None) => state.queue.put_back(directory, boot_seconds().saturating_add(HELD_AGAIN_AFTER)),
             Err(error) => {
                 let place = if directory.contains('/') { "" } else { "trash/" };
                 let why = format!("{place}{directory}: {}", error.chain());
-                state.queue.failed(directory, why, now().saturating_add(RETRY_AFTER));
+                state.queue.failed(directory, why, boot_seconds().saturating_add(RETRY_AFTER));
             }
         }
     }
@@ -290,16 +331,11 @@ impl Shared {
             None => pool.backend.remove(store.directory(kind), name.as_str(), slice),
             Some(retention) => {
                 let entry = store.bury(kind, name, retention)?;
-                self.lock().queue.add(entry);
+                self.lock().add_new(&entry, boot_seconds());
                 Ok(Removed { complete: true, ..Removed::default() })
             }
         }
     }
-}
-
-/// The time in seconds since 1970.
-fn now() -> i64 {
-    Timestamp::now().as_second()
 }
 
 #[cfg(test)]
@@ -364,5 +400,35 @@ mod tests {
             assert!(Instant::now() < deadline, "the entry is removed when its lock is free");
             thread::yield_now();
         }
+    }
+
+    #[test]
+    fn trash_of_a_wrong_clock_is_neither_removed_early_nor_kept_forever() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = pool(dir.path());
+        let open = pool.get_or_open().unwrap();
+        let trash = dir.path().join("trash");
+        let host = Clocks::now().host;
+        let year = 365 * 86400;
+        for (name, deleted, seconds) in [
+            ("old", host - 10, 5),
+            ("unset", 5, 3600),
+            ("ahead", host + 10 * year, 3600),
+            ("new", host - 10, 3600),
+        ] {
+            std::fs::create_dir(trash.join(format!("{name}.{deleted}+{seconds}.0123456789abcdef"))).unwrap();
+        }
+        pool.reaper.queue.shared.list(&open);
+        pool.reaper.queue.shared.changed.notify_all();
+        assert!(pool.reaper.wait_until_idle(Duration::from_secs(60)));
+        let mut entries = open.store.trash().entries().unwrap();
+        entries.sort_unstable_by(|a, b| a.directory.cmp(&b.directory));
+        let names: Vec<_> = entries.iter().filter_map(|entry| entry.directory.split('.').next()).collect();
+        assert_eq!(names, ["ahead", "new", "unset"]);
+        for (entry, at) in entries.iter().zip([host, host - 10, host]) {
+            let Retention::For { deleted, seconds: 3600 } = entry.retention else { panic!("{entry:?}") };
+            assert!((at..at + 60).contains(&deleted), "{entry:?}");
+        }
+        assert_eq!(pool.reaper.waiting(), 3);
     }
 }

@@ -222,7 +222,7 @@ impl Store {
     /// The error of the failed system call. The object is deleted then, so that a retry starts afresh.
     pub fn sync_new(&self, kind: ObjectKind, name: &Name) -> Result<()> {
         self.sync(kind).inspect_err(|_| {
-            if let Ok(discarded) = self.discard(kind, name, Retention::Until(0)) {
+            if let Ok(discarded) = self.discard(kind, name, Retention::seconds(0)) {
                 self.trash.add_abandoned(discarded.entry);
             }
         })
@@ -283,7 +283,7 @@ impl Store {
             let Some(_abandoned) = self.try_lock_draft(&entry.to_string_lossy())? else { continue };
             // Its creator may have committed it before the lock was free.
             if fs::statat(&self.work, entry.as_c_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-                match self.trash.add(self.work.as_fd(), entry.as_c_str(), "work", Retention::Until(0)) {
+                match self.trash.add(self.work.as_fd(), entry.as_c_str(), "work", Retention::seconds(0)) {
                     // The reaper removes it where it is.
                     Err(error) if matches!(error.kind(), Kind::NoSpace | Kind::Unavailable) => {}
                     moved => drop(moved?),

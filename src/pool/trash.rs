@@ -1,42 +1,35 @@
 //! The trash: deleted objects, kept for the retention in their policy.
 
+use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::path::Arg;
 
+use super::clock::Clocks;
 use super::dirs::{explain_rename, for_each_name, nonce, rename_new};
 use super::durable_dir::DurableDir;
 use crate::error::{Context as _, Result};
-use crate::volume::{OnDelete, Policy, Timestamp};
+use crate::volume::{OnDelete, Policy};
 
 /// How long the trash keeps an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retention {
-    /// Until this time, in seconds since 1970.
+    /// For a time after its deletion.
+    For {
+        /// Time of the deletion by the host's clock, in seconds since 1970.
+        deleted: i64,
+        /// The time in seconds; 0: it is removed at once.
+        seconds: i64,
+    },
+    /// Until this time in seconds since 1970. orlop reads such a name and writes none.
     Until(i64),
     /// Until an administrator removes it.
     Forever,
 }
 
-impl Retention {
-    /// The retention that a policy asks for, from now on.
-    #[must_use]
-    pub fn of(policy: Policy) -> Self {
-        let now = Timestamp::now().as_second();
-        match policy.on_delete {
-            OnDelete::Delete => Self::Until(now),
-            OnDelete::Trash => {
-                let seconds = i64::try_from(policy.trash_for.as_secs()).unwrap_or(i64::MAX);
-                Self::Until(now.saturating_add(seconds))
-            }
-            OnDelete::Retain => Self::Forever,
-        }
-    }
-}
-
-/// A directory that is to be removed: in `trash/`, named `<name>.<seconds since 1970, or "keep">.<nonce>`, or elsewhere in the
-/// pool.
+/// A directory that is to be removed: in `trash/`, named `<name>.<deleted>+<seconds>.<nonce>` or `<name>.keep.<nonce>`, or
+/// elsewhere in the pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrashEntry {
     /// The directory's name in `trash/`; elsewhere its path in the pool, which contains a slash.
@@ -45,19 +38,67 @@ pub struct TrashEntry {
     pub retention: Retention,
 }
 
+impl Retention {
+    /// The retention that a policy asks for, from now on.
+    #[must_use]
+    pub fn of(policy: Policy) -> Self {
+        match policy.on_delete {
+            OnDelete::Delete => Self::seconds(0),
+            OnDelete::Trash => Self::seconds(i64::try_from(policy.trash_for.as_secs()).unwrap_or(i64::MAX)),
+            OnDelete::Retain => Self::Forever,
+        }
+    }
+
+    /// For this time from now on.
+    #[must_use]
+    pub fn seconds(seconds: i64) -> Self {
+        Self::For { deleted: Clocks::now().host, seconds }
+    }
+
+    /// The time since the boot at which an entry that is now seen for the first time is due; `None` if that is unknown:
+    /// never, or not before the host's clock is set.
+    pub(super) fn due(self, now: &Clocks) -> Option<i64> {
+        match self {
+            Self::For { seconds: 0, .. } => Some(now.boot),
+            Self::For { deleted, seconds } if now.is_set() => {
+                Some(now.boot_time_of(deleted).saturating_add(seconds))
+            }
+            Self::Until(until) => Some(now.boot.saturating_add(until.saturating_sub(now.host))),
+            Self::For { .. } | Self::Forever => None,
+        }
+    }
+}
+
+impl fmt::Display for Retention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::For { deleted, seconds } => write!(f, "{deleted}+{seconds}"),
+            Self::Until(until) => write!(f, "{until}"),
+            Self::Forever => f.write_str("keep"),
+        }
+    }
+}
+
 impl TrashEntry {
     /// A new name for an object.
     pub(super) fn new(name: &str, retention: Retention) -> Result<Self> {
-        let until = match retention {
-            Retention::Until(seconds) => seconds.to_string(),
-            Retention::Forever => "keep".to_owned(),
-        };
-        Ok(Self { directory: format!("{name}.{until}.{}", nonce()?), retention })
+        Ok(Self { directory: format!("{name}.{retention}.{}", nonce()?), retention })
+    }
+
+    /// The entry with the right time of its deletion; `None` if its name has that. `due` is the time since the boot at
+    /// which it is due.
+    pub(super) fn corrected(&self, due: i64, now: &Clocks) -> Option<Self> {
+        let Retention::For { deleted, seconds } = self.retention else { return None };
+        let deleted = now.corrected(deleted, due.saturating_sub(seconds))?;
+        let retention = Retention::For { deleted, seconds };
+        let mut parts = self.directory.rsplitn(3, '.');
+        let (nonce, _, name) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(Self { directory: format!("{name}.{retention}.{nonce}"), retention })
     }
 
     /// A directory that is removed where it is, at once.
     pub(super) fn in_place(place: &str, name: &str) -> Self {
-        Self { directory: format!("{place}/{name}"), retention: Retention::Until(0) }
+        Self { directory: format!("{place}/{name}"), retention: Retention::seconds(0) }
     }
 }
 
@@ -138,7 +179,17 @@ fn retention_of(directory: &str) -> Retention {
     let (nonce, until, name) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
     let is_nonce = nonce.len() == 16 && nonce.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let until = until.filter(|_| is_nonce && name.is_some_and(|name| !name.is_empty()));
-    until.and_then(|seconds| seconds.parse().ok()).map_or(Retention::Forever, Retention::Until)
+    until.and_then(parse).unwrap_or(Retention::Forever)
+}
+
+fn parse(text: &str) -> Option<Retention> {
+    match text.split_once('+') {
+        Some((deleted, seconds)) => {
+            let (deleted, seconds) = (deleted.parse().ok()?, seconds.parse().ok()?);
+            Some(Retention::For { deleted, seconds })
+        }
+        None => text.parse().ok().map(Retention::Until),
+    }
 }
 
 #[cfg(test)]
@@ -150,13 +201,38 @@ mod tests {
         let nonce = "0123456789abcdef";
         assert_eq!(retention_of(&format!("pvc.1.2.1700000000.{nonce}")), Retention::Until(1_700_000_000));
         assert_eq!(retention_of(&format!("a.keep.{nonce}")), Retention::Forever);
+        let week = Retention::For { deleted: 1_790_000_000, seconds: 604_800 };
+        assert_eq!(retention_of(&format!("pvc.1.1790000000+604800.{nonce}")), week);
+        assert!(TrashEntry::new("a", week).unwrap().directory.starts_with("a.1790000000+604800."));
     }
 
     #[test]
     fn an_entry_that_orlop_did_not_name_is_kept_forever() {
         let nonce = "0123456789abcdef";
-        for foreign in ["a directory", "backup.2024.tar", &format!(".1.{nonce}"), &format!("1.{nonce}")] {
+        for foreign in [
+            "a directory",
+            "backup.2024.tar",
+            &format!(".1.{nonce}"),
+            &format!("1.{nonce}"),
+            &format!("a.1+x.{nonce}"),
+        ] {
             assert_eq!(retention_of(foreign), Retention::Forever, "{foreign}");
         }
+    }
+
+    #[test]
+    fn the_name_of_an_entry_is_corrected_when_the_clock_is_set() {
+        let made_in_1970 = Retention::For { deleted: 50, seconds: 3600 };
+        let entry =
+            TrashEntry { directory: "v.1.50+3600.0123456789abcdef".to_owned(), retention: made_in_1970 };
+        let unset = Clocks { host: 60, boot: 60 };
+        assert_eq!(made_in_1970.due(&unset), None, "the clock is not set");
+        assert_eq!(entry.corrected(3650, &unset), None);
+        let set = Clocks { host: 1_790_000_000, boot: 70 };
+        assert_eq!(made_in_1970.due(&set), Some(3670), "a whole hour from the first sight on");
+        let corrected = entry.corrected(3650, &set).unwrap();
+        assert_eq!(corrected.directory, "v.1.1789999980+3600.0123456789abcdef");
+        assert_eq!(corrected.retention.due(&set), Some(3650));
+        assert_eq!(corrected.corrected(3650, &set), None);
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::pool::trash::{Retention, TrashEntry};
+use crate::pool::trash::TrashEntry;
 
-/// A position in the queue: the due time in seconds since 1970, and a number that grows with each entry that is queued.
+/// A position in the queue: the due time in seconds since the boot, and a number that grows with each entry that is queued.
 type Position = (i64, u64);
 
 /// The queue, and the failures of its entries. An entry that was taken stays known until it is removed.
@@ -21,12 +21,16 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Adds an entry that is not known yet, due when its retention has passed.
-    pub(super) fn add(&mut self, entry: TrashEntry) {
-        let Retention::Until(until) = entry.retention else { return };
-        if !self.known.contains_key(entry.directory.as_str()) {
-            self.push(entry.directory.into(), until);
+    /// Adds an entry that is not known yet, due at a time since the boot.
+    pub(super) fn add(&mut self, directory: &str, due: i64) {
+        if !self.known.contains_key(directory) {
+            self.push(directory.into(), due);
         }
+    }
+
+    /// When an entry is due; `None` if it is not known, or has been due.
+    pub(super) fn due_later(&self, directory: &str, now: i64) -> Option<i64> {
+        self.known.get(directory).map(|position| position.0).filter(|due| *due > now)
     }
 
     fn push(&mut self, directory: Arc<str>, at: i64) {
@@ -107,14 +111,15 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::trash::Retention;
 
-    fn entry(directory: &str, until: i64) -> TrashEntry {
-        TrashEntry { directory: directory.to_owned(), retention: Retention::Until(until) }
+    fn entry(directory: &str) -> TrashEntry {
+        TrashEntry { directory: directory.to_owned(), retention: Retention::Forever }
     }
 
     fn queue(entries: &[(&str, i64)]) -> Queue {
         let mut queue = Queue::default();
-        entries.iter().for_each(|(directory, until)| queue.add(entry(directory, *until)));
+        entries.iter().for_each(|(directory, due)| queue.add(directory, *due));
         queue
     }
 
@@ -152,11 +157,10 @@ mod tests {
         let mut queue = queue(&[("known", 1), ("gone", 1), ("taken", 0)]);
         let taken = queue.take_due(0).unwrap();
         let mark = queue.mark();
-        queue.add(entry("deleted meanwhile", 1));
-        let listing = [entry("known", 1), entry("unknown", 1)];
+        queue.add("deleted meanwhile", 1);
+        let listing = [entry("known"), entry("unknown")];
         queue.forget_unlisted(&listing, mark);
-        listing.into_iter().for_each(|entry| queue.add(entry));
-        queue.add(TrashEntry { directory: "kept".to_owned(), retention: Retention::Forever });
+        listing.iter().for_each(|entry| queue.add(&entry.directory, 1));
         let mut known: Vec<_> = queue.known.keys().map(|directory| &**directory).collect();
         known.sort_unstable();
         assert_eq!(known, ["deleted meanwhile", "known", "taken", "unknown"]);

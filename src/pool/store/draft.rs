@@ -88,7 +88,7 @@ impl Drop for Draft<'_> {
         if removed.is_err() {
             // The remains of a copy are left to the reaper.
             let work = self.store.work.as_fd();
-            let moved = self.store.trash.add(work, self.nonce.as_str(), WORK, Retention::Until(0));
+            let moved = self.store.trash.add(work, self.nonce.as_str(), WORK, Retention::seconds(0));
             // Without space for the move, they are removed where they are.
             let left = moved.unwrap_or_else(|_| TrashEntry::in_place(WORK, &self.nonce));
             self.store.trash.add_abandoned(left);
