@@ -21,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::mount::loop_devices::loop_device_in;
 use crate::mount::users::Users;
 use crate::pool::locks::{LockGuard, LockTable, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
@@ -225,9 +226,18 @@ impl Engine {
         let id = &locked.id;
         let Some(data) = locked.pool.store.data(ObjectKind::Volumes, &id.name)? else { return Ok(()) };
         let users = self.users.of(data.as_fd()).context(|| format!("find the users of volume {id}"))?;
-        let Some(first) = users.first() else { return Ok(()) };
         let more = if users.len() > 1 { format!(" and {} more", users.len() - 1) } else { String::new() };
-        Err(Error::new(Kind::InUse, format!("volume {id} is in use by {first}{more}: stop it and retry")))
+        let user = match users.first() {
+            Some(first) => Some(format!("{first}{more}")),
+            None => loop_device_in(data.as_fd()).context(|| format!("find the users of volume {id}"))?,
+        };
+        match user {
+            None => Ok(()),
+            Some(user) => {
+                let text = format!("volume {id} is in use by {user}: stop it and retry");
+                Err(Error::new(Kind::InUse, text))
+            }
+        }
     }
 
     /// Expands a volume. Does nothing if the volume is already large enough.

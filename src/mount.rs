@@ -3,6 +3,7 @@
 //! The kernel's mount table is the only source of truth.
 
 pub mod location;
+pub mod loop_devices;
 pub mod mountinfo;
 pub mod options;
 

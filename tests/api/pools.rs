@@ -15,7 +15,7 @@ use rustix::fs::XattrFlags;
 use tonic::Code;
 
 use crate::common::csi::create_request;
-use crate::common::isolation::is_root;
+use crate::common::isolation::{is_root, skip};
 use crate::common::pool::{
     MIB, clone_request, id, kind, memory_dir, names, open, request, settings, settings_of, snapshot_request,
 };
@@ -262,4 +262,28 @@ fn a_default_acl_of_the_pools_directory_gives_no_access_to_volumes() {
         let length = rustix::fs::listxattr(&path, &mut names[..]).unwrap();
         assert!(!String::from_utf8_lossy(&names[..length]).contains("posix_acl"), "{name}");
     }
+}
+
+#[test]
+fn a_volume_with_the_image_of_a_loop_device_is_in_use() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let volume = engine.create(&request("a", MIB)).unwrap();
+    let image = dir.path().join("volumes/a/data/disk.img");
+    fs::File::create(&image).unwrap().set_len(MIB).unwrap();
+    let output = Command::new("losetup").args(["--find", "--show"]).arg(&image).output().unwrap();
+    if !output.status.success() {
+        return skip("no loop device can be made");
+    }
+    let device = String::from_utf8(output.stdout).unwrap();
+    let deleted = engine.delete(&volume.id);
+    assert!(Command::new("losetup").args(["--detach", device.trim()]).status().unwrap().success());
+    let error = deleted.unwrap_err();
+    assert_eq!(error.kind(), Kind::InUse);
+    assert!(error.chain().contains("loop device loop"), "{}", error.chain());
+    // The kernel detaches it when its last user, such as udev, closes it.
+    within_seconds(60, "the volume is deleted", || engine.delete(&volume.id).is_ok());
 }

@@ -52,6 +52,7 @@ const CALLS: &[&str] = &[
     "ftruncate",
     "fallocate",
     "utimensat",
+    "fremovexattr",
     "fsetxattr",
     "flock",
     "fcntl",
