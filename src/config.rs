@@ -139,7 +139,7 @@ fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>
         if !pool.path.is_absolute() {
             return Err(invalid(format!("pool {}: its directory is not an absolute path", pool.name)));
         }
-        let is_outer = |other: &&PoolSettings| other.name != pool.name && pool.path.starts_with(&other.path);
+        let is_outer = |other: &&PoolSettings| other.path != pool.path && pool.path.starts_with(&other.path);
         if let Some(outer) = pools.iter().find(is_outer) {
             return Err(invalid(format!(
                 "pool {} at {} is inside pool {}: name a directory that is in no other pool",
