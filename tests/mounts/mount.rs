@@ -190,8 +190,8 @@ fn flags_of_the_pools_mount_cannot_be_removed() {
             assert_eq!(info.flags, MountFlags { atime: Some(Atime::Never), ..expected }, "{api:?}");
             assert!(is_same(&info, inside.as_fd(), requested).unwrap());
             assert!(
-                !is_same(&info, source.as_fd(), requested).unwrap(),
-                "the source was opened through a mount without the flags"
+                is_same(&info, source.as_fd(), requested).unwrap(),
+                "the pool may have been remounted without the flags since"
             );
             drop(inside);
             detach(&target).unwrap();
