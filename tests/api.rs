@@ -15,6 +15,7 @@ mod api {
     mod live_copy;
     mod pools;
     mod records;
+    mod removal;
     mod semantics;
     mod sharing;
     mod trees;

@@ -17,6 +17,7 @@ use super::{
     Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
 };
 use crate::error::{Context, Error, Kind, Result};
+use crate::sys::file_flags;
 
 /// A file with more bytes of data is truncated in steps of about this size, so that no single call blocks the
 /// filesystem for long.
@@ -150,7 +151,13 @@ impl Remover<'_> {
         }
         let name = &entry.name;
         let mut result = self.unlink(at, name, entry.kind);
-        if matches!(result, Err(Errno::PERM)) && self.make_mutable(at, name) {
+        let is_cleared = match result {
+            Err(Errno::PERM) => self.make_mutable(at, name),
+            // The walk enters a subvolume at its top, so a subvolume becomes writable at its first entry.
+            Err(Errno::ROFS) => file_flags::make_subvolume_writable(at).unwrap_or(false),
+            Ok(()) | Err(_) => false,
+        };
+        if is_cleared {
             result = self.unlink(at, name, entry.kind);
         }
         match result {
@@ -227,8 +234,8 @@ impl Remover<'_> {
         } else if kind.is_file() {
             self.reopen.for_reading(file.as_fd())
         } else {
-            // The flags are set through an open file, and other types cannot be opened for that.
-            return false;
+            // It cannot be opened, so its flags could be set only by a call that needs no open file.
+            return file_flags::make_mutable(at, name).unwrap_or(false);
         };
         open.is_ok_and(|file| clear_flags(file.as_fd()))
     }

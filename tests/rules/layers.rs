@@ -14,7 +14,7 @@ const LAYERS: &[Row] = &[
     ("error", &[], &["thiserror"]),
     ("volume", &["error"], &["jiff", "serde", "serde_json", "sha2", "uuid"]),
     ("sys", &["error"], &["rustix", "libc", "linux_raw_sys"]),
-    ("fs", &["error"], &["rustix"]),
+    ("fs", &["error", "sys"], &["rustix"]),
     ("mount", &["error", "sys"], &["rustix"]),
     ("backend", &["error", "fs", "volume"], &["rustix"]),
     (
