@@ -12,7 +12,7 @@ use rustix::fs::{Mode, mkdirat};
 
 use self::file_copy::FileCopy;
 use crate::error::{Context as _, Result};
-use crate::fs::copy::Progress;
+use crate::fs::copy::{Manifest, Progress};
 use crate::fs::remove::{Removed, Slice, remove_tree};
 use crate::fs::{DiskUsage, open_directory, remove_acls};
 use crate::volume::{BackendState, DATA, Enforced, Limits};
@@ -81,6 +81,8 @@ pub struct CopySpec {
     pub state: BackendState,
     /// Limits of the new object, set before the first byte is copied.
     pub limits: Limits,
+    /// The most bytes of data that the copy may take.
+    pub max_bytes: Option<u64>,
 }
 
 /// A copy in three phases. The writers of the source need to be paused in the second phase only.
@@ -118,10 +120,8 @@ pub struct Remaining {
 /// Result of a finished copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyStats {
-    /// Number of directory entries below the data directory.
-    pub entries: u64,
-    /// Apparent sizes of the regular files; a hard-linked file counts once for each link.
-    pub bytes: u64,
+    /// What was copied, and what was left out.
+    pub copied: Manifest,
     /// The limits of the new object that the kernel enforces, as reported by the kernel.
     pub enforced: Enforced,
 }
@@ -169,7 +169,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ) -> Result<Box<dyn TreeCopy + 'a>> {
         let enforced = self.create(draft, &spec.state, spec.limits)?;
         let to = open_directory(draft, DATA).context(|| "open the new data directory")?;
-        Ok(Box::new(FileCopy::new(from, to, enforced, progress)))
+        Ok(Box::new(FileCopy::new(from, to, enforced, spec.max_bytes, progress)))
     }
 
     /// Changes the limits of an object; returns the enforced limits as reported by the kernel.

@@ -6,6 +6,7 @@
 pub mod copy;
 pub mod remove;
 
+mod budget;
 mod disk_usage;
 mod path;
 mod walk;
@@ -23,7 +24,8 @@ use rustix::path::{Arg, DecInt};
 
 use crate::error::{Context, Error, Kind, Result};
 
-pub use self::disk_usage::{DiskUsage, disk_usage};
+use self::budget::Budget;
+pub use self::disk_usage::{DiskUsage, Measurement};
 use self::path::TreePath;
 use self::walk::{Entry, Walk};
 

@@ -10,6 +10,7 @@ mod api {
     mod commands;
     mod copy;
     mod csi;
+    mod endless;
     mod engine;
     mod hostile;
     mod live_copy;

@@ -12,19 +12,26 @@ pub(super) struct FileCopy<'a> {
     from: BorrowedFd<'a>,
     to: OwnedFd,
     enforced: Enforced,
+    max_bytes: Option<u64>,
     progress: &'a Progress,
     copied: Manifest,
 }
 
 impl<'a> FileCopy<'a> {
-    pub(super) fn new(from: BorrowedFd<'a>, to: OwnedFd, enforced: Enforced, progress: &'a Progress) -> Self {
-        Self { from, to, enforced, progress, copied: Manifest::default() }
+    pub(super) fn new(
+        from: BorrowedFd<'a>,
+        to: OwnedFd,
+        enforced: Enforced,
+        max_bytes: Option<u64>,
+        progress: &'a Progress,
+    ) -> Self {
+        Self { from, to, enforced, max_bytes, progress, copied: Manifest::default() }
     }
 }
 
 impl TreeCopy for FileCopy<'_> {
     fn live(&mut self) -> Result<Remaining> {
-        self.copied = copy_files(self.from, self.to.as_fd(), self.progress)?;
+        self.copied = copy_files(self.from, self.to.as_fd(), self.max_bytes, self.progress)?;
         Ok(Remaining::default())
     }
 
@@ -34,7 +41,6 @@ impl TreeCopy for FileCopy<'_> {
 
     fn finish(self: Box<Self>) -> Result<CopyStats> {
         finish(self.to.as_fd(), &self.copied, self.progress)?;
-        let Manifest { entries, bytes, .. } = self.copied;
-        Ok(CopyStats { entries, bytes, enforced: self.enforced })
+        Ok(CopyStats { copied: self.copied, enforced: self.enforced })
     }
 }

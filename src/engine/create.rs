@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use rustix::fs::{self, Gid, Mode, Uid};
+use tracing::{info, warn};
 
 use super::Engine;
 use super::claims::NameClaim;
@@ -13,6 +14,7 @@ use super::request::{CreateVolume, OwnerSpec};
 use super::source::CopySource;
 use crate::backend::{CopySpec, CopyStats};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::copy::Manifest;
 use crate::pool::object::ObjectKind;
 use crate::pool::store::Draft;
 use crate::pool::{OpenPool, Pool, Reservation};
@@ -135,10 +137,15 @@ impl Engine {
             let data = from.open()?;
             let draft = pool_of_job.store.draft()?;
             volume.backend = pool_of_job.backend.allot()?;
-            let spec = CopySpec { state: volume.backend.clone(), limits: limits(&volume) };
-            volume.enforced = copy(&pool_of_job, data.as_fd(), &draft, &spec, job)?.enforced;
+            let max_bytes = max_bytes(&job.from, size);
+            let spec = CopySpec { state: volume.backend.clone(), limits: limits(&volume), max_bytes };
+            let stats = copy(&pool_of_job, data.as_fd(), &draft, &spec, job).map_err(|error| {
+                let next = format!("request a larger size for volume {}, or remove data", volume.id);
+                too_large(error, &job.from, size, &next)
+            })?;
+            volume.enforced = stats.enforced;
             volume.owner = merged_owner(owner, owner_on_disk(draft.data()?.as_fd())?);
-            finish_volume(&pool_of_job, draft, &volume, reservation)
+            finish_volume(&pool_of_job, draft, &volume, reservation).map(|()| stats)
         })
     }
 
@@ -179,19 +186,21 @@ impl Engine {
         }
     }
 
-    /// Starts a job. If it fails, the reaper removes its remains at once.
+    /// Starts a job, and logs its result: no call may be waiting for it. If it fails, the reaper removes its remains at
+    /// once.
     pub(super) fn start_job(
         &self,
         pool: &Arc<OpenPool>,
         key: JobKey,
         from: Source,
-        work: impl FnOnce(&Job) -> Result<()> + Send + 'static,
+        work: impl FnOnce(&Job) -> Result<CopyStats> + Send + 'static,
     ) -> Result<Arc<Job>> {
         let pool = Arc::clone(pool);
-        self.jobs.start(key, from, move |job| {
+        self.jobs.start(key.clone(), from, move |job| {
             let result = work(job);
             pool.reaper.add(pool.store.trash().take_abandoned());
-            result
+            log_copy(&key, &job.from, &result);
+            result.map(drop)
         })
     }
 }
@@ -208,6 +217,34 @@ pub(super) fn copy(
     copy.live()?;
     copy.freeze_point()?;
     copy.finish()
+}
+
+/// The most data that a copy of this size may take. The data of a snapshot does not grow.
+pub(super) fn max_bytes(from: &Source, size: u64) -> Option<u64> {
+    match from {
+        Source::Volume(_) => (size != 0).then_some(size),
+        Source::Snapshot(_) => None,
+    }
+}
+
+/// Adds what to do to the error of a copy that has reached its size.
+pub(super) fn too_large(error: Error, from: &Source, size: u64, next: &str) -> Error {
+    if error.kind() != Kind::OutOfRange {
+        return error;
+    }
+    let text = format!("{from} has more data than the {size} bytes that its copy may take: {next}");
+    Error::caused(Kind::OutOfRange, text, error)
+}
+
+fn log_copy(to: &JobKey, from: &Source, result: &Result<CopyStats>) {
+    let (to, from) = (to.to_string(), from.to_string());
+    match result {
+        Err(error) => warn!(from, to, error = error.chain(), "copy failed"),
+        Ok(CopyStats { copied, .. }) => {
+            let Manifest { entries, bytes, skipped_xattrs, vanished } = *copied;
+            info!(from, to, entries, bytes, skipped_xattrs, vanished, "copy finished");
+        }
+    }
 }
 
 fn new_record(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {

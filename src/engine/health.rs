@@ -108,6 +108,10 @@ pub(super) fn known_symptoms(pool: &OpenPool, id: &VolumeId, entry: &VolumeEntry
         let text = format!("the record of volume {id} cannot be read: {damage}");
         symptoms.push(symptom(Severity::DataLoss, "RecordUnreadable", text));
     }
+    if let Some(reason) = pool.usage.failure(&id.name) {
+        let text = format!("the usage of volume {id} is unknown: {reason}");
+        symptoms.push(symptom(Severity::Degraded, "UsageUnknown", text));
+    }
     if let Some(usage) = pool.usage.last(&id.name)
         && entry.size != 0
         && usage.bytes > entry.size

@@ -4,7 +4,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use super::claims::NameClaim;
-use super::create::copy;
+use super::create::{copy, max_bytes, too_large};
 use super::jobs::{Job, JobKey};
 use super::list::collect;
 use super::locked::{CopyLocks, ensure_no_copy_creates};
@@ -13,6 +13,7 @@ use super::source::CopySource;
 use super::{Engine, lock_data};
 use crate::backend::CopySpec;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::copy::Manifest;
 use crate::pool::locks::{LockGuard, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
@@ -71,6 +72,8 @@ impl Engine {
             size: volume.size,
             entries: 0,
             bytes: 0,
+            skipped_xattrs: 0,
+            vanished: 0,
             backend: BackendState::default(),
             labels: request.labels.clone(),
             created: Timestamp::now(),
@@ -83,10 +86,15 @@ impl Engine {
             let data = from.open()?;
             let draft = pool_of_job.store.draft()?;
             snapshot.backend = pool_of_job.backend.allot()?;
-            let spec = CopySpec { state: snapshot.backend.clone(), ..CopySpec::default() };
-            let stats = copy(&pool_of_job, data.as_fd(), &draft, &spec, job)?;
-            (snapshot.entries, snapshot.bytes) = (stats.entries, stats.bytes);
-            pool_of_job.commit_snapshot(draft, &snapshot)
+            let max_bytes = max_bytes(&job.from, snapshot.size);
+            let spec = CopySpec { state: snapshot.backend.clone(), max_bytes, ..CopySpec::default() };
+            let stats = copy(&pool_of_job, data.as_fd(), &draft, &spec, job).map_err(|error| {
+                too_large(error, &job.from, snapshot.size, "expand the volume, or remove data")
+            })?;
+            let Manifest { entries, bytes, skipped_xattrs, vanished } = stats.copied;
+            (snapshot.entries, snapshot.bytes) = (entries, bytes);
+            (snapshot.skipped_xattrs, snapshot.vanished) = (skipped_xattrs, vanished);
+            pool_of_job.commit_snapshot(draft, &snapshot).map(|()| stats)
         })
     }
 
@@ -258,6 +266,8 @@ fn pending(id: &VolumeId, job: &Job) -> Snapshot {
         size: 0,
         entries: job.progress.entries(),
         bytes: job.progress.bytes(),
+        skipped_xattrs: 0,
+        vanished: 0,
         backend: BackendState::default(),
         labels: Labels::new(),
         created: job.started,

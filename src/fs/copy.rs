@@ -11,6 +11,7 @@
 mod attributes;
 mod contents;
 mod links;
+mod room;
 mod verify;
 
 use std::ffi::CStr;
@@ -24,8 +25,9 @@ use rustix::io::Errno;
 use self::attributes::Attributes;
 use self::contents::Contents;
 use self::links::{LinkResult, Links};
+use self::room::Room;
 use super::{
-    Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
+    Budget, Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
 };
 use crate::error::{Context, Error, Kind, Result};
 
@@ -43,6 +45,8 @@ pub struct Manifest {
     /// Number of extended attributes that the destination could not store, and of files with more attributes than the
     /// kernel lists.
     pub skipped_xattrs: u64,
+    /// Number of names that were deleted or replaced between reading the directory and opening them.
+    pub vanished: u64,
 }
 
 /// The progress of a copy, and the request to cancel it. Shared between threads.
@@ -86,12 +90,12 @@ impl Progress {
 }
 
 /// Copies the contents and attributes of the directory `from` to `to`, verifies the copy and writes it to stable
-/// storage: [`copy_files`] followed by [`finish`].
+/// storage: [`copy_files`] without a bound, followed by [`finish`].
 ///
 /// # Errors
 /// Those of either function.
 pub fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
-    let copied = copy_files(from, to, progress)?;
+    let copied = copy_files(from, to, None, progress)?;
     finish(to, &copied, progress)?;
     Ok(copied)
 }
@@ -104,10 +108,16 @@ pub fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) 
 ///
 /// # Errors
 /// `Unsupported` when there is a mount point inside, or when the destination cannot store an ACL; `Busy` when the
-/// copy is cancelled, when a directory was moved during the copy, or when a
-/// process keeps a lease on a file; `NoSpace`; `Internal` for any other failed call.
-pub fn copy_files(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
-    let mut copier = Copier::new(from, to, progress)?;
+/// copy is cancelled, when the tree keeps changing so that the copy finds no end or no way back, or when a
+/// process keeps a lease on a file; `OutOfRange` when the data takes more than `max_bytes`; `NoSpace`, also when few
+/// inodes are left; `Internal` for any other failed call.
+pub fn copy_files(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    max_bytes: Option<u64>,
+    progress: &Progress,
+) -> Result<Manifest> {
+    let mut copier = Copier::new(from, to, max_bytes, progress)?;
     copier.run()?;
     Ok(Manifest { skipped_xattrs: copier.attributes.skipped_xattrs, ..copier.manifest })
 }
@@ -132,24 +142,31 @@ struct Copier<'a> {
     attributes: Attributes,
     reopen: Reopen,
     progress: &'a Progress,
+    room: Room,
     manifest: Manifest,
     /// How long the copy has waited for leases.
     lease_wait: Duration,
 }
 
 impl<'a> Copier<'a> {
-    fn new(from: BorrowedFd<'_>, to: BorrowedFd<'a>, progress: &'a Progress) -> Result<Self> {
+    fn new(
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'a>,
+        max_bytes: Option<u64>,
+        progress: &'a Progress,
+    ) -> Result<Self> {
         let to_walk = Walk::new(to).context(|| "open the destination")?;
         attributes::remove_acls(to_walk.dir())?;
         Ok(Self {
-            from: Walk::new(from).context(|| "open the source")?,
+            from: Walk::of_live_tree(from).context(|| "open the source")?,
             to: to_walk,
             path: TreePath::default(),
             links: Links::new(to),
-            contents: Contents::new(progress),
+            contents: Contents::new(max_bytes, progress),
             attributes: Attributes::new(),
             reopen: Reopen::new()?,
             progress,
+            room: Room::new(to)?,
             manifest: Manifest::default(),
             lease_wait: Duration::ZERO,
         })
@@ -183,15 +200,10 @@ impl<'a> Copier<'a> {
     }
 
     fn copy_entry(&mut self, entry: &Entry) -> Result<()> {
-        let file = match open_path(self.from.dir(), &entry.name) {
-            Err(Errno::NOENT) => return Ok(()),
-            Err(Errno::XDEV) => return Err(mounted_here(Kind::Unsupported)),
-            file => file.context(|| "open")?,
-        };
-        let stat = fstat(file.as_fd()).context(|| "stat")?;
-        if stat.stx_nlink == 0 {
+        let Some((file, stat)) = self.open_entry(&entry.name)? else {
+            self.manifest.vanished += 1;
             return Ok(());
-        }
+        };
         let kind = kind_of(&stat);
         let copied = if kind.is_dir() {
             self.enter_directory(&file, &entry.name)?
@@ -202,14 +214,31 @@ impl<'a> Copier<'a> {
             self.manifest.entries += 1;
             self.manifest.bytes += size;
             self.progress.entries.fetch_add(1, Ordering::Relaxed);
+            let links = if kind.is_dir() { 1 } else { u64::from(stat.stx_nlink) };
+            self.room.take(self.to.dir(), links)?;
         }
         Ok(())
     }
 
+    /// Opens an entry of the source as a path-only descriptor; `None` if it was deleted.
+    fn open_entry(&self, name: &CStr) -> Result<Option<(OwnedFd, Statx)>> {
+        let file = match open_path(self.from.dir(), name) {
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::XDEV) => return Err(mounted_here(Kind::Unsupported)),
+            file => file.context(|| "open")?,
+        };
+        let stat = fstat(file.as_fd()).context(|| "stat")?;
+        Ok((stat.stx_nlink > 0).then_some((file, stat)))
+    }
+
     /// Creates a directory and descends into it. Returns as [`Copier::copy_file`].
     fn enter_directory(&mut self, file: &OwnedFd, name: &CStr) -> Result<Option<u64>> {
+        Budget::check_depth(self.from.depth())?;
         let source = match open_directory(file.as_fd(), c".") {
-            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::NOENT) => {
+                self.manifest.vanished += 1;
+                return Ok(None);
+            }
             source => source.context(|| "open")?,
         };
         if !is_created(mkdirat(self.to.dir(), name, Mode::RWXU), "create the directory")? {

@@ -2,7 +2,8 @@
 //!
 //! A directory is first removed as if it were empty, and entered only if it is not. After its contents are removed,
 //! the walk returns its entry again and removes it. Thus nothing has to be remembered, and a call after an
-//! interruption continues. No symlink is followed, and a mount point inside stops the removal.
+//! interruption continues. A directory at a great depth is moved up first, so that each call finds something to remove
+//! soon. No symlink is followed, and a mount point inside stops the removal.
 
 use std::ffi::{CStr, CString};
 use std::ops::ControlFlow;
@@ -10,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FileType, IFlags, ftruncate, ioctl_getflags, ioctl_setflags, unlinkat};
+use rustix::fs::{AtFlags, FileType, IFlags, ftruncate, ioctl_getflags, ioctl_setflags, renameat, unlinkat};
 use rustix::io::{Errno, Result as ErrnoResult};
 
 use super::{
@@ -24,6 +25,10 @@ use crate::sys::file_flags;
 const STEP: u64 = 1 << 30;
 /// How often a directory may be found not empty after it was read to its end, with nothing removed in between.
 const MAX_RETRIES: u32 = 16;
+
+/// A directory at this level is moved to the top directory. Otherwise the way down to the first name grows with the tree,
+/// and has no end while a process moves directories below the walk.
+const MAX_DEPTH: usize = 2048;
 
 /// Longest time until a call removes its first name. See [`Slice::length`].
 const LONGEST_DESCENT: Duration = Duration::from_secs(60);
@@ -136,6 +141,7 @@ impl Remover<'_> {
             match unlinked {
                 Unlinked::Done => {}
                 Unlinked::SliceOver => return Ok(ControlFlow::Break(())),
+                Unlinked::NotEmpty(deep) if self.is_moved_up(&walk, &entry.name, &deep, dir) => {}
                 Unlinked::NotEmpty(dir) => {
                     path.push(&entry.name);
                     walk.put_back(entry);
@@ -143,6 +149,21 @@ impl Remover<'_> {
                 }
             }
         }
+    }
+
+    /// Moves a directory that is too deep to the top directory, which is read again in the end. False if it is not deep, or
+    /// cannot be moved: then it is entered.
+    fn is_moved_up(&mut self, walk: &Walk, name: &CStr, deep: &OwnedFd, top: BorrowedFd<'_>) -> bool {
+        if walk.depth() < MAX_DEPTH {
+            return false;
+        }
+        let Ok(stat) = fstat(deep.as_fd()) else { return false };
+        let is_moved = renameat(walk.dir(), name, top, format!(".orlop-deep-{}", stat.stx_ino)).is_ok();
+        if is_moved {
+            self.note_progress();
+            self.directory_was_read = false;
+        }
+        is_moved
     }
 
     fn remove_entry(&mut self, at: BorrowedFd<'_>, entry: &Entry) -> Result<Unlinked> {

@@ -1,8 +1,9 @@
 //! Walks a tree while other processes may change it, with few open files and little memory at any depth and size.
 //!
-//! Every step is one path component. [`Walk`] keeps 24 bytes for each level and only the deepest [`OPEN_LEVELS`]
-//! levels open. It returns to a higher level through `..`, and checks that this is the same directory that it
-//! descended from. Directories are read in batches of [`BUFFER_SIZE`] bytes, never whole.
+//! Every step is one path component. [`Walk`] keeps 24 bytes for each level and only a few of the deepest levels open. It
+//! returns to a level that is not open through `..`, and checks that this is the same directory that it descended from. A
+//! level that is open is found even if directories were moved meanwhile. Directories are read in batches of
+//! [`BUFFER_SIZE`] bytes, never whole.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -17,6 +18,8 @@ use crate::error::{Context, Error, Kind, Result};
 
 /// Number of levels, counted from the deepest, that are kept open.
 const OPEN_LEVELS: usize = 8;
+/// The same for a tree that its tenant may be changing.
+const OPEN_LEVELS_OF_LIVE_TREE: usize = 32;
 const BUFFER_SIZE: usize = 32 << 10;
 
 /// An entry of a directory.
@@ -89,12 +92,22 @@ pub(super) struct Walk {
     ancestors: Vec<Ancestor>,
     /// The deepest ancestors, still open.
     open: VecDeque<DirReader>,
+    max_open: usize,
     buffer: Vec<MaybeUninit<u8>>,
 }
 
 impl Walk {
     /// Starts at a directory. The walk opens it again for itself.
     pub(super) fn new(root: BorrowedFd<'_>) -> ErrnoResult<Self> {
+        Self::with_open_levels(root, OPEN_LEVELS)
+    }
+
+    /// Like [`Walk::new`], for a tree whose directories may be moved: the walk keeps more of them open.
+    pub(super) fn of_live_tree(root: BorrowedFd<'_>) -> ErrnoResult<Self> {
+        Self::with_open_levels(root, OPEN_LEVELS_OF_LIVE_TREE)
+    }
+
+    fn with_open_levels(root: BorrowedFd<'_>, max_open: usize) -> ErrnoResult<Self> {
         let fd = open_directory(root, c".")?;
         let identity = DirIdentity::of(fd.as_fd())?;
         let buffer = vec![MaybeUninit::uninit(); BUFFER_SIZE];
@@ -103,6 +116,7 @@ impl Walk {
             identity,
             ancestors: Vec::new(),
             open: VecDeque::new(),
+            max_open,
             buffer,
         })
     }
@@ -115,6 +129,11 @@ impl Walk {
     /// Whether the current directory is the root of the walk.
     pub(super) fn is_at_root(&self) -> bool {
         self.ancestors.is_empty()
+    }
+
+    /// Number of levels above the current directory.
+    pub(super) fn depth(&self) -> usize {
+        self.ancestors.len()
     }
 
     /// The next entry of the current directory; `None` if there are no more.
@@ -135,7 +154,7 @@ impl Walk {
         let identity = std::mem::replace(&mut self.identity, identity);
         self.ancestors.push(Ancestor { identity, cookie: parent.cookie });
         self.open.push_back(parent);
-        if self.open.len() >= OPEN_LEVELS {
+        if self.open.len() >= self.max_open {
             self.open.pop_front();
         }
         Ok(())

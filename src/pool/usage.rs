@@ -1,5 +1,8 @@
-//! The disk usage of a pool's volumes, measured by a background thread, one volume at a time. A caller waits for the
-//! first measurement only, and limits that wait.
+//! The disk usage of a pool's volumes, measured by a background thread. A caller waits for the first measurement only, and
+//! limits that wait.
+//!
+//! Volumes are measured in turns, so one that takes long, or whose tenant keeps changing it, delays no other. A measurement
+//! that fails is repeated later and later.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -7,9 +10,19 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tracing::{info, warn};
+
 use crate::error::{Context as _, Result};
-use crate::fs::{DiskUsage, disk_usage};
+use crate::fs::{DiskUsage, Measurement};
 use crate::volume::Name;
+
+/// How long a volume is measured until it is the turn of the next one.
+const SLICE: Duration = Duration::from_millis(250);
+/// Number of measurements that are kept between their turns. Any other one starts again at its next turn, so that open
+/// files and memory do not grow with the number of volumes.
+const MAX_STARTED: usize = 4;
+/// A measurement that has failed n times is repeated after 2ⁿ times the usual age. This is the largest n.
+const MAX_DOUBLINGS: u32 = 6;
 
 /// The last measurement of each volume of a pool, and a thread that runs while the queue is not empty. Clones share both.
 #[derive(Debug, Clone)]
@@ -26,13 +39,31 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    last: HashMap<Name, (Instant, DiskUsage)>,
-    /// Volumes to be measured, with their data directories.
-    queue: VecDeque<(Name, OwnedFd)>,
+    last: HashMap<Name, Last>,
+    queue: VecDeque<Task>,
     /// The volume that is being measured.
     current: Option<Name>,
     /// Whether the thread runs.
     running: bool,
+}
+
+/// A volume to be measured.
+#[derive(Debug)]
+struct Task {
+    name: Name,
+    data: OwnedFd,
+    /// What has been measured until now.
+    started: Option<Measurement>,
+}
+
+/// The result of the last measurement of a volume.
+#[derive(Debug, Clone)]
+struct Last {
+    at: Instant,
+    /// How often it has failed since the last success.
+    failures: u32,
+    /// The usage, or why it is unknown.
+    result: Result<DiskUsage, String>,
 }
 
 impl UsageCache {
@@ -42,30 +73,36 @@ impl UsageCache {
     }
 
     /// Returns the last measurement of a volume and starts a new one if that is too old. Waits for the first
-    /// measurement only; `None` if it was not complete in time.
+    /// measurement only; `None` if it was not complete in time or has failed.
     ///
     /// # Errors
     /// `Internal` if a thread cannot be spawned.
     pub fn measure(&self, name: &Name, data: OwnedFd, wait: Duration) -> Result<Option<DiskUsage>> {
         let mut state = self.shared.lock();
-        let last = state.last.get(name).copied();
-        if last.is_none_or(|(time, _)| time.elapsed() >= self.age) && !state.is_pending(name) {
+        let last = state.last.get(name);
+        let known = last.map(|last| last.result.clone().ok());
+        if last.is_none_or(|last| last.is_older_than(self.age)) && !state.is_pending(name) {
             // Start the thread first: a volume that stays in the queue without one is never measured.
             self.start_thread(&mut state)?;
-            state.queue.push_back((name.clone(), data));
+            state.queue.push_back(Task { name: name.clone(), data, started: None });
         }
-        if let Some((_, usage)) = last {
-            return Ok(Some(usage));
+        if let Some(known) = known {
+            return Ok(known);
         }
         let unfinished = |state: &mut State| !state.last.contains_key(name) && state.is_pending(name);
         let waited = self.shared.measured.wait_timeout_while(state, wait, unfinished);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        Ok(state.last.get(name).map(|(_, usage)| *usage))
+        Ok(state.usage(name))
     }
 
     /// The last measurement of a volume, if there is one.
     pub fn last(&self, name: &Name) -> Option<DiskUsage> {
-        self.shared.lock().last.get(name).map(|(_, usage)| *usage)
+        self.shared.lock().usage(name)
+    }
+
+    /// Why the usage of a volume is unknown, if its measurement has failed.
+    pub fn failure(&self, name: &Name) -> Option<String> {
+        self.shared.lock().last.get(name).and_then(|last| last.result.clone().err())
     }
 
     /// Removes a deleted volume. A measurement that is running is discarded, since a new volume may get the same
@@ -73,7 +110,7 @@ impl UsageCache {
     pub fn forget(&self, name: &Name) {
         let mut state = self.shared.lock();
         state.last.remove(name);
-        state.queue.retain(|(queued, _)| queued != name);
+        state.queue.retain(|task| task.name != *name);
         state.current.take_if(|current| *current == *name);
         drop(state);
         self.shared.measured.notify_all();
@@ -93,9 +130,43 @@ impl UsageCache {
     }
 }
 
+impl Last {
+    fn is_older_than(&self, age: Duration) -> bool {
+        self.at.elapsed() >= age.saturating_mul(1 << self.failures.min(MAX_DOUBLINGS))
+    }
+}
+
 impl State {
     fn is_pending(&self, name: &Name) -> bool {
-        self.current.as_ref() == Some(name) || self.queue.iter().any(|(queued, _)| queued == name)
+        self.current.as_ref() == Some(name) || self.queue.iter().any(|task| task.name == *name)
+    }
+
+    fn usage(&self, name: &Name) -> Option<DiskUsage> {
+        self.last.get(name).and_then(|last| last.result.as_ref().ok().copied())
+    }
+
+    /// Notes a result. Logs each change between known and unknown.
+    fn note(&mut self, name: Name, result: Result<DiskUsage, String>) {
+        let before = self.last.get(&name);
+        let failures = before.map_or(0, |last| last.failures);
+        match &result {
+            Err(reason) if failures == 0 => warn!(volume = name.as_str(), reason, "usage is unknown"),
+            Ok(_) if failures > 0 => info!(volume = name.as_str(), "usage is known again"),
+            Ok(_) | Err(_) => {}
+        }
+        let failures = if result.is_ok() { 0 } else { failures.saturating_add(1) };
+        self.last.insert(name, Last { at: Instant::now(), failures, result });
+    }
+}
+
+impl Task {
+    /// Measures for one slice; `None` if something is left.
+    fn run(&mut self) -> Result<Option<DiskUsage>> {
+        let measurement = match &mut self.started {
+            Some(started) => started,
+            None => self.started.insert(Measurement::new(self.data.as_fd())?),
+        };
+        measurement.run(SLICE)
     }
 }
 
@@ -107,26 +178,35 @@ impl Shared {
     fn run(&self) {
         // Linux keeps a nice value for each thread. Without the right to change it, the priority stays as it is.
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
-        while let Some((name, data)) = self.next() {
-            // The walk fails when directories are moved meanwhile. The next request then starts a new measurement.
-            self.store(name, disk_usage(data.as_fd()).ok());
+        while let Some(mut task) = self.next() {
+            let result = task.run();
+            self.store(task, result);
         }
     }
 
-    fn store(&self, name: Name, usage: Option<DiskUsage>) {
+    /// Stores the result of a slice. A volume that is not complete waits for its next turn.
+    fn store(&self, mut task: Task, result: Result<Option<DiskUsage>>) {
         let mut state = self.lock();
-        let forgotten = state.current.take().is_none_or(|current| current != name);
-        if let Some(usage) = usage.filter(|_| !forgotten) {
-            state.last.insert(name, (Instant::now(), usage));
+        if state.current.take().is_none_or(|current| current != task.name) {
+            return; // The volume was forgotten.
+        }
+        match result.map_err(|error| error.chain()).transpose() {
+            Some(result) => state.note(task.name, result),
+            None => {
+                if state.queue.iter().filter(|task| task.started.is_some()).count() >= MAX_STARTED {
+                    task.started = None;
+                }
+                state.queue.push_back(task);
+            }
         }
         drop(state);
         self.measured.notify_all();
     }
 
-    fn next(&self) -> Option<(Name, OwnedFd)> {
+    fn next(&self) -> Option<Task> {
         let mut state = self.lock();
         let next = state.queue.pop_front();
-        state.current = next.as_ref().map(|(name, _)| name.clone());
+        state.current = next.as_ref().map(|task| task.name.clone());
         state.running = next.is_some();
         next
     }
@@ -135,22 +215,31 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::{Error, Kind};
+
+    const USAGE: DiskUsage = DiskUsage { bytes: 1, inodes: 1 };
 
     fn name() -> Name {
         "v".parse().unwrap()
     }
 
+    fn task(name: &str, dir: &tempfile::TempDir) -> Task {
+        let data = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+        Task { name: name.parse().unwrap(), data, started: None }
+    }
+
     #[test]
     fn the_measurement_of_a_deleted_volume_is_discarded() {
         let dir = tempfile::tempdir().unwrap();
-        let open = || OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
         let usage = UsageCache::new(Duration::from_secs(60));
-        usage.shared.lock().queue.extend([(name(), open()), (name(), open())]);
-        let (measured, _) = usage.shared.next().unwrap();
-        usage.forget(&name());
-        usage.shared.store(measured, Some(DiskUsage { bytes: 1, inodes: 1 }));
-        assert_eq!(usage.last(&name()), None);
-        assert!(usage.shared.next().is_none(), "the volume is no longer in the queue");
+        for unfinished in [false, true] {
+            usage.shared.lock().queue.extend([task("v", &dir), task("v", &dir)]);
+            let measured = usage.shared.next().unwrap();
+            usage.forget(&name());
+            usage.shared.store(measured, Ok((!unfinished).then_some(USAGE)));
+            assert_eq!(usage.last(&name()), None);
+            assert!(usage.shared.next().is_none(), "the volume is no longer in the queue");
+        }
     }
 
     #[test]
@@ -158,11 +247,52 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = || OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
         let usage = UsageCache::new(Duration::from_secs(60));
-        let first = usage.measure(&name(), open(), Duration::from_secs(10)).unwrap().unwrap();
+        let first = usage.measure(&name(), open(), Duration::from_secs(60)).unwrap().unwrap();
         std::fs::write(dir.path().join("a"), vec![1; 1 << 20]).unwrap();
-        assert_eq!(usage.measure(&name(), open(), Duration::from_secs(10)).unwrap(), Some(first));
+        assert_eq!(usage.measure(&name(), open(), Duration::from_secs(60)).unwrap(), Some(first));
         usage.forget(&name());
-        let second = usage.measure(&name(), open(), Duration::from_secs(10)).unwrap().unwrap();
+        let second = usage.measure(&name(), open(), Duration::from_secs(60)).unwrap().unwrap();
         assert!(second.bytes > first.bytes);
+    }
+
+    #[test]
+    fn volumes_that_take_long_are_measured_in_turns_and_few_are_kept_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = Shared::default();
+        let names = ["a", "b", "c", "d", "e", "f"];
+        shared.lock().queue.extend(names.map(|name| task(name, &dir)));
+        for turn in 0..2 {
+            for name in names {
+                let mut task = shared.next().unwrap();
+                assert_eq!(task.name.as_str(), name, "turn {turn}");
+                task.started = Some(Measurement::new(task.data.as_fd()).unwrap());
+                shared.store(task, Ok(None));
+            }
+            let started = shared.lock().queue.iter().filter(|task| task.started.is_some()).count();
+            assert_eq!(started, MAX_STARTED);
+        }
+    }
+
+    #[test]
+    fn a_measurement_that_fails_is_reported_and_repeated_later_and_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let usage = UsageCache::new(Duration::from_secs(60));
+        let measure = |result: Result<Option<DiskUsage>>| {
+            usage.shared.lock().current = Some(name());
+            usage.shared.store(task("v", &dir), result);
+        };
+        let is_older = |age| usage.shared.lock().last[&name()].is_older_than(age);
+        measure(Ok(Some(USAGE)));
+        for _ in 0..3 {
+            measure(Err(Error::new(Kind::Busy, "endless")));
+        }
+        assert_eq!((usage.last(&name()), usage.failure(&name())), (None, Some("endless".to_owned())));
+        let data = task("v", &dir).data;
+        assert_eq!(usage.measure(&name(), data, Duration::from_secs(60)).unwrap(), None);
+        assert!(!usage.shared.lock().is_pending(&name()), "it is not repeated at once");
+        usage.shared.lock().last.get_mut(&name()).unwrap().at -= Duration::from_secs(8);
+        assert!(is_older(Duration::from_secs(1)) && !is_older(Duration::from_millis(1500)));
+        measure(Ok(Some(USAGE)));
+        assert_eq!((usage.last(&name()), usage.failure(&name())), (Some(USAGE), None));
     }
 }

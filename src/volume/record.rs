@@ -82,6 +82,12 @@ pub struct Snapshot {
     pub entries: u64,
     /// Apparent sizes of the regular files in bytes.
     pub bytes: u64,
+    /// Number of extended attributes that could not be copied.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped_xattrs: u64,
+    /// Number of names that were deleted or replaced while they were copied.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub vanished: u64,
     /// Data of the pool's backend.
     #[serde(default, skip_serializing_if = "BackendState::is_empty")]
     pub backend: BackendState,
@@ -93,6 +99,10 @@ pub struct Snapshot {
     /// Whether the copy is complete; always true in a stored record.
     #[serde(skip, default = "yes")]
     pub ready: bool,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn yes() -> bool {

@@ -6,14 +6,16 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use orlop::error::{Kind, Result};
 use orlop::fs::copy::{Manifest, Progress, copy_tree};
 use rustix::fs::{XattrFlags, setxattr};
 
+use crate::common::isolation::{is_root, on_own_tmpfs};
 use crate::common::pool::memory_dir;
+use crate::common::wait::StopOnDrop;
 
 /// A source and an empty destination in a temporary directory.
 fn workspace() -> tempfile::TempDir {
@@ -109,4 +111,52 @@ fn a_file_with_more_attributes_than_the_kernel_lists_is_copied_without_them() {
     let manifest = copy(workspace.path()).unwrap_or_else(|error| panic!("{}", error.chain()));
     assert_eq!((manifest.entries, manifest.skipped_xattrs), (1, 1));
     assert_eq!(fs::read(workspace.path().join("to/file")).unwrap(), b"x");
+}
+
+#[test]
+fn a_directory_that_is_moved_during_the_copy_does_not_fail_it() {
+    let workspace = workspace();
+    let from = workspace.path().join("from");
+    let deep = from.join("a/b/c/d/e/f/g/h/i/j/k/l");
+    fs::create_dir_all(&deep).unwrap();
+    fs::create_dir(from.join("other")).unwrap();
+    (0..500).for_each(|number| fs::write(deep.join(number.to_string()), "x").unwrap());
+    let (stop, moves) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut here, mut there) = (from.join("a/b"), from.join("other/b"));
+            while !stop.load(Ordering::Relaxed) {
+                fs::rename(&here, &there).unwrap();
+                (here, there) = (there, here);
+                moves.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let _stop = StopOnDrop(&stop);
+        // Many moves during each copy, and enough copies that a move is met on the way back.
+        let copies: Vec<_> = (0..100).map(|_| copy(workspace.path())).collect();
+        for copy in copies {
+            copy.unwrap_or_else(|error| panic!("{}", error.chain()));
+        }
+    });
+    assert!(moves.into_inner() > 100, "the directory was moved too rarely");
+}
+
+#[test]
+fn a_copy_leaves_inodes_to_others() {
+    if !is_root() {
+        return;
+    }
+    on_own_tmpfs(c"size=64m,nr_inodes=2000", |path| {
+        let [from, to] = ["from", "to"].map(|name| path.join(name));
+        fs::create_dir(&from).unwrap();
+        (0..1000).for_each(|number| fs::write(from.join(number.to_string()), "").unwrap());
+        let error = copy(path).unwrap_err();
+        assert_eq!(error.kind(), Kind::NoSpace, "{}", error.chain());
+        assert!(error.chain().contains("inodes of the filesystem are free"), "{}", error.chain());
+        let free = rustix::fs::statvfs(path).unwrap().f_favail;
+        assert!((90..=100).contains(&free), "{free} inodes are left");
+        fs::remove_dir_all(to).unwrap();
+        (0..100).for_each(|number| fs::remove_file(from.join(number.to_string())).unwrap());
+        assert_eq!(copy(path).unwrap().entries, 900);
+    });
 }

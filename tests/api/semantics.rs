@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use orlop::engine::Engine;
 use orlop::engine::request::{CreateVolume, OwnerSpec, PoolSettings, SnapshotFilter, Tuning};
-use orlop::error::Kind;
+use orlop::error::{Error, Kind};
 use orlop::volume::{Enforced, Limit, OnDelete, Policy, PolicyChange, SizeRange, Source, Volume, VolumeId};
 
 use crate::common::pool::{
-    MIB, clone_request, kind, names, open, open_with, read_record, request, settings, settings_of,
-    snapshot_request, volume_record,
+    MIB, clone_request, kind, memory_dir, names, open, open_with, read_record, request, settings,
+    settings_of, snapshot_request, volume_record,
 };
 use crate::common::wait::within_seconds;
 
@@ -306,6 +306,45 @@ fn a_copy_is_as_large_as_its_source_and_has_its_owner() {
     let before = engine.pools()[0].provisioned;
     engine.create_snapshot(&snapshot_request("s", &a)).unwrap();
     assert_eq!(engine.pools()[0].provisioned, before, "a snapshot is not counted as provisioned");
+}
+
+#[test]
+fn a_copy_ends_at_the_size_of_its_volume() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let a = engine.create(&request("a", MIB)).unwrap().id;
+    let data = dir.path().join("volumes/a/data");
+    (0..3).for_each(|number| fs::write(data.join(number.to_string()), vec![1; 1 << 19]).unwrap());
+    let fails = |error: Error, words: &str| {
+        let text = error.chain();
+        assert_eq!(error.kind(), Kind::OutOfRange, "{text}");
+        assert!(text.contains("volume p/a has more data than the 1048576 bytes"), "{text}");
+        assert!(text.contains(words), "{text}");
+    };
+    fails(engine.create_snapshot(&snapshot_request("s", &a)).unwrap_err(), "expand the volume");
+    fails(engine.create(&clone_request("b", &a)).unwrap_err(), "request a larger size for volume p/b");
+    assert_eq!(listed(&engine), ["p/a"]);
+    let larger = SizeRange { required: 2 * MIB, limit: 0 };
+    engine.create(&CreateVolume { size: larger, ..clone_request("b", &a) }).unwrap();
+    engine.expand(&a, larger).unwrap();
+    engine.create_snapshot(&snapshot_request("s", &a)).unwrap();
+}
+
+#[test]
+fn what_a_snapshot_lacks_is_counted_in_its_record() {
+    let dir = memory_dir();
+    let engine = open(dir.path());
+    let a = engine.create(&request("a", MIB)).unwrap().id;
+    let file = dir.path().join("volumes/a/data/file");
+    fs::write(&file, "x").unwrap();
+    for number in 0..400 {
+        let name = format!("user.{number:0200}");
+        rustix::fs::setxattr(&file, name, b"v", rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    let snapshot = engine.create_snapshot(&snapshot_request("s", &a)).unwrap();
+    assert_eq!((snapshot.skipped_xattrs, snapshot.vanished), (1, 0));
+    let record = fs::read_to_string(dir.path().join("snapshots/s/snapshot.json")).unwrap();
+    assert!(record.contains("\"skippedXattrs\": 1") && !record.contains("vanished"), "{record}");
 }
 
 #[test]

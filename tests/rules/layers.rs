@@ -20,9 +20,9 @@ const LAYERS: &[Row] = &[
     (
         "pool",
         &["backend", "error", "fs", "mount", "volume"],
-        &["nix", "rustix", "serde", "serde_json", "sha2", "uuid"],
+        &["nix", "rustix", "serde", "serde_json", "sha2", "tracing", "uuid"],
     ),
-    ("engine", &["backend", "error", "fs", "mount", "pool", "volume"], &["rustix", "uuid"]),
+    ("engine", &["backend", "error", "fs", "mount", "pool", "volume"], &["rustix", "tracing", "uuid"]),
     ("quantity", &["error", "volume"], &["serde"]),
     ("dispatch", &["engine", "error", "volume"], &["tokio", "tracing"]),
     ("health", &["dispatch", "engine", "volume"], &["tokio", "tracing"]),

@@ -8,7 +8,7 @@ use rustix::fs::{SeekFrom, Statx, copy_file_range, ftruncate, ioctl_ficlone, see
 use rustix::io::{Errno, pread, pwrite};
 
 use super::Progress;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::fs::fstat;
 
 /// Bytes copied between two checks for cancellation.
@@ -25,11 +25,16 @@ pub(super) struct Contents<'a> {
     can_copy_range: bool,
     buffer: Vec<u8>,
     progress: &'a Progress,
+    /// The most bytes of data that the copy may take.
+    max_bytes: Option<u64>,
+    /// What it takes until now: holes take nothing.
+    taken: u64,
 }
 
 impl<'a> Contents<'a> {
-    pub(super) fn new(progress: &'a Progress) -> Self {
-        Self { can_clone: true, can_copy_range: true, buffer: vec![0; BUFFER], progress }
+    pub(super) fn new(max_bytes: Option<u64>, progress: &'a Progress) -> Self {
+        let buffer = vec![0; BUFFER];
+        Self { can_clone: true, can_copy_range: true, buffer, progress, max_bytes, taken: 0 }
     }
 
     /// Copies into a new file and returns the size of the copy. That is the size in `stat`, or less if the source was
@@ -40,9 +45,10 @@ impl<'a> Contents<'a> {
             return Ok(0);
         }
         if self.can_clone && self.clone_file(from, to)? {
-            let size = fstat(to).context(|| "stat the clone")?.stx_size;
-            self.add_progress(size);
-            return Ok(size);
+            let clone = fstat(to).context(|| "stat the clone")?;
+            self.progress.bytes.fetch_add(clone.stx_size, Ordering::Relaxed);
+            self.take(clone.stx_size.min(clone.stx_blocks.saturating_mul(512)))?;
+            return Ok(clone.stx_size);
         }
         let small = usize::try_from(size).is_ok_and(|size| size <= BUFFER);
         if small && stat.stx_blocks.saturating_mul(512) >= size && has_no_hole(from, size) {
@@ -51,8 +57,20 @@ impl<'a> Contents<'a> {
         self.copy_data_ranges(from, to, size)
     }
 
-    fn add_progress(&self, bytes: u64) {
+    fn add_progress(&mut self, bytes: u64) -> Result<()> {
         self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.take(bytes)
+    }
+
+    /// Counts data that was copied: a tenant may write more, or make a file longer while it is copied.
+    fn take(&mut self, bytes: u64) -> Result<()> {
+        self.taken = self.taken.saturating_add(bytes);
+        match self.max_bytes {
+            Some(max) if self.taken > max => {
+                Err(Error::new(Kind::OutOfRange, format!("the data takes more than {max} bytes")))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn clone_file(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<bool> {
@@ -107,7 +125,7 @@ impl<'a> Contents<'a> {
                 Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS) => self.can_copy_range = false,
                 copied => {
                     let copied = copied.context(|| "copy data")? as u64;
-                    self.add_progress(copied);
+                    self.add_progress(copied)?;
                     start += copied;
                 }
             }
@@ -135,7 +153,7 @@ impl<'a> Contents<'a> {
                 rest = &rest[written..];
                 start += written as u64;
             }
-            self.add_progress(read as u64);
+            self.add_progress(read as u64)?;
         }
         Ok(start)
     }

@@ -66,7 +66,7 @@ mod tests {
         std::fs::write(dir.path().join("d/f"), "12345").unwrap();
         let top = std::fs::File::open(dir.path()).unwrap();
         let check = |entries, bytes| {
-            let expected = Manifest { entries, bytes, skipped_xattrs: 0 };
+            let expected = Manifest { entries, bytes, ..Manifest::default() };
             verify(top.as_fd(), &expected, &Progress::default())
         };
         check(2, 5).unwrap();
