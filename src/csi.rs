@@ -21,7 +21,6 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::dispatch::{Dispatch, Lane};
@@ -29,7 +28,8 @@ use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::telemetry::RpcLayer;
+use crate::socket;
+use crate::telemetry::{self, RpcLayer};
 
 pub use probe::probe;
 pub use registration::{Registration, check as check_registration, register};
@@ -134,14 +134,17 @@ impl Driver {
         metrics: Arc<Metrics>,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
-        Server::builder()
+        let connections = socket::connections(|context| listener.poll_accept(context));
+        let serving = Server::builder()
             .layer(RpcLayer::new(self.identity.driver.clone(), &METHODS, metrics, status::outcome))
             .add_service(proto::identity_server::IdentityServer::new(self.clone()))
             .add_service(proto::controller_server::ControllerServer::new(self.clone()))
             .add_service(proto::node_server::NodeServer::new(self))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
-            .await
-            .map_err(|error| Error::caused(Kind::Unavailable, "serve CSI", error))
+            .serve_with_incoming_shutdown(connections, stop);
+        tokio::select! {
+            served = serving => served.map_err(|error| Error::caused(Kind::Unavailable, "serve CSI", error)),
+            never = telemetry::warn_of_reset_requests() => match never {},
+        }
     }
 }
 

@@ -1,11 +1,18 @@
 //! The HTTP endpoints `/metrics`, `/livez` and `/readyz`.
+//!
+//! Anyone who reaches the address can connect, so a connection serves one request within a time limit, and the number of
+//! connections is limited: clients that send nothing take neither descriptors nor memory from the other frontends.
 
 use std::fmt::Write as _;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -13,13 +20,25 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use futures_util::StreamExt as _;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::health::{self, Health};
 use crate::metrics::{self, Metrics};
 use crate::socket::{self, SocketFile};
 use crate::volume::shorten;
+
+/// Maximum number of open connections. Further ones wait in the kernel, where they take no descriptor.
+const MAX_CONNECTIONS: usize = 32;
+/// How long a connection may take, from its start to the end of its response.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,22 +91,44 @@ pub async fn bind(address: &Address) -> Result<Listener> {
     }
 }
 
-/// Serves the endpoints until `stop` completes.
-///
-/// # Errors
-/// When the listener fails.
+/// Serves the endpoints until `stop` completes. Responses that have begun continue.
 pub async fn serve(
     listener: Listener,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     stop: impl Future<Output = ()> + Send + 'static,
-) -> Result<()> {
+) {
     let router = router(health, metrics);
-    let served = match listener.0 {
-        Transport::Tcp(listener) => axum::serve(listener, router).with_graceful_shutdown(stop).await,
-        Transport::Unix(listener, _file) => axum::serve(listener, router).with_graceful_shutdown(stop).await,
+    let serving = async {
+        match listener.0 {
+            Transport::Tcp(listener) => serve_each(|context| listener.poll_accept(context), router).await,
+            Transport::Unix(listener, _file) => {
+                serve_each(|context| listener.poll_accept(context), router).await;
+            }
+        }
     };
-    served.context(|| "serve HTTP")
+    tokio::select! { () = serving => {}, () = stop => {} }
+}
+
+/// Accepts connections and serves each in a task of its own.
+async fn serve_each<C, A>(accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<(C, A)>>, router: Router)
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut connections = pin!(socket::connections(accept));
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+        let Some(Ok(connection)) = connections.next().await else { return };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let mut server = Builder::new(TokioExecutor::new()).http1_only();
+            server.http1().keep_alive(false);
+            // A client that sends no valid request or does not read its response gets no other answer.
+            let _ =
+                timeout(CONNECTION_TIMEOUT, server.serve_connection(TokioIo::new(connection), service)).await;
+            drop(permit);
+        });
+    }
 }
 
 fn router(health: Arc<Health>, metrics: Arc<Metrics>) -> Router {

@@ -79,7 +79,8 @@ async fn run_frontends(settings: Settings) -> Result<()> {
     frontends.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
     if let Some(address) = &settings.http {
         let listener = http::bind(address).await?;
-        frontends.spawn(http::serve(listener, health, metrics, stop.clone().cancelled_owned()));
+        let serving = http::serve(listener, health, metrics, stop.clone().cancelled_owned());
+        frontends.spawn(async { Ok(serving.await) });
     }
     // Start the registration last: kubelet calls the CSI socket as soon as it finds the registration socket.
     if let Some(registration) = settings.registration {

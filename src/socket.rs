@@ -1,19 +1,29 @@
 //! Unix sockets to listen on. Only the process's user can connect. Stale sockets are replaced, files removed on drop.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net as blocking;
 use std::path::{Path, PathBuf};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
+use futures_util::Stream;
+use futures_util::stream::unfold;
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::UnixListener;
+use tracing::warn;
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::shorten;
 
 /// Maximum number of connections that wait to be accepted.
 const BACKLOG: i32 = 128;
+/// Pause after a connection could not be accepted: without a free descriptor, the next attempt fails at once, too.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// How often a lasting failure to accept connections is logged.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// A listener and its socket file.
 #[derive(Debug)]
@@ -96,6 +106,26 @@ pub fn bind(path: &Path) -> Result<Bound> {
     Ok(Bound { listener, file })
 }
 
+/// The connections of a listener whose `accept` is polled; never an error, and never the end. While the process or the
+/// machine has no descriptor or memory for a connection, tries again once a second and warns once a minute.
+pub fn connections<C, A>(
+    accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<(C, A)>>,
+) -> impl Stream<Item = io::Result<C>> {
+    unfold((accept, None), async |(mut accept, mut warned): (_, Option<Instant>)| {
+        loop {
+            let error = match poll_fn(&mut accept).await {
+                Ok((connection, _)) => return Some((Ok(connection), (accept, warned))),
+                Err(error) => error,
+            };
+            if warned.is_none_or(|time| time.elapsed() >= WARN_EVERY) {
+                warn!(%error, "cannot accept a connection; retrying: check the limit of open files, and who connects");
+                warned = Some(Instant::now());
+            }
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    })
+}
+
 /// Removes a socket whose process has exited.
 fn remove_stale(path: &Path) -> Result<()> {
     let what = || format!("listen on {}", path.display());
@@ -122,6 +152,9 @@ fn remove_stale(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::pin::pin;
+
+    use futures_util::StreamExt as _;
 
     use super::*;
 
@@ -134,6 +167,21 @@ mod tests {
         {
             assert_eq!(parse_path(bad).unwrap_err().kind(), Kind::Invalid, "{bad:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_failed_accept_is_tried_again_after_a_pause() {
+        let mut attempts = 0;
+        let fail_twice = |_: &mut Context<'_>| {
+            attempts += 1;
+            let result =
+                if attempts < 3 { Err(io::Error::from_raw_os_error(libc::EMFILE)) } else { Ok(((), ())) };
+            Poll::Ready(result)
+        };
+        let started = Instant::now();
+        pin!(connections(fail_twice)).next().await.unwrap().unwrap();
+        assert!(started.elapsed() >= ACCEPT_PAUSE * 2, "{:?}", started.elapsed());
+        assert_eq!(attempts, 3);
     }
 
     #[tokio::test]

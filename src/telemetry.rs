@@ -1,5 +1,7 @@
 //! The log, and the layer that logs and measures calls: each call has a span, one log line and one observation.
 
+mod authority;
+
 use std::future::Future;
 use std::io::{self, Write};
 use std::pin::Pin;
@@ -13,11 +15,15 @@ use tracing::field::Empty;
 use tracing::instrument::{Instrument, Instrumented};
 use tracing::{Span, debug, error, info, warn};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, fmt, registry};
 
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::volume::shorten;
+
+pub use authority::warn_of_reset_requests;
 
 /// Number of lines that wait to be written before further ones are dropped.
 const BUFFERED_LINES: usize = 4096;
@@ -85,13 +91,13 @@ pub fn init(json: bool, filter: &str) -> Result<Log> {
     let writer = NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).thread_name("log");
     let (writer, guard) = writer.finish(Batches { output: std::io::stderr(), lines: Vec::new() });
     // Otherwise a failed write is reported on standard error, which fails again and panics.
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
-    let started = if json {
-        log.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
+    let lines = fmt::layer().with_writer(writer).log_internal_errors(false);
+    let lines = if json {
+        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     } else {
-        log.with_ansi(false).with_target(false).try_init()
+        lines.with_ansi(false).with_target(false).boxed()
     };
+    let started = registry().with(lines.with_filter(filter)).with(authority::layer()).try_init();
     started.map_err(|error| Error::new(Kind::Invalid, format!("start the log: {error}")))?;
     Ok(Log { _writer: guard })
 }

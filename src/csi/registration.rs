@@ -8,7 +8,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -93,9 +92,10 @@ pub async fn register(registration: Registration, stop: CancellationToken) -> Re
     let mut bound = socket::bind(&registration.socket)?;
     loop {
         let Bound { listener, file } = bound;
+        let connections = socket::connections(|context| listener.poll_accept(context));
         Server::builder()
             .add_service(RegistrationServer::new(registration.clone()))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), wait_until_removed(&file, &stop))
+            .serve_with_incoming_shutdown(connections, wait_until_removed(&file, &stop))
             .await
             .map_err(|error| Error::caused(Kind::Unavailable, "serve the registration socket", error))?;
         match bind_again(&registration.socket, &stop).await {

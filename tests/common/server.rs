@@ -105,6 +105,18 @@ impl Server {
         PathBuf::from(format!("/proc/{}/root{path}", self.child.id()))
     }
 
+    /// Limits the files that it may have open.
+    pub(crate) fn limit_open_files(&self, limit: u64) {
+        let limit = rustix::process::Rlimit { current: Some(limit), maximum: Some(limit) };
+        let pid = Some(rustix::process::Pid::from_child(&self.child));
+        rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit).unwrap();
+    }
+
+    /// Number of its open files.
+    pub(crate) fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
     /// Number of its threads.
     pub(crate) fn threads(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().count()

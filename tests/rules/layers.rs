@@ -30,9 +30,9 @@ const LAYERS: &[Row] = &[
     (
         "telemetry",
         &["error", "metrics", "volume"],
-        &["http", "tower", "tracing", "tracing_appender", "tracing_subscriber"],
+        &["http", "tokio", "tower", "tracing", "tracing_appender", "tracing_subscriber"],
     ),
-    ("socket", &["error", "volume"], &["rustix", "tokio"]),
+    ("socket", &["error", "volume"], &["futures_util", "rustix", "tokio", "tracing"]),
     (
         "csi",
         &[
@@ -55,14 +55,17 @@ const LAYERS: &[Row] = &[
             "serde_json",
             "sha2",
             "tokio",
-            "tokio_stream",
             "tokio_util",
             "tonic",
             "tracing",
         ],
     ),
     ("command", &["engine", "error", "mount", "quantity", "volume"], &["serde", "serde_json", "uuid"]),
-    ("http", &["engine", "error", "health", "metrics", "socket", "volume"], &["axum", "tokio"]),
+    (
+        "http",
+        &["engine", "error", "health", "metrics", "socket", "volume"],
+        &["axum", "futures_util", "hyper_util", "tokio"],
+    ),
     ("kube", &["error", "volume"], &["k8s_openapi", "kube", "serde_json", "tokio"]),
 ];
 
