@@ -1,5 +1,7 @@
 //! The configuration file: TOML with `[[pool]]` and `[tuning]` sections.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -7,6 +9,9 @@ use serde::Deserialize;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::quantity::{Bytes, HumanDuration};
 use crate::volume::PoolName;
+
+/// Maximum size of the file in bytes.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// The contents of the file that `--config` names.
 #[derive(Debug, Default, Deserialize)]
@@ -85,8 +90,28 @@ impl TryFrom<f64> for Overcommit {
 
 /// Reads and parses the file.
 pub(super) fn read(path: &Path) -> Result<ConfigFile> {
-    let text = std::fs::read_to_string(path).context(|| format!("read {}", path.display()))?;
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
+    read.context(|| format!("read {}", path.display()))?;
+    if text.len() as u64 > MAX_BYTES {
+        let text = format!("configuration file {} is larger than {MAX_BYTES} bytes", path.display());
+        return Err(Error::new(Kind::Invalid, text));
+    }
     toml::from_str(&text).map_err(|error| {
         Error::caused(Kind::Invalid, format!("configuration file {}", path.display()), error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_above_the_size_bound_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 40).unwrap();
+        let error = read(file.path()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        assert!(error.chain().ends_with("is larger than 1048576 bytes"), "{error}");
+    }
 }

@@ -10,6 +10,7 @@ use orlop::csi::proto::volume_capability::access_mode::Mode;
 use orlop::csi::proto::{CreateVolumeRequest, ProbeRequest};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use crate::common::csi::capability;
 use crate::common::pool::memory_dir;
@@ -63,7 +64,7 @@ async fn idle_and_half_sent_http_requests_take_no_descriptors_from_csi_and_are_c
         volume_capabilities: vec![capability(Mode::SingleNodeWriter)],
         ..CreateVolumeRequest::default()
     };
-    controller.create_volume(create).await.unwrap();
+    timeout(Duration::from_secs(60), controller.create_volume(create)).await.unwrap().unwrap();
     let first = &mut idle[0];
     first.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     // It has no answer, and its end may be a reset.
