@@ -1,5 +1,8 @@
 //! The status of the pools for callers that poll and must not hang: probes, metrics, health.
 
+mod problems;
+
+use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
+use self::problems::Problems;
 use crate::dispatch::Dispatch;
 use crate::engine::request::{PoolSettings, PoolStatus};
 use crate::volume::Timestamp;
@@ -16,6 +20,8 @@ use crate::volume::Timestamp;
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// Age of a reading at which another one is begun, since the path may lead to a disk that works meanwhile.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// How often the status is read if nobody asks for it, so that changes are logged.
+const WATCH_EVERY: Duration = Duration::from_secs(60);
 /// Maximum number of readings of one pool at once, each on a thread. Each one waits as long as all before it, so they last
 /// for half a year.
 const MAX_READINGS: usize = 20;
@@ -51,6 +57,8 @@ struct State {
     was_refusing: bool,
     /// The time since which the pool has been unavailable.
     since: Option<Timestamp>,
+    /// The problems that it had when it was last available.
+    problems: Problems,
 }
 
 /// A reading of the status that is in progress.
@@ -90,6 +98,14 @@ impl Health {
         drop(self.latest());
     }
 
+    /// Reads the status regularly, so that changes are logged although nobody asks for it.
+    pub async fn watch(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(WATCH_EVERY).await;
+            self.pools().await;
+        }
+    }
+
     fn begin(&self) {
         for (pool, number) in self.pools.iter().filter_map(|pool| Some((pool, pool.begin()?))) {
             let (pool, dispatch) = (Arc::clone(pool), self.dispatch.clone());
@@ -127,6 +143,7 @@ impl Watched {
             was_available: None,
             was_refusing: false,
             since: None,
+            problems: Problems::default(),
         };
         Self { settings: settings.clone(), state: Mutex::new(state), read: Notify::new() }
     }
@@ -163,7 +180,7 @@ impl Watched {
         }
     }
 
-    /// The status, with the reason and the time if the pool is unavailable. Logs each change of availability.
+    /// The status, with the reason and the time if the pool is unavailable. Logs each change.
     fn status(&self, stalled_since: Option<Timestamp>) -> PoolStatus {
         let mut state = self.lock();
         let overdue = state.readings.first().filter(|reading| reading.started.elapsed() >= TIMEOUT);
@@ -191,6 +208,9 @@ impl Watched {
         if state.was_refusing != status.refuses.is_some() {
             state.was_refusing = status.refuses.is_some();
             log_refusal(&status);
+        }
+        if is_available {
+            state.problems.log_changes(&status);
         }
         status
     }

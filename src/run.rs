@@ -66,6 +66,8 @@ async fn run_frontends(settings: Settings) -> Result<()> {
     let health = Arc::new(Health::new(calls.clone()));
     // Logs the status of each pool.
     health.pools().await;
+    let watched = Arc::clone(&health);
+    tokio::spawn(async move { watched.watch().await });
     let metrics = Arc::new(Metrics::with_pools(Arc::clone(&health)));
     let stop = CancellationToken::new();
     let mut frontends = JoinSet::new();

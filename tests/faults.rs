@@ -4,6 +4,7 @@
 mod common;
 
 mod faults {
+    mod alarms;
     mod connections;
     mod crash;
     mod frozen_disk;

@@ -78,18 +78,19 @@ fn filter(request: &proto::ListSnapshotsRequest) -> Option<SnapshotFilter> {
     })
 }
 
-/// Parses GetCapacity. `None` if the request is for another node, so the capacity here is 0.
-///
-/// A request that no node can satisfy is an error, not a capacity of 0: csi-provisioner asks before it accepts a claim,
-/// and leaves a claim without capacity to other nodes, which cannot satisfy it either.
-fn capacity(request: proto::GetCapacityRequest, identity: &Identity) -> Result<Option<Option<PoolName>>> {
-    let pool = params::volume_options(request.parameters, [].into())?.pool;
-    let is_here = request.accessible_topology.is_none_or(|topology| identity.is_here(&topology));
+/// Parses GetCapacity and returns the pool.
+fn capacity(request: proto::GetCapacityRequest) -> Result<Option<PoolName>> {
     for capability in request.volume_capabilities {
         access::parse(Some(capability))?;
     }
-    Ok(is_here.then_some(pool))
+    Ok(params::volume_options(request.parameters, [].into())?.pool)
 }
+
+/// The capacity that is reported for a request that CreateVolume refuses on every node.
+///
+/// Without a capacity, the scheduler sends the claim to no node and says that there is not enough storage. With this
+/// one, the claim reaches CreateVolume, and the reason appears in an event of the claim.
+const REFUSED_BY_CREATE: Capacity = Capacity { available: 1 << 60, largest: 1 << 60 };
 
 /// Parses ValidateVolumeCapabilities. Returns the volume and, if the volume cannot have what was requested, the reason.
 fn validate(request: &proto::ValidateVolumeCapabilitiesRequest) -> Result<(VolumeId, Option<Error>)> {
@@ -199,14 +200,20 @@ impl Controller for Driver {
         &self,
         request: Request<proto::GetCapacityRequest>,
     ) -> Result<Response<proto::GetCapacityResponse>, Status> {
-        let Some(pool) = capacity(request.into_inner(), &self.identity)? else {
+        let request = request.into_inner();
+        if request.accessible_topology.as_ref().is_some_and(|topology| !self.identity.is_here(topology)) {
             return Ok(Response::new(proto::GetCapacityResponse::default()));
+        }
+        let Ok(pool) = capacity(request) else {
+            return Ok(Response::new(response::capacity(REFUSED_BY_CREATE)));
         };
         let lane = self.dispatch.lane_of_pool(pool.as_ref());
         let capacity = match self.run(&lane, move |engine| engine.capacity(pool.as_ref())).await {
             // As for an unavailable pool: after an error, the scheduler would use the last capacity.
             Err(error) if error.kind() == Kind::Unresponsive => Capacity::default(),
-            capacity => capacity.map_err(params::add_pool_context)?,
+            // The pool is not configured.
+            Err(error) if error.kind() == Kind::Invalid => REFUSED_BY_CREATE,
+            capacity => capacity?,
         };
         Ok(Response::new(response::capacity(capacity)))
     }

@@ -12,7 +12,7 @@ use super::proto::{
     NodePublishVolumeResponse, NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest,
     NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, node_server::Node,
 };
-use super::{Driver, access, capabilities, fields, params, response};
+use super::{Driver, access, capabilities, fields, params, response, status};
 use crate::dispatch::Lane;
 use crate::engine::Engine;
 use crate::engine::request::Publish;
@@ -113,8 +113,9 @@ impl Node for Driver {
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let (id, path, size) = expand(request.into_inner())?;
-        let volume =
-            self.run(&Lane::of(&id), move |engine| engine.expand_published(&id, &path, size)).await?;
+        let expanded =
+            self.run(&Lane::of(&id), move |engine| engine.expand_published(&id, &path, size)).await;
+        let volume = expanded.map_err(status::for_node_expand)?;
         Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: response::saturating_i64(volume.size) }))
     }
 

@@ -38,6 +38,27 @@ pub(super) fn for_create(error: Error) -> Status {
     }
 }
 
+/// The status of a failed NodeExpandVolume.
+///
+/// kubelet expands a volume before it starts a pod with it, and starts no pod after an error. FAILED_PRECONDITION is
+/// different: the pod starts with the old size, and the claim shows the reason. Therefore it is the answer when the volume
+/// cannot grow but is usable as it is.
+pub(super) fn for_node_expand(error: Error) -> Status {
+    match error.kind() {
+        Kind::NoSpace | Kind::Unsupported => Status::new(Code::FailedPrecondition, message(&error)),
+        Kind::Invalid
+        | Kind::NotFound
+        | Kind::Conflict
+        | Kind::InUse
+        | Kind::Busy
+        | Kind::OutOfRange
+        | Kind::Unavailable
+        | Kind::Unresponsive
+        | Kind::Unreadable
+        | Kind::Internal => error.into(),
+    }
+}
+
 fn code(kind: Kind) -> Code {
     match kind {
         Kind::Invalid | Kind::Unsupported => Code::InvalidArgument,
@@ -104,22 +125,23 @@ mod tests {
     #[test]
     fn every_kind_has_its_code() {
         let table = [
-            (Kind::Invalid, Code::InvalidArgument, Code::InvalidArgument),
-            (Kind::NotFound, Code::NotFound, Code::NotFound),
-            (Kind::Conflict, Code::AlreadyExists, Code::AlreadyExists),
-            (Kind::InUse, Code::FailedPrecondition, Code::FailedPrecondition),
-            (Kind::Busy, Code::Aborted, Code::Aborted),
-            (Kind::NoSpace, Code::ResourceExhausted, Code::ResourceExhausted),
-            (Kind::OutOfRange, Code::OutOfRange, Code::OutOfRange),
-            (Kind::Unsupported, Code::InvalidArgument, Code::InvalidArgument),
-            (Kind::Unreadable, Code::Internal, Code::Internal),
-            (Kind::Unavailable, Code::Unavailable, Code::ResourceExhausted),
-            (Kind::Unresponsive, Code::Unavailable, Code::Unavailable),
-            (Kind::Internal, Code::Internal, Code::Internal),
+            (Kind::Invalid, Code::InvalidArgument, Code::InvalidArgument, Code::InvalidArgument),
+            (Kind::NotFound, Code::NotFound, Code::NotFound, Code::NotFound),
+            (Kind::Conflict, Code::AlreadyExists, Code::AlreadyExists, Code::AlreadyExists),
+            (Kind::InUse, Code::FailedPrecondition, Code::FailedPrecondition, Code::FailedPrecondition),
+            (Kind::Busy, Code::Aborted, Code::Aborted, Code::Aborted),
+            (Kind::NoSpace, Code::ResourceExhausted, Code::ResourceExhausted, Code::FailedPrecondition),
+            (Kind::OutOfRange, Code::OutOfRange, Code::OutOfRange, Code::OutOfRange),
+            (Kind::Unsupported, Code::InvalidArgument, Code::InvalidArgument, Code::FailedPrecondition),
+            (Kind::Unreadable, Code::Internal, Code::Internal, Code::Internal),
+            (Kind::Unavailable, Code::Unavailable, Code::ResourceExhausted, Code::Unavailable),
+            (Kind::Unresponsive, Code::Unavailable, Code::Unavailable, Code::Unavailable),
+            (Kind::Internal, Code::Internal, Code::Internal, Code::Internal),
         ];
-        for (kind, code, on_create) in table {
+        for (kind, code, on_create, on_node_expand) in table {
             assert_eq!(Status::from(Error::new(kind, "x")).code(), code, "{kind:?}");
             assert_eq!(for_create(Error::new(kind, "x")).code(), on_create, "create: {kind:?}");
+            assert_eq!(for_node_expand(Error::new(kind, "x")).code(), on_node_expand, "expand: {kind:?}");
         }
     }
 

@@ -12,6 +12,9 @@ use crate::error::{Kind, Result};
 use crate::pool::{Index, OpenPool, Pool};
 use crate::volume::{Name, PoolName, VolumeId};
 
+/// Maximum number of objects that a status names because their record cannot be read.
+const MAX_NAMED: usize = 100;
+
 impl Engine {
     /// Opens all pools and returns them ordered by name.
     pub(super) fn pools_by_name(&self) -> Result<Vec<Arc<OpenPool>>> {
@@ -94,7 +97,12 @@ fn status(pool: &Pool) -> PoolStatus {
             status.allocatable = open.allocatable_beside(stats, index.provisioned());
             status.volumes = index.volumes().len() as u64;
             status.snapshots = index.snapshots().len() as u64;
-            status.unreadable = index.unreadable_count() as u64;
+            status.unreadable = index.unreadable().count() as u64;
+            status.unreadable_objects = index
+                .unreadable()
+                .take(MAX_NAMED)
+                .map(|(kind, object, why)| (format!("{kind} {}/{object}", settings.name), why.to_owned()))
+                .collect();
             status.backend = Some(open.backend.kind().as_str());
             status.trash = pool.reaper().waiting() as u64;
         }

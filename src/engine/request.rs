@@ -1,5 +1,6 @@
 //! Requests to the engine and its results. A frontend checks the form of a request when it builds one of these.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -218,6 +219,8 @@ pub struct PoolStatus {
     pub trash_failure: Option<String>,
     /// Number of volumes and snapshots whose record cannot be read.
     pub unreadable: u64,
+    /// The first ones of them, such as `volume p/v`, each with the reason.
+    pub unreadable_objects: BTreeMap<String, String>,
 }
 
 impl PoolStatus {
@@ -239,6 +242,7 @@ impl PoolStatus {
             trash: 0,
             trash_failure: None,
             unreadable: 0,
+            unreadable_objects: BTreeMap::new(),
         }
     }
 }

@@ -164,11 +164,17 @@ impl Index {
         &self.snapshots
     }
 
-    /// Number of volumes and snapshots whose record cannot be read.
-    #[must_use]
-    pub fn unreadable_count(&self) -> usize {
-        let snapshots = self.snapshots.values().filter(|entry| matches!(entry, SnapshotEntry::Damaged(_)));
-        self.volumes.values().filter(|entry| entry.damage.is_some()).count() + snapshots.count()
+    /// The volumes and snapshots whose record cannot be read: kind, name and reason.
+    pub fn unreadable(&self) -> impl Iterator<Item = (ObjectKind, &Name, &str)> {
+        let volumes = self.volumes.iter().filter_map(|(name, entry)| {
+            let why = entry.damage.as_deref()?;
+            Some((ObjectKind::Volumes, name, why))
+        });
+        let snapshots = self.snapshots.iter().filter_map(|(name, entry)| match entry {
+            SnapshotEntry::Damaged(why) => Some((ObjectKind::Snapshots, name, &**why)),
+            SnapshotEntry::Of(_) => None,
+        });
+        volumes.chain(snapshots)
     }
 
     /// Sum of the volumes' sizes in bytes.

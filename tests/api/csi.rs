@@ -321,10 +321,33 @@ async fn capacity_is_reported_for_this_node_only() {
     assert!(local.available_capacity > 0 && local.maximum_volume_size.is_some());
     let other_node = GetCapacityRequest { accessible_topology: Some(topology("n2")), ..Default::default() };
     assert_eq!(c.get_capacity(other_node).await.unwrap().into_inner().available_capacity, 0);
-    let block = GetCapacityRequest { volume_capabilities: vec![block()], ..Default::default() };
-    refused("block", c.get_capacity(block).await, Code::InvalidArgument, "volumeMode: Filesystem");
-    let unknown = GetCapacityRequest { parameters: map(&[("colour", "red")]), ..Default::default() };
-    refused("unknown", c.get_capacity(unknown).await, Code::InvalidArgument, "`colour`");
+}
+
+#[tokio::test]
+async fn a_claim_that_no_node_can_satisfy_finds_capacity_and_is_refused_with_the_reason() {
+    let server = Server::start(true);
+    let mut c = server.controller().await;
+    let (good, ia) = (vec![capability(Mode::SingleNodeWriter)], Code::InvalidArgument);
+    let cases = [
+        (good.clone(), ("colour", "red"), "`colour`"),
+        (good.clone(), ("pool", "missing"), "parameter pool"),
+        (good, ("mode", "rwx"), "not an octal mode"),
+        (vec![block()], ("pool", "p"), "volumeMode: Filesystem"),
+    ];
+    for (volume_capabilities, parameter, text) in cases {
+        let (parameters, accessible_topology) = (map(&[parameter]), Some(topology("n1")));
+        let ask = GetCapacityRequest {
+            parameters: parameters.clone(),
+            volume_capabilities: volume_capabilities.clone(),
+            accessible_topology,
+        };
+        let capacity = c.get_capacity(ask.clone()).await.unwrap().into_inner();
+        assert_eq!((capacity.available_capacity, capacity.maximum_volume_size), (1 << 60, Some(1 << 60)));
+        let elsewhere = GetCapacityRequest { accessible_topology: Some(topology("n2")), ..ask };
+        assert_eq!(c.get_capacity(elsewhere).await.unwrap().into_inner().available_capacity, 0);
+        let create = CreateVolumeRequest { parameters, volume_capabilities, ..create("v") };
+        refused("create", c.create_volume(create).await, ia, text);
+    }
 }
 
 fn publish(id: &str, target: String, mode: Mode) -> NodePublishVolumeRequest {
@@ -432,7 +455,10 @@ async fn a_volume_is_published_according_to_its_access_mode() {
             capacity_range: size(2 * MIB, 0),
             ..Default::default()
         };
-        assert_eq!(n.node_expand_volume(grow).await.unwrap().into_inner().capacity_bytes, 2 * MIB);
+        assert_eq!(n.node_expand_volume(grow.clone()).await.unwrap().into_inner().capacity_bytes, 2 * MIB);
+        // kubelet starts the pod with the old size after this code only.
+        let too_much = NodeExpandVolumeRequest { capacity_range: size(i64::MAX, 0), ..grow };
+        refused("too much", n.node_expand_volume(too_much).await, Code::FailedPrecondition, "pool p is full");
         let health = NodeGetVolumeHealthRequest {
             volume_id: id.clone(),
             volume_publish_path: first.clone(),

@@ -82,6 +82,23 @@ impl Server {
         server
     }
 
+    /// Starts a server that logs each call, in a new temporary directory, and waits until it serves.
+    pub(crate) fn start_with_log() -> Self {
+        let dir = super::pool::memory_dir();
+        std::fs::create_dir(dir.path().join("pool")).unwrap();
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
+        let mut server = Self::spawn_with_log(dir.path(), log.into());
+        super::wait::within_seconds(60, "the server serves", || server.log_lines("serving") == 1);
+        server.temporary = Some(dir);
+        server
+    }
+
+    /// Number of lines of its log that contain a text.
+    pub(crate) fn log_lines(&self, text: &str) -> usize {
+        let log = std::fs::read_to_string(self.base.join("log")).unwrap();
+        log.lines().filter(|line| line.contains(text)).count()
+    }
+
     /// The directory of its sockets and its pool.
     pub(crate) fn base(&self) -> &Path {
         &self.base

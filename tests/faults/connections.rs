@@ -1,6 +1,5 @@
 //! Connections that nobody uses, and requests that are malformed before the program sees them.
 
-use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -9,28 +8,11 @@ use std::time::Duration;
 use orlop::csi::proto::volume_capability::access_mode::Mode;
 use orlop::csi::proto::{CreateVolumeRequest, ProbeRequest};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tempfile::TempDir;
 use tokio::time::timeout;
 
 use crate::common::csi::capability;
-use crate::common::pool::memory_dir;
 use crate::common::server::Server;
 use crate::common::wait::{sleep_ms, within_seconds};
-
-/// A server and its directory, which contains its log.
-fn server_with_log() -> (TempDir, Server) {
-    let dir = memory_dir();
-    std::fs::create_dir(dir.path().join("pool")).unwrap();
-    let log = File::create(dir.path().join("log")).unwrap();
-    let server = Server::spawn_with_log(dir.path(), log.into());
-    within_seconds(60, "the server is ready", || lines(dir.path(), "serving") == 1);
-    (dir, server)
-}
-
-/// Number of lines of the log that contain a text.
-fn lines(dir: &Path, text: &str) -> usize {
-    std::fs::read_to_string(dir.join("log")).unwrap().lines().filter(|line| line.contains(text)).count()
-}
 
 /// Opens a connection; `None` if too many wait to be accepted.
 fn connect_now(path: &Path) -> Option<UnixStream> {
@@ -44,11 +26,11 @@ fn connect_now(path: &Path) -> Option<UnixStream> {
 
 #[tokio::test]
 async fn idle_and_half_sent_http_requests_take_no_descriptors_from_csi_and_are_closed() {
-    let (dir, server) = server_with_log();
+    let server = Server::start_with_log();
     server.limit_open_files(256);
     let mut idle = Vec::new();
     for number in 0..400 {
-        match connect_now(&dir.path().join("http.sock")) {
+        match connect_now(&server.base().join("http.sock")) {
             Some(mut stream) => {
                 if number % 2 == 0 {
                     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-a: ").unwrap();
@@ -75,14 +57,14 @@ async fn idle_and_half_sent_http_requests_take_no_descriptors_from_csi_and_are_c
 
 #[tokio::test]
 async fn a_server_without_descriptors_says_so_once_and_accepts_connections_again() {
-    let (dir, server) = server_with_log();
+    let server = Server::start_with_log();
     server.limit_open_files(u64::try_from(server.open_files() + 4).unwrap());
     let idle: Vec<_> = (0..20).map_while(|_| connect_now(&server.socket())).collect();
-    within_seconds(60, "the shortage is logged", || lines(dir.path(), "cannot accept a connection") == 1);
+    within_seconds(60, "the shortage is logged", || server.log_lines("cannot accept a connection") == 1);
     drop(idle);
     let probe = server.identity().await.probe(ProbeRequest {}).await.unwrap();
     assert_eq!(probe.into_inner().ready, Some(true));
-    assert_eq!(lines(dir.path(), "cannot accept a connection"), 1);
+    assert_eq!(server.log_lines("cannot accept a connection"), 1);
 }
 
 /// The bytes of a gRPC request with this `:authority`. The client of this project cannot send a malformed one.
@@ -99,12 +81,12 @@ fn request(authority: &str) -> Vec<u8> {
 
 #[test]
 fn a_client_that_sends_the_path_of_the_socket_as_authority_is_logged_with_the_remedy() {
-    let (dir, server) = server_with_log();
+    let server = Server::start_with_log();
     let clients = [(); 2].map(|()| {
         let mut client = UnixStream::connect(server.socket()).unwrap();
         client.write_all(&request("%2Frun%2Fcsi.sock")).unwrap();
         client
     });
-    within_seconds(60, "a warning", || lines(dir.path(), "grpc.default_authority") == 1);
+    within_seconds(60, "a warning", || server.log_lines("grpc.default_authority") == 1);
     drop(clients);
 }
