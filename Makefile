@@ -10,13 +10,17 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: ## run the whole life cycle of a volume over CSI, step by step
+	@echo 'Installing what is missing, then building orlop and the demonstration (about 2 minutes the first time) …'
 	@tests/install rust
 	cargo build --quiet --bin orlop --example demo
 	@target/debug/examples/demo target/debug/orlop
 
 test: ## run all tests that this machine supports, including csi-sanity
+	@echo 'Installing what is missing: bindfs, strace, acl and attr (the first time) …'
 	@tests/install rust test go
+	@echo 'Building, then running the tests of the project (about 7 minutes the first time) …'
 	cargo test
+	@echo 'Building csi-sanity (about a minute the first time) and running it twice …'
 	tests/sanity/run
 
 lint: ## check formatting, clippy, documentation and shell scripts
@@ -32,6 +36,7 @@ deny: ## check licences, sources and versions of the dependencies
 
 sanity: ## run csi-sanity only
 	@tests/install rust go
+	@echo 'Building csi-sanity (about a minute the first time) and running it twice …'
 	tests/sanity/run
 
 bench: ## run the benchmarks, compared with the least driver and with bare system calls

@@ -27,7 +27,7 @@ use crate::pool::locks::{LockGuard, LockTable, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
 use crate::pool::{OpenPool, Pool, Purpose};
-use crate::volume::{PolicyChange, PoolName, SizeRange, Source, Volume, VolumeId};
+use crate::volume::{PolicyChange, PoolName, Size, SizeRange, Source, Volume, VolumeId};
 use claims::NameClaims;
 use jobs::{JobKey, Jobs};
 use locked::{LockedVolume, ensure_no_copy_creates};
@@ -248,7 +248,8 @@ impl Engine {
         let locked = self.lock_volume(id)?;
         let mut volume = locked.require()?;
         if range.limit != 0 && range.limit < volume.size {
-            let text = format!("volume {id} has {} bytes and cannot shrink to {}", volume.size, range.limit);
+            let text =
+                format!("volume {id} has {} and cannot shrink to {}", Size(volume.size), Size(range.limit));
             return Err(Error::new(Kind::OutOfRange, text));
         }
         if range.required <= volume.size {

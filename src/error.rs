@@ -69,15 +69,15 @@ impl Error {
         self.kind
     }
 
-    /// Returns the message and those of all causes in one line, separated by colons. A cause that the text already ends
-    /// with is left out: some libraries repeat the message of their cause.
+    /// Returns the message and those of all causes in one line, separated by colons. A cause that the text already
+    /// contains is left out: some libraries repeat the messages of their causes.
     #[must_use]
     pub fn chain(&self) -> String {
         let mut text = self.message.clone();
         let mut cause = self.source();
         while let Some(error) = cause {
             let message = error.to_string();
-            if !text.ends_with(&message) {
+            if !text.contains(&message) {
                 let _ = write!(text, ": {message}");
             }
             cause = error.source();
@@ -169,5 +169,8 @@ mod tests {
         let inner = Error::new(Kind::Internal, "No such file or directory");
         let outer = Error::caused(Kind::Internal, "transport error: No such file or directory", inner);
         assert_eq!(outer.chain(), "transport error: No such file or directory");
+        let inner = Error::new(Kind::Internal, "no file");
+        let outer = Error::caused(Kind::Internal, "in-cluster: (no variable), kubeconfig: (no file)", inner);
+        assert_eq!(outer.chain(), "in-cluster: (no variable), kubeconfig: (no file)");
     }
 }

@@ -37,7 +37,9 @@ pub struct Release {
 /// request to the API server fails.
 pub async fn release_node(release: &Release, mut report: impl FnMut(String)) -> Result<()> {
     let client = Client::try_default().await;
-    let client = client.map_err(|error| failed("find the cluster (KUBECONFIG)", error))?;
+    let client = client.map_err(|error| {
+        failed("find the cluster (set KUBECONFIG to the file of an administrator)", error)
+    })?;
     refuse_existing_node(&client, &release.node).await?;
     let volumes = volumes_of(&client, release).await?;
     if volumes.is_empty() {

@@ -82,7 +82,10 @@ async fn run_frontends(settings: Settings) -> Result<()> {
     if let Some(address) = &settings.http {
         let listener = http::bind(address).await?;
         let serving = http::serve(listener, health, metrics, stop.clone().cancelled_owned());
-        frontends.spawn(async { Ok(serving.await) });
+        frontends.spawn(async {
+            serving.await;
+            Ok(())
+        });
     }
     // Start the registration last: kubelet calls the CSI socket as soon as it finds the registration socket.
     if let Some(registration) = settings.registration {

@@ -2,6 +2,7 @@
 
 mod id;
 mod record;
+mod size;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,6 +14,7 @@ use crate::error::{Error, Kind, Result};
 pub use id::{Name, PoolName, VolumeId, shorten};
 pub use jiff::Timestamp;
 pub use record::{BackendState, SCHEMA, Snapshot, Volume};
+pub use size::Size;
 
 /// The directory in a volume's or snapshot's own directory that contains its files. Containers see only this one.
 pub const DATA: &str = "data";
@@ -33,7 +35,11 @@ impl SizeRange {
     /// `OutOfRange` when the limit is below the required size.
     pub fn new(required: u64, limit: u64) -> Result<Self> {
         if limit != 0 && limit < required {
-            let text = format!("the largest allowed size {limit} is below the required size {required}");
+            let text = format!(
+                "the largest allowed size, {}, is below the required size, {}",
+                Size(limit),
+                Size(required)
+            );
             return Err(Error::new(Kind::OutOfRange, text));
         }
         Ok(Self { required, limit })
@@ -115,7 +121,8 @@ pub struct Owner {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// Permission bits, at most 0o7777.
+    /// Permission bits, at most 0o7777; stored in octal, such as `"0770"`.
+    #[serde(with = "octal")]
     pub mode: u32,
 }
 
@@ -179,6 +186,21 @@ pub enum Enforced {
 /// Labels from the request for an object, such as the name and namespace of a claim.
 pub type Labels = BTreeMap<String, String>;
 
+mod octal {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(mode: &u32, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{mode:04o}"))
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<u32, D::Error> {
+        let text = String::deserialize(from)?;
+        let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o7777);
+        mode.ok_or_else(|| D::Error::custom("the mode is not octal, such as \"0770\""))
+    }
+}
+
 mod seconds {
     use std::time::Duration;
 
@@ -203,5 +225,17 @@ mod tests {
         let range = SizeRange::new(2, 3).unwrap();
         assert_eq!([1, 2, 3, 4].map(|size| range.admits(size)), [false, true, true, false]);
         assert!(SizeRange::new(2, 0).unwrap().admits(u64::MAX));
+    }
+
+    #[test]
+    fn a_mode_is_stored_in_octal() {
+        let owner = Owner { uid: 1, gid: 2, mode: 0o770 };
+        let text = serde_json::to_string(&owner).unwrap();
+        assert_eq!(text, r#"{"uid":1,"gid":2,"mode":"0770"}"#);
+        assert_eq!(serde_json::from_str::<Owner>(&text).unwrap(), owner);
+        for bad in [r#""""#, r#""rwx""#, r#""10000""#, "504"] {
+            let text = format!(r#"{{"uid":1,"gid":2,"mode":{bad}}}"#);
+            assert!(serde_json::from_str::<Owner>(&text).is_err(), "{bad}");
+        }
     }
 }

@@ -25,7 +25,7 @@ struct Details<'a> {
     path: &'a Path,
     size: u64,
     enforced: Enforced,
-    owner: Option<OwnerDetails>,
+    owner: Option<Owner>,
     policy: Policy,
     labels: &'a Labels,
     source: Option<&'a Source>,
@@ -34,15 +34,6 @@ struct Details<'a> {
     ephemeral: bool,
     backend: &'a BackendState,
     users: Vec<UserDetails<'a>>,
-}
-
-/// The owner of a data directory.
-#[derive(Debug, Serialize)]
-struct OwnerDetails {
-    uid: u32,
-    gid: u32,
-    /// In octal, as `chmod` and `stat` have it.
-    mode: String,
 }
 
 /// A user of a volume, with `null` for what is not known.
@@ -67,7 +58,7 @@ impl<'a> From<&'a Inspected> for Details<'a> {
             path,
             size: volume.size,
             enforced: volume.enforced,
-            owner: managed.then(|| volume.owner.into()),
+            owner: managed.then_some(volume.owner),
             policy: volume.policy,
             labels: &volume.labels,
             source: volume.source.as_ref(),
@@ -77,12 +68,6 @@ impl<'a> From<&'a Inspected> for Details<'a> {
             backend: &volume.backend,
             users: users.iter().map(UserDetails::from).collect(),
         }
-    }
-}
-
-impl From<Owner> for OwnerDetails {
-    fn from(Owner { uid, gid, mode }: Owner) -> Self {
-        Self { uid, gid, mode: format!("{mode:04o}") }
     }
 }
 

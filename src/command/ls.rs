@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::to_json as format_json;
 use crate::engine::request::StoredVolume;
 use crate::error::Result;
-use crate::quantity::{Bytes, HumanDuration};
-use crate::volume::{Name, PoolName, Timestamp, VolumeId};
+use crate::quantity::HumanDuration;
+use crate::volume::{Name, PoolName, Size, Timestamp, VolumeId};
 
 /// A volume in a listing.
 #[derive(Debug, Serialize)]
@@ -42,7 +42,7 @@ pub fn to_text(volumes: &[StoredVolume], now: Timestamp) -> String {
     let mut table = vec![["POOL", "NAME", "SIZE", "AGE", "STATE"].map(str::to_owned)];
     table.extend(volumes.iter().map(|volume| {
         let row = Row::from(volume);
-        let size = row.size.filter(|size| *size != 0).map(|size| Bytes(size).to_short());
+        let size = row.size.filter(|size| *size != 0).map(|size| Size(size).to_short());
         // A clock that was set back makes a volume new, not old.
         let age =
             row.created.map(|created| Duration::try_from(now.duration_since(created)).unwrap_or_default());

@@ -258,6 +258,18 @@ mod tests {
     }
 
     #[test]
+    fn a_mistyped_word_suggests_neither_a_command_that_deletes_nor_a_hidden_flag() {
+        for words in
+            [["orlop", "remov", "a"], ["orlop", "serve", "--endpoint=/a.sock"], ["orlop", "rmm", "a"]]
+        {
+            let text = Cli::try_parse_from(words).unwrap_err().to_string();
+            assert!(text.contains(words[1]) || text.contains("--endpoint"), "{text}");
+            assert!(!text.contains("'rm'") && !text.contains("'remove'"), "{text}");
+            assert!(!text.contains("csi-endpoint"), "{text}");
+        }
+    }
+
+    #[test]
     fn every_flag_of_serve_has_an_environment_variable() {
         let command = Cli::command();
         let serve = command.find_subcommand("serve").unwrap();

@@ -18,7 +18,7 @@ use crate::fs::copy::Manifest;
 use crate::pool::object::ObjectKind;
 use crate::pool::store::Draft;
 use crate::pool::{OpenPool, Pool, Reservation};
-use crate::volume::{Enforced, Name, Owner, PoolName, SCHEMA, Source, Timestamp, Volume, VolumeId};
+use crate::volume::{Enforced, Name, Owner, PoolName, SCHEMA, Size, Source, Timestamp, Volume, VolumeId};
 
 impl Engine {
     /// Creates a volume, or returns the one that an earlier request of this name created.
@@ -177,10 +177,10 @@ impl Engine {
             None => Err(Error::new(
                 Kind::Busy,
                 format!(
-                    "volume {id} is being copied from {} ({} entries, {} bytes so far): retry later",
+                    "volume {id} is being copied from {} ({} entries, {} so far): retry later",
                     job.from,
                     job.progress.entries(),
-                    job.progress.bytes(),
+                    Size(job.progress.bytes()),
                 ),
             )),
         }
@@ -313,11 +313,11 @@ fn check_same(found: &Volume, request: &CreateVolume) -> Result<()> {
         return differs("requested name", format!("{:?}", found.requested_name));
     }
     if !request.size.admits(found.size) {
-        return differs("size", found.size.to_string());
+        return differs("size", Size(found.size).to_string());
     }
     if merged_owner(request.owner, found.owner) != found.owner {
         let owner = found.owner;
-        return differs("owner and mode", format!("{}:{} {:o}", owner.uid, owner.gid, owner.mode));
+        return differs("owner and mode", format!("{}:{} {:04o}", owner.uid, owner.gid, owner.mode));
     }
     check_source(&found.id, found.source.as_ref(), request)
 }
@@ -333,7 +333,8 @@ fn check_source(id: &VolumeId, actual: Option<&Source>, request: &CreateVolume) 
 /// The size of a copy: at least that of its source.
 fn size_of_copy(id: &VolumeId, request: &CreateVolume, source: &Source, size: u64) -> Result<u64> {
     let too_small = |requested: u64| {
-        let text = format!("volume {id}: {requested} bytes are less than the {size} bytes of {source}");
+        let text =
+            format!("volume {id}: {} is less than the size of {source}, {}", Size(requested), Size(size));
         Err(Error::new(Kind::OutOfRange, text))
     };
     match (request.size.required, request.size.limit) {

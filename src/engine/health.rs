@@ -11,7 +11,7 @@ use super::source::reopen;
 use crate::error::{Error, Kind, Result};
 use crate::pool::object::ObjectKind;
 use crate::pool::{OpenPool, VolumeEntry};
-use crate::volume::{Volume, VolumeId};
+use crate::volume::{Size, Volume, VolumeId};
 
 /// Longest wait of a request for the first measurement of a volume.
 const FIRST_MEASUREMENT: Duration = Duration::from_millis(500);
@@ -117,9 +117,10 @@ pub(super) fn known_symptoms(pool: &OpenPool, id: &VolumeId, entry: &VolumeEntry
         && usage.bytes > entry.size
     {
         let text = format!(
-            "volume {id} uses {} bytes, more than its size of {} bytes, which this pool does not enforce: expand \
+            "volume {id} uses {}, more than its size of {}, which this pool does not enforce: expand \
              the volume or remove data",
-            usage.bytes, entry.size
+            Size(usage.bytes),
+            Size(entry.size)
         );
         symptoms.push(symptom(Severity::Degraded, "OverSize", text));
     }

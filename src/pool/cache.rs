@@ -206,7 +206,7 @@ mod tests {
 
     /// The record of a volume of this size, as another version of orlop or an administrator writes it.
     fn record(size: u64) -> String {
-        let owner = r#""owner": {"uid": 0, "gid": 0, "mode": 448}"#;
+        let owner = r#""owner": {"uid": 0, "gid": 0, "mode": "0700"}"#;
         let policy = r#""policy": {"onDelete": "delete", "trashFor": 0, "limit": "auto"}"#;
         format!(
             r#"{{"schema": 1, "uid": "{}", "id": "p/a", "requestedName": "a", "size": {size}, {owner}, {policy},

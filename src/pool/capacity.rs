@@ -7,7 +7,7 @@ use rustix::fs::{self, StatVfsMountFlags};
 use super::{Index, OpenPool, PoolSettings, VolumeEntry};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount;
-use crate::volume::Name;
+use crate::volume::{Name, Size};
 
 /// Statistics of a filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,13 +139,16 @@ impl OpenPool {
         let left = allocatable(stats, provisioned, self.settings.overcommit_percent, self.settings.reserve);
         if bytes > left {
             let text = format!(
-                "pool {} is full: {bytes} bytes requested, {left} allocatable ({} bytes total, {} free, {provisioned} \
-                 provisioned, overcommit {}%, reserve {}); delete data, grow the filesystem, or change the pool's overcommit or reserve",
+                "pool {} is full: {} requested, {} allocatable (total {}, free {}, provisioned {}, overcommit {}%, \
+                 reserve {}); delete data, grow the filesystem, or change the pool's overcommit or reserve",
                 self.settings.name,
-                stats.total,
-                stats.free,
+                Size(bytes),
+                Size(left),
+                Size(stats.total),
+                Size(stats.free),
+                Size(provisioned),
                 self.settings.overcommit_percent,
-                self.settings.reserve,
+                Size(self.settings.reserve),
             );
             return Err(Error::new(Kind::NoSpace, text));
         }
@@ -167,7 +170,12 @@ impl OpenPool {
             return Ok(());
         }
         let text = format!(
-            "pool {name} is full: another process has provisioned the space meanwhile ({bytes} bytes requested,              {provisioned} provisioned, at most {limit} less the reserve of {reserve}); delete volumes, grow the filesystem,              or raise the pool's overcommit"
+            "pool {name} is full: another process has provisioned the space meanwhile ({} requested, {} provisioned, at \
+             most {} less the reserve of {}); delete volumes, grow the filesystem, or raise the pool's overcommit",
+            Size(bytes),
+            Size(provisioned),
+            Size(limit),
+            Size(*reserve)
         );
         Err(Error::new(Kind::NoSpace, text))
     }

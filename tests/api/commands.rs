@@ -265,7 +265,7 @@ fn inspect_prints_the_record_the_path_and_the_users() {
     let pools = Pools::with(&[("a", 4096), ("copy", 0)], &[]);
     let record = volume_record(&pools.path("p"), "a");
     edit_record(&record, |record| {
-        record["owner"]["mode"] = json!(0o750);
+        record["owner"]["mode"] = json!("0750");
         record["labels"] = json!({"kind": "\u{1b}[31mred\u{9b}"});
         record["source"] = json!({"snapshot": "p/s"});
         record["policy"] = json!({"onDelete": "trash", "trashFor": 60, "limit": "none"});

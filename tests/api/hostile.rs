@@ -202,7 +202,7 @@ proptest! {
         any::<String>().prop_map(String::into_bytes),
         (any::<u64>(), schema(), timestamp(), text()).prop_map(|(size, schema, created, name)| serde_json::json!({
             "schema": schema, "uid": "7a3c1de0-93e6-4a2e-9d58-1f0c7f6b8e21", "id": "p/other", "requestedName": name,
-            "size": size, "owner": {"uid": 0, "gid": 0, "mode": 511}, "created": created,
+            "size": size, "owner": {"uid": 0, "gid": 0, "mode": "0777"}, "created": created,
         }).to_string().into_bytes()),
     ]) {
         let sandbox = Sandbox::new();

@@ -163,7 +163,7 @@ mod tests {
     fn stored() -> Value {
         json!({
             "schema": 1, "uid": uuid::Uuid::nil(), "id": "p/v", "requestedName": "v", "size": 1,
-            "owner": {"uid": 0, "gid": 0, "mode": 448}, "policy": {"onDelete": "retain", "trashFor": 0,
+            "owner": {"uid": 0, "gid": 0, "mode": "0700"}, "policy": {"onDelete": "retain", "trashFor": 0,
             "limit": "auto", "colour": "red"}, "labels": {"a": "1", "b": "2"},
             "created": "2026-01-02T03:04:05.6Z", "managed": true, "tags": ["x"],
         })
