@@ -105,7 +105,9 @@ impl OpenPool {
     /// The error of the failed system call.
     pub fn fs_stats_after_errors(&self) -> Result<FsStats> {
         let stats = self.fs_stats()?;
-        let read_only = stats.read_only || mount::is_read_only_after_error(self.store.root())?;
+        // A mount table that cannot be read says nothing about the filesystem.
+        let has_failed = || mount::is_read_only_after_error(self.store.root()).unwrap_or(false);
+        let read_only = stats.read_only || has_failed();
         Ok(FsStats { read_only, ..stats })
     }
 

@@ -44,13 +44,14 @@ impl Layout {
         let identity = DirIdentity::of(root).context(|| "stat the directory")?;
         let last = last.filter(|last| last.root == identity);
         check_missing(root, last.is_some())?;
-        let [volumes, snapshots, work, trash, locks] = NAMES.map(|name| open_or_create(root, name));
+        // In this order, and not one after a failure: a missing one before others counts as lost.
+        let directory = |name| open_or_create(root, name);
         let open = Directories {
-            volumes: volumes?,
-            snapshots: snapshots?,
-            work: work?,
-            trash: trash?,
-            locks: locks?,
+            volumes: directory("volumes")?,
+            snapshots: directory("snapshots")?,
+            work: directory("work")?,
+            trash: directory("trash")?,
+            locks: directory("locks")?,
         };
         let layout = Self { root: identity, directories: open.identities()? };
         if let Some(last) = last {

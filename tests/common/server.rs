@@ -13,6 +13,8 @@ use orlop::csi::proto::node_client::NodeClient;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
+use super::wait::within_seconds;
+
 /// The program under test.
 pub(crate) const ORLOP: &str = env!("CARGO_BIN_EXE_orlop");
 
@@ -153,7 +155,12 @@ impl Server {
 
     /// The response to a GET request, with its headers.
     pub(crate) fn http(&self, path: &str) -> String {
-        let mut stream = UnixStream::connect(self.base.join("http.sock")).unwrap();
+        let mut connection = None;
+        within_seconds(60, "the HTTP server listens", || {
+            connection = UnixStream::connect(self.base.join("http.sock")).ok();
+            connection.is_some()
+        });
+        let mut stream = connection.unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();

@@ -83,7 +83,7 @@ fn concurrent_requests_for_one_copy_make_it_once() {
             let call = |which: u64| {
                 start.wait();
                 // Half of the callers accept a larger size.
-                let limit = if which.is_multiple_of(2) { 4096 } else { 8192 };
+                let limit = if which.is_multiple_of(2) { 8 << 20 } else { 16 << 20 };
                 let range = SizeRange { required: limit, limit };
                 let request = CreateVolume { size: range, ..clone_request(&name, &id("source")) };
                 (retry_busy(|| engine.create(&request)), range)
