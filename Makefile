@@ -69,7 +69,11 @@ cluster-up: image ## start a Kubernetes cluster on this machine and install orlo
 cluster-down: ## stop the cluster and remove everything it left
 	tests/cluster/down
 
-e2e: cluster-up ## run orlop's own end-to-end scenarios on the cluster
+# With a KUBECONFIG of another cluster, that cluster is used as it is.
+other_cluster := $(filter-out $(or $(ORLOP_CLUSTER),/var/lib/orlop-cluster)/kubeconfig,$(KUBECONFIG))
+
+e2e: $(if $(other_cluster),,cluster-up) ## run orlop's own end-to-end scenarios, on the cluster or on that of KUBECONFIG
+	@tests/install rust
 	tests/cluster/scenarios
 
 figures: cluster-up ## measure time to a running pod, orlop's share of it, and memory, on the cluster

@@ -1,8 +1,9 @@
-//! Tests on the real cluster of `tests/cluster`: what a user does with orlop on Kubernetes. Run by `make e2e`, which
-//! starts the cluster.
+//! Tests on a real cluster: what a user does with orlop on Kubernetes. Run by `make e2e`, on the cluster of `tests/cluster`
+//! or on the one that `KUBECONFIG` names.
 //!
 //! The tests in modules named `disruptive` stop orlop, a kubelet or a node. They run one at a time, after all others. The
-//! other tests run in parallel, each in a namespace of its own.
+//! other tests run in parallel, each in a namespace of its own. The tests in modules named `on_nodes` access files and
+//! processes of the nodes, and so run on the cluster of `tests/cluster` only.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 #![expect(
     clippy::disallowed_methods,
@@ -12,12 +13,17 @@
 mod scenarios {
     mod bad_input;
     mod chart;
-    mod churn;
     mod cluster;
     mod copies;
     mod disruptive;
-    mod lost_node;
-    mod nodes;
     mod objects;
     mod volumes;
+
+    mod on_nodes {
+        mod capacity;
+        mod churn;
+        mod disruptive;
+        mod lost_node;
+        mod volumes;
+    }
 }

@@ -1,8 +1,10 @@
-//! The cluster as a test uses it: a namespace of its own, the API server, and the files of the nodes.
+//! The cluster as a test uses it: a namespace of its own, the API server, and, for tests in modules named `on_nodes`, the
+//! files and processes of the nodes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use http::Request;
@@ -11,8 +13,6 @@ use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
 pub(crate) const DRIVER: &str = "dir.orlop.dev";
-pub(crate) const FIRST: &str = "orlop-1";
-pub(crate) const SECOND: &str = "orlop-2";
 /// Long enough for a machine that is busy with other work.
 pub(crate) const SOON: Duration = Duration::from_secs(90);
 
@@ -26,11 +26,43 @@ pub(crate) const SPACES: &str = "api/v1/namespaces";
 pub(crate) const CLASSES: &str = "apis/storage.k8s.io/v1/storageclasses";
 pub(crate) const CAPACITIES: &str = "apis/storage.k8s.io/v1/csistoragecapacities";
 pub(crate) const SETS: &str = "apis/apps/v1/statefulsets";
+pub(crate) const DRIVERS: &str = "apis/storage.k8s.io/v1/csidrivers";
+pub(crate) const DRIVER_NODES: &str = "apis/storage.k8s.io/v1/csinodes";
+pub(crate) const ATTACHMENTS: &str = "apis/storage.k8s.io/v1/volumeattachments";
 pub(crate) const DAEMONS: &str = "apis/apps/v1/daemonsets";
 pub(crate) const SNAPSHOTS: &str = "apis/snapshot.storage.k8s.io/v1/volumesnapshots";
 
 /// Kinds of objects without a namespace.
-const GLOBAL: [&str; 4] = [VOLUMES, NODES, SPACES, CLASSES];
+const GLOBAL: [&str; 7] = [VOLUMES, NODES, SPACES, CLASSES, DRIVERS, DRIVER_NODES, ATTACHMENTS];
+
+/// The names of the nodes that run orlop and accept pods.
+static USABLE_NODES: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let cluster = TestNamespace::existing("default");
+    let has_orlop = |node: &Value| {
+        let drivers = node["spec"]["drivers"].as_array();
+        drivers.is_some_and(|all| all.iter().any(|one| one["name"] == DRIVER))
+    };
+    let with_orlop: Vec<_> =
+        cluster.list(DRIVER_NODES).iter().filter(|node| has_orlop(node)).map(name_of).collect();
+    let nodes = cluster.list(NODES);
+    let usable = nodes.iter().filter(|node| {
+        let taints = node["spec"]["taints"].as_array().map_or(0, Vec::len);
+        taints == 0 && is_ready(node) && with_orlop.contains(&name_of(node))
+    });
+    let names: Vec<_> = usable.map(name_of).collect();
+    assert!(names.len() >= 2, "two nodes that run orlop and accept pods are needed: {names:?}");
+    names
+});
+
+/// The node on which tests put a pod if any node will do.
+pub(crate) fn first() -> &'static str {
+    &USABLE_NODES[0]
+}
+
+/// Another node.
+pub(crate) fn second() -> &'static str {
+    &USABLE_NODES[1]
+}
 
 /// The namespace of a test, and a client of the cluster.
 pub(crate) struct TestNamespace {
@@ -212,6 +244,55 @@ impl TestNamespace {
         Bound::of(&volume)
     }
 
+    // --- orlop ---
+
+    /// Runs a command of orlop in its pod on a node.
+    pub(crate) fn orlop(&self, node: &str, arguments: &[&str]) -> Output {
+        let pods = self.other("orlop").list(PODS);
+        let is_on_node = |pod: &&Value| {
+            at(pod, "/metadata/labels/app.kubernetes.io~1component") == "node"
+                && at(pod, "/spec/nodeName") == node
+        };
+        let pod =
+            name_of(pods.iter().find(is_on_node).unwrap_or_else(|| panic!("no pod of orlop on {node}")));
+        let exec = ["exec", "-n", "orlop", &pod, "-c", "orlop", "--", "orlop"];
+        Command::new("kubectl").args(exec).args(arguments).output().unwrap()
+    }
+
+    /// What `orlop inspect` prints about a volume.
+    pub(crate) fn inspect(&self, volume: &Bound) -> Value {
+        let output = self.orlop(&volume.node, &["inspect", &volume.handle]);
+        assert!(output.status.success(), "inspect {}: {output:?}", volume.handle);
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()[0].clone()
+    }
+
+    /// What `orlop inspect` prints about the volumes for the claims and pods of the namespace, on all nodes.
+    pub(crate) fn volumes(&self) -> Vec<Value> {
+        let mut found = Vec::new();
+        for node in USABLE_NODES.iter() {
+            let ids = String::from_utf8(self.orlop(node, &["ls", "-q"]).stdout).unwrap();
+            if ids.is_empty() {
+                continue;
+            }
+            // Volumes of other tests may be deleted meanwhile, so the exit code says nothing.
+            let arguments: Vec<_> = std::iter::once("inspect").chain(ids.lines()).collect();
+            let all: Vec<Value> = serde_json::from_slice(&self.orlop(node, &arguments).stdout).unwrap();
+            found.extend(all.into_iter().filter(|volume| {
+                let labels = volume["labels"].as_object();
+                let namespaces = ["csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.io/pod.namespace"];
+                labels.is_some_and(|labels| {
+                    namespaces.iter().any(|key| labels.get(*key).is_some_and(|one| *one == *self.name))
+                })
+            }));
+        }
+        found
+    }
+
+    /// Runs a command in a pod; returns its output.
+    pub(crate) fn exec(&self, pod: &str, command: &[&str]) -> String {
+        run(Command::new("kubectl").args(["exec", "-n", &self.name, pod, "--"]).args(command))
+    }
+
     /// Deletes the pods, snapshots and claims of the namespace, and waits until their volumes are deleted.
     pub(crate) fn delete_all(&self) {
         let bound: Vec<_> = self
@@ -296,7 +377,7 @@ impl Bound {
         }
     }
 
-    /// Its directory on its node, as seen from this machine.
+    /// Its directory on its node, as seen from this machine; for tests in modules named `on_nodes`.
     pub(crate) fn directory(&self) -> PathBuf {
         let (pool, name) = self.handle.split_once('/').unwrap();
         pool_on(&self.node, pool).join("volumes").join(name)
@@ -306,29 +387,33 @@ impl Bound {
         self.directory().join("data")
     }
 
-    pub(crate) fn record(&self) -> Value {
-        serde_json::from_slice(&fs::read(self.directory().join("volume.json")).unwrap()).unwrap()
-    }
-
+    /// Waits until neither the cluster nor orlop has the volume.
     pub(crate) fn wait_deleted(&self, test: &TestNamespace) {
         test.wait(&format!("volume {} is deleted", self.volume), || {
             test.find(VOLUMES, &self.volume).is_none().then_some(())
         });
-        assert!(!self.directory().exists(), "{} still exists", self.directory().display());
+        let found = test.orlop(&self.node, &["inspect", &self.handle]);
+        assert_eq!(found.status.code(), Some(3), "{} still exists: {found:?}", self.handle);
     }
 }
 
 // --- nodes ---
 
-fn state_dir() -> PathBuf {
-    std::env::var_os("ORLOP_CLUSTER").map_or_else(|| "/var/lib/orlop-cluster".into(), PathBuf::from)
+/// The state of the cluster of `tests/cluster`, or `None` for any other cluster.
+fn state_dir() -> Option<PathBuf> {
+    std::env::var_os("ORLOP_CLUSTER").map(PathBuf::from)
 }
 
-/// The root of a node, through its first process.
-pub(crate) fn root_of(node: &str) -> PathBuf {
-    let file = state_dir().join("nodes").join(node).join("pid");
+/// The root of a node, through its first process; `None` in a cluster whose nodes are not processes of this machine.
+pub(crate) fn reachable_root_of(node: &str) -> Option<PathBuf> {
+    let file = state_dir()?.join("nodes").join(node).join("pid");
     let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    PathBuf::from(format!("/proc/{}/root", text.split(' ').next().unwrap()))
+    Some(PathBuf::from(format!("/proc/{}/root", text.split(' ').next().unwrap())))
+}
+
+/// The root of a node, for tests in modules named `on_nodes`.
+pub(crate) fn root_of(node: &str) -> PathBuf {
+    reachable_root_of(node).expect("ORLOP_CLUSTER is set")
 }
 
 pub(crate) fn pool_on(node: &str, pool: &str) -> PathBuf {

@@ -1,7 +1,5 @@
 //! Snapshots, restores and clones: they are on the node of their source.
 
-use std::fs;
-
 use serde_json::{Value, json};
 
 use super::cluster::*;
@@ -10,7 +8,7 @@ use super::objects::*;
 /// Creates a claim on the first node, with a file in it.
 fn create_source(test: &TestNamespace) -> Bound {
     test.create(CLAIMS, &claim("source", "orlop", "16Mi"));
-    test.create(PODS, &on_node(pod("writer", "source", "echo first > /data/file; sync"), FIRST));
+    test.create(PODS, &on_node(pod("writer", "source", "echo first > /data/file; sync"), first()));
     test.output("writer");
     test.wait_bound("source")
 }
@@ -27,16 +25,21 @@ fn a_snapshot_is_independent_of_its_source_and_outlives_it() {
     let test = TestNamespace::new("snapshot");
     let source = create_source(&test);
     take_snapshot(&test);
-    fs::write(source.data().join("file"), "second\n").unwrap();
+    test.create(PODS, &pod("overwriter", "source", "echo second > /data/file"));
+    test.output("overwriter");
+    test.delete(PODS, "overwriter");
     test.delete(PODS, "writer");
     test.delete(CLAIMS, "source");
     source.wait_deleted(&test);
 
     test.create(CLAIMS, &copy("restored", "orlop", "16Mi", &from_snapshot("snap")));
-    test.create(PODS, &on_node(pod("reader", "restored", "cat /data/file; echo third > /data/file"), FIRST));
+    test.create(
+        PODS,
+        &on_node(pod("reader", "restored", "cat /data/file; echo third > /data/file"), first()),
+    );
     assert_eq!(test.output("reader"), "first\n");
     let restored = test.wait_bound("restored");
-    assert_eq!(restored.node, FIRST);
+    assert_eq!(restored.node, first());
     test.delete_all();
     restored.wait_deleted(&test);
 }
@@ -44,12 +47,13 @@ fn a_snapshot_is_independent_of_its_source_and_outlives_it() {
 #[test]
 fn a_clone_is_independent_of_its_source() {
     let test = TestNamespace::new("clone");
-    let source = create_source(&test);
+    create_source(&test);
     test.create(CLAIMS, &copy("clone", "orlop", "32Mi", &from_claim("source")));
-    test.create(PODS, &on_node(pod("reader", "clone", "cat /data/file; echo other > /data/file"), FIRST));
+    test.create(PODS, &on_node(pod("reader", "clone", "cat /data/file; echo other > /data/file"), first()));
     assert_eq!(test.output("reader"), "first\n");
-    assert_eq!(fs::read_to_string(source.data().join("file")).unwrap(), "first\n");
-    assert_eq!(test.wait_bound("clone").record()["size"], 32 << 20);
+    test.create(PODS, &pod("source-reader", "source", "cat /data/file"));
+    assert_eq!(test.output("source-reader"), "first\n");
+    assert_eq!(test.inspect(&test.wait_bound("clone"))["size"], 32 << 20);
     test.delete_all();
 }
 
@@ -61,9 +65,9 @@ fn an_immediate_copy_is_on_the_node_of_its_source() {
     test.create(CLAIMS, &copy("restored", "orlop-now", "16Mi", &from_snapshot("snap")));
     test.create(CLAIMS, &copy("clone", "orlop-now", "16Mi", &from_claim("source")));
     for name in ["restored", "clone"] {
-        let bound = test.wait_bound(name);
-        assert_eq!(bound.node, FIRST);
-        assert_eq!(fs::read_to_string(bound.data().join("file")).unwrap(), "first\n");
+        assert_eq!(test.wait_bound(name).node, first());
+        test.create(PODS, &pod(name, name, "cat /data/file"));
+        assert_eq!(test.output(name), "first\n");
     }
     test.delete_all();
 }
@@ -77,7 +81,7 @@ fn a_pod_scheduled_away_from_its_source_is_rescheduled() {
     let elsewhere = json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
         "weight": 1,
         "preference": {"matchExpressions": [
-            {"key": "kubernetes.io/hostname", "operator": "In", "values": [SECOND]},
+            {"key": "kubernetes.io/hostname", "operator": "In", "values": [second()]},
         ]},
     }]}});
     let create_pod = |name: &str, of: &Value| {
@@ -88,7 +92,7 @@ fn a_pod_scheduled_away_from_its_source_is_rescheduled() {
     create_pod("clone", &from_claim("source"));
     for name in ["restored", "clone"] {
         assert_eq!(test.output(name), "first\n");
-        assert_eq!(test.wait_bound(name).node, FIRST);
+        assert_eq!(test.wait_bound(name).node, first());
     }
     test.delete_all();
 }

@@ -1,4 +1,4 @@
-//! orlop, kubelets and nodes are stopped while pods use their volumes. These tests run alone.
+//! orlop is stopped or uninstalled, or a node is drained, while pods use their volumes. These tests run alone.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,14 +15,14 @@ const COUNT: &str =
     "i=0; while :; do i=$((i+1)); echo $i >> /data/count && sync /data/count || echo lost $i; done";
 
 /// Pods that write continuously, one on each node, and their volumes and mounts, which must not change.
-struct Writers<'t> {
+pub(crate) struct Writers<'t> {
     test: &'t TestNamespace,
-    before: BTreeMap<String, (Bound, String)>,
+    before: BTreeMap<String, (Bound, Option<String>)>,
 }
 
 impl<'t> Writers<'t> {
-    fn start(test: &'t TestNamespace) -> Self {
-        let names = [("writer-1", FIRST), ("writer-2", SECOND)];
+    pub(crate) fn start(test: &'t TestNamespace) -> Self {
+        let names = [("writer-1", first()), ("writer-2", second())];
         for (name, node) in names {
             test.create(CLAIMS, &claim(name, "orlop", "64Mi"));
             test.create(PODS, &on_node(pod(name, name, COUNT), node));
@@ -37,13 +37,13 @@ impl<'t> Writers<'t> {
     }
 
     /// Checks that the same pods run with the same mounts, and that they write every number.
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         for (name, (bound, mounts_before)) in &self.before {
             let pod = self.test.get(PODS, name);
             assert_eq!(at(&pod, "/status/phase"), "Running", "{name}");
             assert_eq!(at(&pod, "/status/containerStatuses/0/restartCount"), "0", "{name}");
             assert_eq!(*mounts_before, mounts(bound), "the mounts of {name}");
-            let written = || fs::read_to_string(bound.data().join("count")).unwrap();
+            let written = || self.test.exec(name, &["cat", "/data/count"]);
             let then = written().len();
             self.test.wait(&format!("{name} writes"), || (written().len() > then).then_some(()));
             let text = written();
@@ -56,19 +56,20 @@ impl<'t> Writers<'t> {
     }
 }
 
-/// The mounts of a volume on its node, with their ids: a new mount has another id.
-fn mounts(bound: &Bound) -> String {
-    let table = fs::read_to_string(root_of(&bound.node).join("proc/1/mountinfo")).unwrap();
+/// The mounts of a volume on its node, with their ids: a new mount has another id. `None` if the node is not a process of
+/// this machine.
+pub(crate) fn mounts(bound: &Bound) -> Option<String> {
+    let table = fs::read_to_string(reachable_root_of(&bound.node)?.join("proc/1/mountinfo")).unwrap();
     let ours = format!("/volumes/{}/data ", bound.handle.split_once('/').unwrap().1);
-    table.lines().filter(|line| line.contains(&ours)).map(|line| line.to_owned() + "\n").collect()
+    Some(table.lines().filter(|line| line.contains(&ours)).map(|line| line.to_owned() + "\n").collect())
 }
 
 /// The pods of orlop.
-fn orlop_pods(test: &TestNamespace) -> Vec<Value> {
+pub(crate) fn orlop_pods(test: &TestNamespace) -> Vec<Value> {
     test.other("orlop").list(PODS)
 }
 
-fn wait_until_orlop_is_ready(test: &TestNamespace) {
+pub(crate) fn wait_until_orlop_is_ready(test: &TestNamespace) {
     test.wait("all pods of orlop are ready", || {
         let pods = orlop_pods(test);
         let set = test.other("orlop").get(DAEMONS, "orlop-node");
@@ -79,8 +80,8 @@ fn wait_until_orlop_is_ready(test: &TestNamespace) {
 }
 
 /// Checks that claims and pods can be created and deleted on both nodes.
-fn check_orlop_works(test: &TestNamespace, name: &str) {
-    for node in [FIRST, SECOND] {
+pub(crate) fn check_orlop_works(test: &TestNamespace, name: &str) {
+    for node in [first(), second()] {
         let name = format!("{name}-{node}");
         test.create(CLAIMS, &claim(&name, "orlop", "16Mi"));
         test.create(PODS, &on_node(pod(&name, &name, "echo hello > /data/file; cat /data/file"), node));
@@ -90,59 +91,6 @@ fn check_orlop_works(test: &TestNamespace, name: &str) {
         test.delete(CLAIMS, &name);
         bound.wait_deleted(test);
     }
-}
-
-#[test]
-fn pods_keep_writing_during_restarts_and_an_upgrade() {
-    let test = TestNamespace::new("writes-on");
-    let writers = Writers::start(&test);
-
-    for node in [FIRST, SECOND] {
-        kill_orlop(node);
-    }
-    test.wait("orlop has ended", || (!orlop_pods(&test).iter().all(is_ready)).then_some(()));
-    wait_until_orlop_is_ready(&test);
-    writers.check();
-
-    for pod in orlop_pods(&test) {
-        test.other("orlop").delete(PODS, &name_of(&pod));
-    }
-    wait_until_orlop_is_ready(&test);
-    writers.check();
-
-    for node in [FIRST, SECOND] {
-        kubelet(node, "restart");
-    }
-    check_orlop_works(&test, "after-kubelet");
-    writers.check();
-
-    let generation = test.other("orlop").get(DAEMONS, "orlop-node")["metadata"]["generation"].clone();
-    script("orlop", &["--set-string", "node.podAnnotations.upgraded=yes"]);
-    wait_until_orlop_is_ready(&test);
-    assert_ne!(generation, test.other("orlop").get(DAEMONS, "orlop-node")["metadata"]["generation"]);
-    writers.check();
-    check_orlop_works(&test, "after-upgrade");
-    writers.check();
-    test.delete_all();
-}
-
-#[test]
-fn a_kubelet_that_was_stopped_unmounts_and_works_again() {
-    let test = TestNamespace::new("kubelet");
-    test.create(CLAIMS, &claim("data", "orlop", "16Mi"));
-    test.create(PODS, &on_node(pod("user", "data", STAY), SECOND));
-    test.wait_ready("user");
-    let bound = test.wait_bound("data");
-    kubelet(SECOND, "stop");
-    // While the kubelet is stopped, its pod is deleted and orlop is killed.
-    test.delete(PODS, "user");
-    run_on(SECOND, &["sh", "-c", "kill -KILL $(pgrep -x orlop)"]);
-    kubelet(SECOND, "start");
-    test.wait("the pod is deleted", || test.find(PODS, "user").is_none().then_some(()));
-    test.wait("the volume is unmounted", || mounts(&bound).is_empty().then_some(()));
-    check_orlop_works(&test, "again");
-    test.delete_all();
-    bound.wait_deleted(&test);
 }
 
 #[test]
@@ -165,7 +113,6 @@ fn a_volume_deleted_while_orlop_is_down_is_removed_when_it_returns() {
     }
     for one in &bound {
         assert_eq!(at(&test.get(VOLUMES, &one.volume), "/status/phase"), "Released");
-        assert!(one.data().is_dir());
     }
     let everywhere = json!({"spec": {"template": {"spec": {"nodeSelector": {"no": null}}}}});
     orlop.patch(DAEMONS, "orlop-node", &everywhere);
@@ -175,23 +122,79 @@ fn a_volume_deleted_while_orlop_is_down_is_removed_when_it_returns() {
     wait_until_orlop_is_ready(&test);
 }
 
+/// Runs Helm in the namespace of orlop; returns its output.
+fn helm(arguments: &[&str]) -> String {
+    run(Command::new("helm").args(arguments).args(["-n", "orlop"]))
+}
+
+/// Uninstalls orlop. Dropping the result installs it again with the same values, also if the test fails.
+struct Uninstalled {
+    values: tempfile::NamedTempFile,
+}
+
+impl Uninstalled {
+    fn new(test: &TestNamespace) -> Self {
+        let values = tempfile::NamedTempFile::new().unwrap();
+        fs::write(values.path(), helm(&["get", "values", "orlop", "-o", "yaml"])).unwrap();
+        let output = helm(&["uninstall", "orlop", "--wait", "--timeout", "3m"]);
+        let uninstalled = Self { values };
+        assert!(output.contains("-stay-in-"), "no location of the data: {output}");
+        test.wait("orlop is deleted", || orlop_pods(test).is_empty().then_some(()));
+        assert!(test.other("orlop").list(CAPACITIES).is_empty(), "capacities are left");
+        uninstalled
+    }
+}
+
+impl Drop for Uninstalled {
+    fn drop(&mut self) {
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/orlop");
+        let (chart, values) = (chart.to_str().unwrap(), self.values.path().to_str().unwrap());
+        helm(&["install", "orlop", chart, "-f", values, "--wait", "--timeout", "3m"]);
+    }
+}
+
 #[test]
 fn helm_uninstall_keeps_data_and_running_pods() {
     let test = TestNamespace::new("uninstall");
     let writers = Writers::start(&test);
-    let helm = |args: &[&str]| run(Command::new("helm").args(args).args(["-n", "orlop"]));
-    let output = helm(&["uninstall", "orlop", "--wait", "--timeout", "90s"]);
-    assert!(
-        output.contains("orlop-volumes-of-default-stay-in-var-lib-orlop"),
-        "no location of the data: {output}"
-    );
-    test.wait("orlop is deleted", || orlop_pods(&test).is_empty().then_some(()));
-    assert!(test.other("orlop").list(CAPACITIES).is_empty(), "capacities are left");
+    let uninstalled = Uninstalled::new(&test);
     writers.check();
-    script("orlop", &[]);
+    drop(uninstalled);
     writers.check();
     check_orlop_works(&test, "again");
     writers.check();
+    test.delete_all();
+}
+
+#[test]
+fn pods_that_restart_while_orlop_is_uninstalled_run_after_the_next_installation() {
+    let test = TestNamespace::new("reinstall");
+    test.create(SETS, &set("db", "orlop", "16Mi", STAY));
+    test.create(CLAIMS, &claim("data", "orlop", "16Mi"));
+    test.create(PODS, &pod("old", "data", STAY));
+    for pod in ["old", "db-0"] {
+        test.wait_ready(pod);
+    }
+    let uid_before = at(&test.get(PODS, "db-0"), "/metadata/uid");
+
+    let uninstalled = Uninstalled::new(&test);
+    assert!(test.find(DRIVERS, DRIVER).is_some(), "the CSIDriver is deleted");
+    test.delete(PODS, "db-0");
+    test.delete(PODS, "old");
+    test.create(PODS, &pod("new", "data", STAY));
+    test.event("new", "FailedMount", "not found in the list of registered CSI drivers");
+
+    drop(uninstalled);
+    test.wait_ready("new");
+    test.wait("the pod of the set has restarted", || {
+        let pod = test.find(PODS, "db-0").filter(is_ready)?;
+        (at(&pod, "/metadata/uid") != uid_before).then_some(())
+    });
+    test.wait("the old pod is deleted", || test.find(PODS, "old").is_none().then_some(()));
+    let volumes = ["data", "data-db-0"].map(|claim| test.wait_bound(claim).volume);
+    let attached: Vec<_> =
+        test.list(ATTACHMENTS).iter().map(|one| at(one, "/spec/source/persistentVolumeName")).collect();
+    assert!(!volumes.iter().any(|volume| attached.contains(volume)), "nobody attaches {attached:?}");
     test.delete_all();
 }
 
@@ -210,39 +213,11 @@ fn pods_keep_their_data_when_their_node_is_drained() {
         "--delete-emptydir-data",
         "--force",
     ]));
-    test.wait("the volume is unmounted", || mounts(&bound).is_empty().then_some(()));
+    let is_unmounted = || mounts(&bound).is_none_or(|mounts| mounts.is_empty());
+    test.wait("the volume is unmounted", || is_unmounted().then_some(()));
     test.wait_unschedulable("db-0", "unschedulable");
-    assert!(bound.data().join("starts").exists());
     run(Command::new("kubectl").args(["uncordon", &bound.node]));
     test.wait_ready("db-0");
-    assert_eq!(fs::read_to_string(bound.data().join("starts")).unwrap().lines().count(), 2);
+    assert_eq!(test.exec("db-0", &["cat", "/data/starts"]).lines().count(), 2);
     test.delete_all();
-}
-
-#[test]
-fn volumes_survive_a_power_loss_of_their_node() {
-    let test = TestNamespace::new("power");
-    let program = "echo start >> /data/starts; sync; ".to_owned() + STAY;
-    let second = json!({"kubernetes.io/hostname": SECOND});
-    test.create(
-        SETS,
-        &with(set("db", "orlop", "16Mi", &program), "/spec/template/spec", "nodeSelector", second),
-    );
-    test.wait_ready("db-0");
-    let bound = test.wait_bound("data-db-0");
-    run_on(SECOND, &["--kill"]);
-    run_on(SECOND, &["--boot"]);
-    test.wait("the pod has started again", || {
-        let starts = fs::read_to_string(bound.data().join("starts")).unwrap_or_default();
-        (starts.lines().count() >= 2 && is_ready(&test.get(PODS, "db-0"))).then_some(())
-    });
-    assert!(Path::new(&bound.directory()).join("volume.json").exists());
-    // The tmpfs is missing after the boot: its pool is unavailable until it is mounted.
-    test.create(CLAIMS, &claim("small", "orlop-small", "16Mi"));
-    test.create(PODS, &on_node(pod("small", "small", "true"), SECOND));
-    test.wait_unschedulable("small", "enough free storage");
-    script("orlop", &[]);
-    test.output("small");
-    test.delete_all();
-    wait_until_orlop_is_ready(&test);
 }

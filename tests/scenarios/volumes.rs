@@ -1,10 +1,8 @@
 //! Single volumes and their pods.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::cluster::*;
 use super::objects::*;
@@ -16,13 +14,12 @@ fn a_claim_is_bound_on_the_node_of_its_first_pod() {
     test.event("data", "WaitForFirstConsumer", "");
     assert_eq!(at(&test.get(CLAIMS, "data"), "/status/phase"), "Pending");
 
-    test.create(PODS, &on_node(pod("writer", "data", "echo hello > /data/file; sync"), SECOND));
+    test.create(PODS, &on_node(pod("writer", "data", "echo hello > /data/file; sync"), second()));
     test.output("writer");
     let bound = test.wait_bound("data");
-    assert_eq!(bound.node, SECOND);
-    assert_eq!(fs::read_to_string(bound.data().join("file")).unwrap(), "hello\n");
+    assert_eq!(bound.node, second());
 
-    let labels = bound.record()["labels"].clone();
+    let labels = test.inspect(&bound)["labels"].clone();
     assert_eq!(labels["csi.storage.k8s.io/pvc/name"], "data");
     assert_eq!(labels["csi.storage.k8s.io/pvc/namespace"], "first-consumer");
     assert_eq!(labels["csi.storage.k8s.io/pv/name"], bound.volume);
@@ -41,7 +38,7 @@ fn an_immediate_claim_is_bound_without_a_pod() {
     let test = TestNamespace::new("immediate");
     test.create(CLAIMS, &claim("data", "orlop-now", "16Mi"));
     let bound = test.wait_bound("data");
-    assert!(bound.data().is_dir());
+    assert!(test.inspect(&bound)["managed"] == true);
     test.create(PODS, &pod("writer", "data", "echo hello > /data/file"));
     test.output("writer");
     assert_eq!(at(&test.get(PODS, "writer"), "/spec/nodeName"), bound.node);
@@ -57,20 +54,12 @@ fn commands_in_the_nodes_pod_show_a_volume_with_its_pod_and_refuse_to_remove_it(
     test.create(PODS, &pod("user", "data", STAY));
     let user = test.wait_ready("user");
     let bound = test.wait_bound("data");
-    let node = format!("spec.nodeName={}", bound.node);
-    let orlop = |arguments: &[&str]| {
-        let of_node = ["get", "pods", "-n", "orlop", "-o", "name", "--field-selector", &node];
-        let pods = run(Command::new("kubectl").args(of_node));
-        let pod = pods.lines().find(|pod| pod.starts_with("pod/orlop-node-")).unwrap();
-        let exec = ["exec", "-n", "orlop", pod, "-c", "orlop", "--", "orlop"];
-        Command::new("kubectl").args(exec).args(arguments).output().unwrap()
-    };
-    let ids = String::from_utf8(orlop(&["ls", "-q"]).stdout).unwrap();
+    let ids = String::from_utf8(test.orlop(&bound.node, &["ls", "-q"]).stdout).unwrap();
     assert!(ids.lines().any(|id| id == bound.handle), "{ids}");
-    let inspected: Value = serde_json::from_slice(&orlop(&["inspect", &bound.handle]).stdout).unwrap();
-    assert_eq!(inspected[0]["labels"]["csi.storage.k8s.io/pvc/name"], "data");
-    assert_eq!(at(&inspected, "/0/users/0/pod"), at(&user, "/metadata/uid"), "{inspected}");
-    let refused = orlop(&["rm", &bound.handle]);
+    let inspected = test.inspect(&bound);
+    assert_eq!(inspected["labels"]["csi.storage.k8s.io/pvc/name"], "data");
+    assert_eq!(at(&inspected, "/users/0/pod"), at(&user, "/metadata/uid"), "{inspected}");
+    let refused = test.orlop(&bound.node, &["rm", &bound.handle]);
     assert_eq!(refused.status.code(), Some(4), "{}", String::from_utf8_lossy(&refused.stderr));
     test.delete(PODS, "user");
     test.delete(CLAIMS, "data");
@@ -89,11 +78,41 @@ fn a_volume_is_expanded_while_a_pod_uses_it() {
     test.wait("the claim has its new size", || {
         (at(&test.get(CLAIMS, "data"), "/status/capacity/storage") == "48Mi").then_some(())
     });
-    assert_eq!(bound.record()["size"], 48 << 20);
+    assert_eq!(test.inspect(&bound)["size"], 48 << 20);
     assert_eq!(at(&test.get(VOLUMES, &bound.volume), "/spec/capacity/storage"), "48Mi");
     let after = test.get(PODS, "user");
     assert_eq!(at(&after, "/metadata/uid"), at(&before, "/metadata/uid"));
     assert_eq!(at(&after, "/status/containerStatuses/0/restartCount"), "0");
+    test.delete_all();
+}
+
+/// The kubelet mounts a volume that it cannot expand after FAILED_PRECONDITION only.
+#[test]
+fn a_pod_restarts_with_the_old_size_if_its_claim_was_expanded_beyond_the_pool() {
+    let test = TestNamespace::new("grows-too-much");
+    test.create(CLAIMS, &claim("data", "orlop", "16Mi"));
+    test.create(PODS, &pod("user", "data", "echo hello > /data/file"));
+    test.output("user");
+    let bound = test.wait_bound("data");
+    let request = |size: &str| {
+        test.patch(CLAIMS, "data", &json!({"spec": {"resources": {"requests": {"storage": size}}}}));
+    };
+    request("1Pi");
+    test.wait("the new size waits for the node", || {
+        let claim = test.get(CLAIMS, "data");
+        at(&claim, "/status/allocatedResourceStatuses/storage").starts_with("NodeResize").then_some(())
+    });
+    test.delete_and_wait(PODS, "user");
+    test.create(PODS, &pod("user", "data", &format!("cat /data/file; {STAY}")));
+    test.wait_ready("user");
+    assert_eq!(test.log("user"), "hello\n");
+    test.wait("the claim names the cause", || {
+        let conditions = test.get(CLAIMS, "data")["status"]["conditions"].clone();
+        let conditions = conditions.as_array()?;
+        let failed = conditions.iter().find(|one| one["type"] == "NodeResizeError")?;
+        at(failed, "/message").contains("is full").then_some(())
+    });
+    assert_eq!(test.inspect(&bound)["size"], 16 << 20);
     test.delete_all();
 }
 
@@ -103,7 +122,7 @@ fn a_generic_ephemeral_volume_is_deleted_with_its_pod() {
     test.create(PODS, &pod_with("owner", &generic("orlop", "16Mi"), "echo x > /data/file; sleep 3600"));
     test.wait_ready("owner");
     let bound = test.wait_bound("owner-data");
-    assert!(bound.data().join("file").exists());
+    assert_eq!(test.exec("owner", &["cat", "/data/file"]), "x\n");
     test.delete(PODS, "owner");
     bound.wait_deleted(&test);
 }
@@ -111,22 +130,14 @@ fn a_generic_ephemeral_volume_is_deleted_with_its_pod() {
 #[test]
 fn an_inline_volume_is_deleted_with_its_pod() {
     let test = TestNamespace::new("inline");
-    let volume = inline(&json!({"size": "16Mi"}));
-    let script = "touch /data/of-an-inline-volume; sleep 3600";
-    test.create(PODS, &on_node(pod_with("owner", &volume, script), FIRST));
+    test.create(PODS, &pod_with("owner", &inline(&json!({"size": "16Mi"})), STAY));
     test.wait_ready("owner");
-    let find = || {
-        let all = fs::read_dir(pool_on(FIRST, "default").join("volumes")).unwrap();
-        all.flatten().map(|one| one.path()).find(|one| one.join("data/of-an-inline-volume").exists())
-    };
-    let directory = find().expect("the volume is in the default pool");
-    let record: serde_json::Value =
-        serde_json::from_slice(&fs::read(directory.join("volume.json")).unwrap()).unwrap();
-    assert_eq!(record["size"], 16 << 20);
-    assert_eq!(record["labels"]["csi.storage.k8s.io/pod.name"], "owner");
-    assert_eq!(record["labels"]["csi.storage.k8s.io/pod.namespace"], "inline");
+    let volumes = test.volumes();
+    assert_eq!(volumes.len(), 1, "{volumes:?}");
+    assert_eq!(volumes[0]["size"], 16 << 20);
+    assert_eq!(volumes[0]["labels"]["csi.storage.k8s.io/pod.name"], "owner");
     test.delete_and_wait(PODS, "owner");
-    test.wait("the inline volume is deleted", || (!directory.exists()).then_some(()));
+    test.wait("the inline volume is deleted", || test.volumes().is_empty().then_some(()));
 }
 
 #[test]
@@ -143,36 +154,40 @@ fn a_read_write_once_pod_claim_is_used_by_one_pod_at_a_time() {
     test.delete_all();
 }
 
+/// After a forced deletion the API server has no pod any more, but its container still runs.
+#[test]
+fn a_read_write_once_pod_claim_has_one_writer_after_a_forced_deletion() {
+    let test = TestNamespace::new("forced");
+    let one_pod = with(claim("data", "orlop", "16Mi"), "/spec", "accessModes", json!(["ReadWriteOncePod"]));
+    test.create(CLAIMS, &one_pod);
+    let stubborn = "trap '' TERM; i=0; while :; do i=$((i+1)); echo $i > /data/beat; usleep 100000; done";
+    let first = pod("first", "data", stubborn);
+    test.create(PODS, &with(first, "/spec", "terminationGracePeriodSeconds", 30.into()));
+    test.wait_ready("first");
+    run(Command::new("kubectl").args([
+        "delete",
+        "pod",
+        "first",
+        "-n",
+        "forced",
+        "--force",
+        "--grace-period=0",
+    ]));
+    let script = "before=$(cat /data/beat); sleep 2; [ \"$before\" = \"$(cat /data/beat)\" ] && echo alone";
+    test.create(PODS, &pod("second", "data", script));
+    assert_eq!(test.output("second"), "alone\n");
+    test.delete_all();
+}
+
 #[test]
 fn files_belong_to_the_fs_group_of_the_pod() {
     let test = TestNamespace::new("group");
     test.create(CLAIMS, &claim("data", "orlop", "16Mi"));
     let user = json!({"runAsUser": 1234, "runAsGroup": 1234, "fsGroup": 4321, "runAsNonRoot": true});
-    let script = "echo mine > /data/file; stat -c %g /data/file; stat -c %g /data";
+    let script = "echo mine > /data/file; stat -c '%u %g' /data/file; stat -c %g /data";
     test.create(PODS, &with(pod("user", "data", script), "/spec", "securityContext", user));
-    assert_eq!(test.output("user"), "4321\n4321\n");
-    let file = fs::metadata(test.wait_bound("data").data().join("file")).unwrap();
-    assert_eq!((file.uid(), file.gid()), (1234, 4321));
+    assert_eq!(test.output("user"), "1234 4321\n4321\n");
     test.delete_all();
-}
-
-#[test]
-fn a_class_sets_owner_mode_and_retention_of_its_volumes() {
-    let test = TestNamespace::new("owner");
-    test.create(CLAIMS, &claim("data", "orlop-trash", "16Mi"));
-    let bound = test.wait_bound("data");
-    let data = fs::metadata(bound.data()).unwrap();
-    assert_eq!((data.uid(), data.gid(), data.mode() & 0o7777), (1000, 1000, 0o750));
-    // The class keeps deleted volumes for an hour.
-    fs::write(bound.data().join("file"), "kept").unwrap();
-    test.delete(CLAIMS, "data");
-    bound.wait_deleted(&test);
-    let trash = pool_on(&bound.node, "default").join("trash");
-    let kept = fs::read_dir(trash).unwrap().flatten().map(|one| one.path().join("data/file"));
-    let name = bound.directory().file_name().unwrap().to_str().unwrap().to_owned();
-    let ours: Vec<_> = kept.filter(|path| path.to_str().unwrap().contains(&name)).collect();
-    assert_eq!(ours.len(), 1);
-    assert_eq!(fs::read_to_string(&ours[0]).unwrap(), "kept");
 }
 
 #[test]
@@ -209,24 +224,6 @@ fn mount_options_of_the_class_apply_to_the_mount() {
 }
 
 #[test]
-fn an_unmanaged_directory_can_be_used_as_a_volume() {
-    let test = TestNamespace::new("unmanaged");
-    let data = pool_on(FIRST, "default").join("volumes/unmanaged/data");
-    fs::create_dir_all(&data).unwrap();
-    fs::write(data.join("file"), "old data\n").unwrap();
-    test.create(VOLUMES, &volume("unmanaged", "default/unmanaged", FIRST, "unmanaged", "data"));
-    let named = with(claim("data", "static", "16Mi"), "/spec", "volumeName", "unmanaged".into());
-    test.create(CLAIMS, &named);
-    test.create(PODS, &pod("reader", "data", "cat /data/file; echo more >> /data/file"));
-    assert_eq!(test.output("reader"), "old data\n");
-    test.delete_and_wait(PODS, "reader");
-    test.delete_and_wait(CLAIMS, "data");
-    test.delete_and_wait(VOLUMES, "unmanaged");
-    assert_eq!(fs::read_to_string(data.join("file")).unwrap(), "old data\nmore\n");
-    fs::remove_dir_all(data.parent().unwrap()).unwrap();
-}
-
-#[test]
 fn the_kubelet_reports_the_usage_of_each_volume() {
     let test = TestNamespace::new("stats");
     for (name, megabytes) in [("small", 3), ("large", 11)] {
@@ -234,12 +231,12 @@ fn the_kubelet_reports_the_usage_of_each_volume() {
         let script = format!(
             "dd if=/dev/urandom of=/data/file bs=1024k count={megabytes} 2>/dev/null; touch /data/a /data/b; sync; {STAY}"
         );
-        test.create(PODS, &on_node(pod(name, name, &script), FIRST));
+        test.create(PODS, &on_node(pod(name, name, &script), first()));
     }
     for (name, megabytes) in [("small", 3.0), ("large", 11.0)] {
         test.wait_ready(name);
         test.wait(&format!("the kubelet reports {megabytes} MiB for {name}"), || {
-            let summary = test.get_url(&format!("/{NODES}/{FIRST}/proxy/stats/summary"));
+            let summary = test.get_url(&format!("/{NODES}/{}/proxy/stats/summary", first()));
             let pods = summary["pods"].as_array().unwrap().iter();
             let ours =
                 pods.filter(|pod| at(pod, "/podRef/namespace") == "stats" && at(pod, "/podRef/name") == name);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::cluster::*;
-use super::objects::*;
+use crate::scenarios::cluster::*;
+use crate::scenarios::objects::*;
 
 mod disruptive {
     use super::*;
@@ -35,7 +35,7 @@ mod disruptive {
     }
 
     fn in_all_pools() -> BTreeSet<String> {
-        in_pool(FIRST).into_iter().chain(in_pool(SECOND)).collect()
+        in_pool(first()).into_iter().chain(in_pool(second())).collect()
     }
 
     /// The mounts of volumes on a node.
@@ -68,7 +68,7 @@ mod disruptive {
     #[test]
     fn volumes_are_created_and_deleted_while_orlop_is_killed_repeatedly() {
         let test = TestNamespace::new("churn");
-        let before = (in_all_pools(), mounts(FIRST).len(), mounts(SECOND).len(), capacities(&test));
+        let before = (in_all_pools(), mounts(first()).len(), mounts(second()).len(), capacities(&test));
         let begin = Instant::now();
         std::thread::scope(|scope| {
             // Dropping the sender, also by a panic, ends the thread.
@@ -83,17 +83,17 @@ mod disruptive {
             (ours == 0).then_some(())
         });
         test.wait_long("pools, mounts and capacities are as before", || {
-            let now = (in_all_pools(), mounts(FIRST).len(), mounts(SECOND).len(), capacities(&test));
+            let now = (in_all_pools(), mounts(first()).len(), mounts(second()).len(), capacities(&test));
             (now == before).then_some(())
         });
     }
 
     /// Kills orlop on each node in turn, and restarts each kubelet once.
     fn disrupt(stopped: &Receiver<()>) {
-        let mut kubelets = vec![SECOND, FIRST];
+        let mut kubelets = vec![second(), first()];
         let mut round = 0;
         while stopped.recv_timeout(Duration::from_secs(5)) == Err(RecvTimeoutError::Timeout) {
-            kill_orlop([FIRST, SECOND][round % 2]);
+            kill_orlop([first(), second()][round % 2]);
             round += 1;
             if round % 4 == 0
                 && let Some(node) = kubelets.pop()

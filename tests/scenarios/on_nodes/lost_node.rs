@@ -5,8 +5,8 @@ use std::process::Command;
 
 use serde_json::json;
 
-use super::cluster::*;
-use super::objects::*;
+use crate::scenarios::cluster::*;
+use crate::scenarios::objects::*;
 
 mod disruptive {
     use super::*;
@@ -19,7 +19,7 @@ mod disruptive {
         let prefer = json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
             "weight": 100,
             "preference": {"matchExpressions": [
-                {"key": "kubernetes.io/hostname", "operator": "In", "values": [SECOND]},
+                {"key": "kubernetes.io/hostname", "operator": "In", "values": [second()]},
             ]},
         }]}});
         test.create(
@@ -28,24 +28,24 @@ mod disruptive {
         );
         test.wait_ready("db-0");
         let lost = test.wait_bound("data-db-0");
-        assert_eq!(lost.node, SECOND);
+        assert_eq!(lost.node, second());
 
-        run_on(SECOND, &["--kill"]);
+        run_on(second(), &["--kill"]);
         let release = || {
             let orlop = std::env::var("ORLOP").unwrap_or_else(|_| env!("CARGO_BIN_EXE_orlop").to_owned());
-            Command::new(orlop).args(["release-node", SECOND]).output().unwrap()
+            Command::new(orlop).args(["release-node", second()]).output().unwrap()
         };
         let refused = release();
         assert!(!refused.status.success(), "the Node object still exists");
         assert!(String::from_utf8_lossy(&refused.stderr).contains("kubectl delete node orlop-2"));
-        test.delete(NODES, SECOND);
+        test.delete(NODES, second());
         let released = release();
         assert!(released.status.success(), "{}", String::from_utf8_lossy(&released.stderr));
 
         // The StatefulSet gets a new pod and a new claim on the other node.
         test.wait_long("db-0 runs on the other node", || {
             let pod = test.find(PODS, "db-0")?;
-            (is_ready(&pod) && at(&pod, "/spec/nodeName") == FIRST).then_some(())
+            (is_ready(&pod) && at(&pod, "/spec/nodeName") == first()).then_some(())
         });
         let new = test.wait_bound("data-db-0");
         assert_ne!(new.volume, lost.volume);
@@ -53,11 +53,11 @@ mod disruptive {
         assert!(test.find(VOLUMES, &lost.volume).is_none());
 
         // The disk returns with its data, and a static PersistentVolume gives it to a pod.
-        run_on(SECOND, &["--boot"]);
+        run_on(second(), &["--boot"]);
         script("orlop", &[]);
         assert_eq!(fs::read_to_string(lost.data().join("starts")).unwrap(), "new\n");
         test.delete_and_wait(VOLUMES, "adopted");
-        test.create(VOLUMES, &volume("adopted", &lost.handle, SECOND, "lost", "adopted"));
+        test.create(VOLUMES, &volume("adopted", &lost.handle, second(), "lost", "adopted"));
         test.create(
             CLAIMS,
             &with(claim("adopted", "static", "16Mi"), "/spec", "volumeName", "adopted".into()),

@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::cluster::*;
-use super::objects::*;
+use crate::scenarios::cluster::*;
+use crate::scenarios::objects::*;
 
 const MIB: i64 = 1 << 20;
 
@@ -27,7 +27,7 @@ fn full_nodes_are_avoided_and_a_refused_claim_goes_to_another_node() {
     let test = TestNamespace::new("full");
     test.wait("both nodes have space", || {
         let empty = |node| published_capacity(&test, "orlop-small", node).is_some_and(|free| free > 56);
-        (empty(FIRST) && empty(SECOND)).then_some(())
+        (empty(first()) && empty(second())).then_some(())
     });
     claims_at_the_same_time(&test);
     one_node_full(&test);
@@ -42,7 +42,7 @@ fn claims_at_the_same_time(test: &TestNamespace) {
         let prefer_first = json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
             "weight": 100,
             "preference": {"matchExpressions": [
-                {"key": "kubernetes.io/hostname", "operator": "In", "values": [FIRST]},
+                {"key": "kubernetes.io/hostname", "operator": "In", "values": [first()]},
             ]},
         }]}});
         test.create(
@@ -54,28 +54,28 @@ fn claims_at_the_same_time(test: &TestNamespace) {
     test.output("two");
     let mut nodes = [test.wait_bound("one").node, test.wait_bound("two").node];
     nodes.sort();
-    assert_eq!(nodes, [FIRST, SECOND]);
+    assert_eq!(nodes, [first(), second()]);
     test.delete_all();
 }
 
 fn one_node_full(test: &TestNamespace) {
     test.create(CLAIMS, &claim("big", "orlop-small", "48Mi"));
-    test.create(PODS, &on_node(pod("big", "big", "true"), FIRST));
+    test.create(PODS, &on_node(pod("big", "big", "true"), first()));
     test.output("big");
     test.wait("the new capacity is published", || {
-        published_capacity(test, "orlop-small", FIRST).is_some_and(|free| free < 32).then_some(())
+        published_capacity(test, "orlop-small", first()).is_some_and(|free| free < 32).then_some(())
     });
     for name in ["a", "b", "c"] {
         test.create(CLAIMS, &claim(name, "orlop-small", "17Mi"));
         test.create(PODS, &pod(name, name, "true"));
         test.output(name);
-        assert_eq!(test.wait_bound(name).node, SECOND, "claim {name}");
+        assert_eq!(test.wait_bound(name).node, second(), "claim {name}");
     }
 }
 
 fn both_nodes_full(test: &TestNamespace) {
     test.wait("the new capacity is published", || {
-        published_capacity(test, "orlop-small", SECOND).is_some_and(|free| free < 32).then_some(())
+        published_capacity(test, "orlop-small", second()).is_some_and(|free| free < 32).then_some(())
     });
     test.create(CLAIMS, &claim("none", "orlop-small", "32Mi"));
     test.create(PODS, &pod("none", "none", "true"));
@@ -84,6 +84,6 @@ fn both_nodes_full(test: &TestNamespace) {
     test.delete(PODS, "big");
     test.delete(CLAIMS, "big");
     test.output("none");
-    assert_eq!(test.wait_bound("none").node, FIRST);
+    assert_eq!(test.wait_bound("none").node, first());
     test.delete_all();
 }
