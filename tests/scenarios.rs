@@ -3,7 +3,7 @@
 //!
 //! The tests in modules named `disruptive` stop orlop, a kubelet or a node. They run one at a time, after all others. The
 //! other tests run in parallel, each in a namespace of its own. The tests in modules named `on_nodes` access files and
-//! processes of the nodes, and so run on the cluster of `tests/cluster` only.
+//! processes of the nodes, or need a pool on them, and so run on the cluster of `tests/cluster` only.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 #![expect(
     clippy::disallowed_methods,
@@ -16,6 +16,7 @@ mod scenarios {
     mod cluster;
     mod copies;
     mod disruptive;
+    mod nodes;
     mod objects;
     mod volumes;
 

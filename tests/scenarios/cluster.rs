@@ -1,8 +1,5 @@
-//! The cluster as a test uses it: a namespace of its own, the API server, and, for tests in modules named `on_nodes`, the
-//! files and processes of the nodes.
+//! The cluster as a test uses it: a namespace of its own, the API server, and the commands of orlop on each node.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -324,6 +321,13 @@ impl Drop for TestNamespace {
     }
 }
 
+pub(crate) fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {out}{err}");
+    out.into_owned()
+}
+
 pub(crate) fn wait<T>(
     what: &str,
     timeout: Duration,
@@ -377,16 +381,6 @@ impl Bound {
         }
     }
 
-    /// Its directory on its node, as seen from this machine; for tests in modules named `on_nodes`.
-    pub(crate) fn directory(&self) -> PathBuf {
-        let (pool, name) = self.handle.split_once('/').unwrap();
-        pool_on(&self.node, pool).join("volumes").join(name)
-    }
-
-    pub(crate) fn data(&self) -> PathBuf {
-        self.directory().join("data")
-    }
-
     /// Waits until neither the cluster nor orlop has the volume.
     pub(crate) fn wait_deleted(&self, test: &TestNamespace) {
         test.wait(&format!("volume {} is deleted", self.volume), || {
@@ -395,60 +389,4 @@ impl Bound {
         let found = test.orlop(&self.node, &["inspect", &self.handle]);
         assert_eq!(found.status.code(), Some(3), "{} still exists: {found:?}", self.handle);
     }
-}
-
-// --- nodes ---
-
-/// The state of the cluster of `tests/cluster`, or `None` for any other cluster.
-fn state_dir() -> Option<PathBuf> {
-    std::env::var_os("ORLOP_CLUSTER").map(PathBuf::from)
-}
-
-/// The root of a node, through its first process; `None` in a cluster whose nodes are not processes of this machine.
-pub(crate) fn reachable_root_of(node: &str) -> Option<PathBuf> {
-    let file = state_dir()?.join("nodes").join(node).join("pid");
-    let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    Some(PathBuf::from(format!("/proc/{}/root", text.split(' ').next().unwrap())))
-}
-
-/// The root of a node, for tests in modules named `on_nodes`.
-pub(crate) fn root_of(node: &str) -> PathBuf {
-    reachable_root_of(node).expect("ORLOP_CLUSTER is set")
-}
-
-pub(crate) fn pool_on(node: &str, pool: &str) -> PathBuf {
-    let path = match pool {
-        "default" => "var/lib/orlop",
-        "small" => "srv",
-        other => panic!("the cluster has no pool {other}"),
-    };
-    root_of(node).join(path)
-}
-
-/// Runs a script of `tests/cluster`; returns its output.
-pub(crate) fn script(name: &str, args: &[&str]) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster").join(name);
-    run(Command::new(path).args(args))
-}
-
-pub(crate) fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {out}{err}");
-    out.into_owned()
-}
-
-/// Runs a command on a node; returns its output.
-pub(crate) fn run_on(node: &str, command: &[&str]) -> String {
-    script("node", &[&["-n", node], command].concat())
-}
-
-/// Kills orlop on a node, as a fault would, without a warning.
-pub(crate) fn kill_orlop(node: &str) {
-    // orlop may not be running: a previous kill has ended it.
-    run_on(node, &["sh", "-c", "pkill -KILL -x orlop || true"]);
-}
-
-pub(crate) fn kubelet(node: &str, verb: &str) {
-    run_on(node, &["--kubelet", verb]);
 }

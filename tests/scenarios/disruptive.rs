@@ -8,6 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::cluster::*;
+use super::nodes::reachable_root_of;
 use super::objects::*;
 
 /// A script that appends increasing numbers to a file, syncs each one, and prints an error if a write fails.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::scenarios::cluster::*;
+use crate::scenarios::nodes::*;
 use crate::scenarios::objects::*;
 
 mod disruptive {

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::scenarios::cluster::*;
 use crate::scenarios::disruptive::*;
+use crate::scenarios::nodes::*;
 use crate::scenarios::objects::*;
 
 #[test]

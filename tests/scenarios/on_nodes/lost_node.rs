@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::scenarios::cluster::*;
+use crate::scenarios::nodes::*;
 use crate::scenarios::objects::*;
 
 mod disruptive {

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use crate::scenarios::cluster::*;
+use crate::scenarios::nodes::*;
 use crate::scenarios::objects::*;
 
 #[test]
