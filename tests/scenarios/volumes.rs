@@ -103,9 +103,9 @@ fn a_pod_restarts_with_the_old_size_if_its_claim_was_expanded_beyond_the_pool() 
         at(&claim, "/status/allocatedResourceStatuses/storage").starts_with("NodeResize").then_some(())
     });
     test.delete_and_wait(PODS, "user");
-    test.create(PODS, &pod("user", "data", &format!("cat /data/file; {STAY}")));
+    test.create(PODS, &pod("user", "data", STAY));
     test.wait_ready("user");
-    assert_eq!(test.log("user"), "hello\n");
+    assert_eq!(test.exec("user", &["cat", "/data/file"]), "hello\n");
     test.wait("the claim names the cause", || {
         let conditions = test.get(CLAIMS, "data")["status"]["conditions"].clone();
         let conditions = conditions.as_array()?;
