@@ -205,11 +205,11 @@ impl Watched {
         if state.was_available.replace(is_available) != Some(is_available) {
             log_change(&status, since);
         }
-        if state.was_refusing != status.refuses.is_some() {
-            state.was_refusing = status.refuses.is_some();
-            log_refusal(&status);
-        }
         if is_available {
+            if state.was_refusing != status.refuses.is_some() {
+                state.was_refusing = status.refuses.is_some();
+                log_refusal(&status);
+            }
             state.problems.log_changes(&status);
         }
         status

@@ -139,7 +139,7 @@ impl Pool {
     /// is measured again when it is older than `usage_age`.
     #[must_use]
     pub fn new(settings: PoolSettings, purpose: Purpose, lock_wait: Duration, usage_age: Duration) -> Self {
-        let (reaper, usage) = (Reaper::default(), UsageCache::new(usage_age));
+        let (reaper, usage) = (Reaper::default(), UsageCache::new(settings.name.clone(), usage_age));
         let (open, opening) = (RwLock::new(None), Mutex::new(Last::default()));
         let known = KnownPool::new(&settings.path, None);
         Self { settings, purpose, lock_wait, known, reaper, usage, open, opening }

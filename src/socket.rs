@@ -115,6 +115,7 @@ pub fn connections<C, A>(
         loop {
             let error = match poll_fn(&mut accept).await {
                 Ok((connection, _)) => return Some((Ok(connection), (accept, warned))),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => error,
             };
             if warned.is_none_or(|time| time.elapsed() >= WARN_EVERY) {

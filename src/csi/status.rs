@@ -42,17 +42,18 @@ pub(super) fn for_create(error: Error) -> Status {
 ///
 /// kubelet expands a volume before it starts a pod with it, and starts no pod after an error. FAILED_PRECONDITION is
 /// different: the pod starts with the old size, and the claim shows the reason. Therefore it is the answer when the volume
-/// cannot grow but is usable as it is.
+/// cannot grow but is usable as it is. In a pool that is not available at all, publishing it fails by itself.
 pub(super) fn for_node_expand(error: Error) -> Status {
     match error.kind() {
-        Kind::NoSpace | Kind::Unsupported => Status::new(Code::FailedPrecondition, message(&error)),
+        Kind::NoSpace | Kind::Unsupported | Kind::Unavailable => {
+            Status::new(Code::FailedPrecondition, message(&error))
+        }
         Kind::Invalid
         | Kind::NotFound
         | Kind::Conflict
         | Kind::InUse
         | Kind::Busy
         | Kind::OutOfRange
-        | Kind::Unavailable
         | Kind::Unresponsive
         | Kind::Unreadable
         | Kind::Internal => error.into(),
@@ -134,7 +135,7 @@ mod tests {
             (Kind::OutOfRange, Code::OutOfRange, Code::OutOfRange, Code::OutOfRange),
             (Kind::Unsupported, Code::InvalidArgument, Code::InvalidArgument, Code::FailedPrecondition),
             (Kind::Unreadable, Code::Internal, Code::Internal, Code::Internal),
-            (Kind::Unavailable, Code::Unavailable, Code::ResourceExhausted, Code::Unavailable),
+            (Kind::Unavailable, Code::Unavailable, Code::ResourceExhausted, Code::FailedPrecondition),
             (Kind::Unresponsive, Code::Unavailable, Code::Unavailable, Code::Unavailable),
             (Kind::Internal, Code::Internal, Code::Internal, Code::Internal),
         ];

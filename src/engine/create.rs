@@ -128,6 +128,7 @@ impl Engine {
                 format!("{source} is not on this node; a pod that uses {} must run on its node", id.name);
             Error::caused(Kind::NoSpace, text, error)
         })?;
+        pool.store.refuse_if_deleted(ObjectKind::Volumes, &id.name)?;
         let size = size_of_copy(id, request, source, size)?;
         let reservation = pool.reserve(size)?;
         let mut volume = new_record(id.clone(), request, size);
@@ -232,7 +233,7 @@ pub(super) fn too_large(error: Error, from: &Source, size: u64, next: &str) -> E
     if error.kind() != Kind::OutOfRange {
         return error;
     }
-    let text = format!("{from} has more data than the {size} bytes that its copy may take: {next}");
+    let text = format!("{from} has more data than the {} that its copy may take: {next}", Size(size));
     Error::caused(Kind::OutOfRange, text, error)
 }
 

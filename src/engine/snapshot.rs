@@ -63,6 +63,7 @@ impl Engine {
         let source = (ObjectKind::Volumes, &request.source_volume);
         let locks = CopyLocks::acquire(pool, (ObjectKind::Snapshots, id), pool, source)?;
         let volume = self.require_without_lock(pool, &request.source_volume)?;
+        pool.store.refuse_if_deleted(ObjectKind::Snapshots, &id.name)?;
         let mut snapshot = Snapshot {
             schema: SCHEMA,
             uid: uuid::Uuid::new_v4(),

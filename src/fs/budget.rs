@@ -11,12 +11,16 @@ const MAX_DEPTH: usize = 1 << 20;
 /// Parts of an inode: a name of a file that has several counts as its share, and at least as one part. So the names that
 /// a walk finds are bounded, too.
 const INODE: u64 = 128;
-/// Where the filesystem has no fixed number of inodes, bytes of its size for each one.
-const BYTES_PER_INODE: u64 = 4096;
-/// Where the filesystem reports neither, as ramfs.
-const INODES_IF_UNKNOWN: u64 = 1 << 28;
+/// Where the filesystem reports no number of inodes, bytes of its size for each entry. One takes less than a block: small
+/// files are stored with their metadata, and a snapshot within a tree repeats names and takes nothing.
+const BYTES_PER_ENTRY: u64 = 256;
+/// The least number of entries there.
+const MIN_ENTRIES: u64 = 1 << 24;
+/// Where the filesystem does not report its size either, as ramfs.
+const ENTRIES_IF_UNKNOWN: u64 = 1 << 28;
 
-/// The entries that a walk may still find: as many as the filesystem can hold.
+/// The entries that a walk may still find: as many as the filesystem has inodes. Where it reports no such number, as btrfs,
+/// a bound that a still tree hardly exceeds.
 #[derive(Debug)]
 pub(super) struct Budget {
     parts: u64,
@@ -26,24 +30,20 @@ impl Budget {
     /// The budget for a tree on the filesystem of an open file.
     pub(super) fn of_filesystem(file: BorrowedFd<'_>) -> Result<Self> {
         let stat = fstatvfs(file).context(|| "read the filesystem's statistics")?;
-        let inodes = match (stat.f_files, stat.f_blocks) {
-            (0, 0) => INODES_IF_UNKNOWN,
-            (0, blocks) => blocks.saturating_mul(stat.f_frsize) / BYTES_PER_INODE,
-            (inodes, _) => inodes,
-        };
-        Ok(Self { parts: inodes.saturating_mul(INODE) })
+        let entries = entries_of(stat.f_files, stat.f_blocks.saturating_mul(stat.f_frsize));
+        Ok(Self { parts: entries.saturating_mul(INODE) })
     }
 
     /// Takes one name of a file with this number of links.
     ///
     /// # Errors
-    /// `Busy` when the filesystem cannot hold so many.
+    /// `Busy` when the budget is spent.
     pub(super) fn take(&mut self, links: u64) -> Result<()> {
         match self.parts.checked_sub(INODE / links.clamp(1, INODE)) {
             Some(left) => self.parts = left,
             None => {
-                let text = "more entries than the filesystem can hold: a process moves or creates entries while \
-                            they are read: stop it and retry";
+                let text = "the tree seems to have more entries than the filesystem can hold: a process may be \
+                            moving directories in it; stop that process and retry";
                 return Err(Error::new(Kind::Busy, text));
             }
         }
@@ -64,6 +64,15 @@ impl Budget {
     }
 }
 
+/// The most entries of a tree on a filesystem with this number of inodes and this size, which are 0 if they are not known.
+fn entries_of(inodes: u64, size: u64) -> u64 {
+    match (inodes, size) {
+        (0, 0) => ENTRIES_IF_UNKNOWN,
+        (0, size) => (size / BYTES_PER_ENTRY).max(MIN_ENTRIES),
+        (inodes, _) => inodes,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,5 +87,13 @@ mod tests {
         (0..INODE).for_each(|_| budget.take(u64::MAX).unwrap());
         assert!(budget.take(u64::MAX).is_err(), "each name counts");
         assert!(Budget::check_depth(MAX_DEPTH).is_err());
+    }
+
+    #[test]
+    fn a_budget_is_large_where_the_number_of_inodes_is_unknown() {
+        assert_eq!(entries_of(1000, 1 << 40), 1000);
+        assert_eq!(entries_of(0, 1 << 40), 1 << 32);
+        assert_eq!(entries_of(0, 1 << 20), MIN_ENTRIES);
+        assert_eq!(entries_of(0, 0), ENTRIES_IF_UNKNOWN);
     }
 }

@@ -134,7 +134,8 @@ impl OpenPool {
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation> {
         let stats = self.fs_stats()?;
         if let Some(refusal) = stats.refusal() {
-            return Err(refusal).context(|| format!("pool {} refuses new volumes", self.settings.name));
+            return Err(refusal)
+                .context(|| format!("pool {} refuses new and larger volumes", self.settings.name));
         }
         let mut index = self.index()?;
         let provisioned = index.provisioned();

@@ -111,9 +111,13 @@ impl KnownPool {
             let dir = open(records).context(|| "open its directory")?;
             replace_file(dir.as_fd(), &self.file_name(), &record)
         };
-        write().map_err(|error| {
+        write().or_else(|error| {
+            // Another process may have written the same record at the same time.
+            if self.read().unwrap_or_default().and_then(Result::ok).as_ref() == Some(&record) {
+                return Ok(());
+            }
             let text = format!("record the pool in {} (--known-pools)", file.display());
-            Error::caused(Kind::Unavailable, text, error)
+            Err(Error::caused(Kind::Unavailable, text, error))
         })
     }
 

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use rustix::fs::{self, Mode, OFlags};
 
-use super::dirs::DIRECTORY;
 use super::marker::read_marker;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::DirIdentity;
@@ -36,7 +35,9 @@ fn on_host(root: BorrowedFd<'_>, path: &Path) -> Option<OwnedFd> {
 
 fn check_above(root: BorrowedFd<'_>) -> Result<()> {
     let parent = |dir: BorrowedFd<'_>| {
-        fs::openat(dir, "..", DIRECTORY, Mode::empty()).context(|| "open a directory above it")
+        // Needs no right to read it.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        fs::openat(dir, "..", flags, Mode::empty()).context(|| "open a directory above it")
     };
     let identity = |dir: BorrowedFd<'_>| DirIdentity::of(dir).context(|| "stat a directory above it");
     let (mut dir, mut last) = (parent(root)?, identity(root)?);

@@ -72,15 +72,18 @@ enum Task {
 }
 
 impl Reaper {
-    /// Starts to remove the trash of the pool, which has just been opened. Entries of an earlier instance are forgotten.
+    /// Starts to remove the trash of the pool, which has just been opened. What is known of entries that are still there
+    /// is kept: their age has been read from the clock, which may have been set since.
     ///
     /// # Errors
     /// `Internal` if a thread cannot be spawned; otherwise the error of the failed system call.
     pub fn attach(&self, pool: &Arc<OpenPool>) -> Result<()> {
+        let mark = self.queue.shared.lock().queue.mark();
         let listing = pool.store.entries_to_remove()?;
         let mut state = self.queue.shared.lock();
         state.pool = Arc::downgrade(pool);
-        (state.queue, state.listed, state.list_failure) = (Queue::default(), Some(Instant::now()), None);
+        (state.listed, state.list_failure) = (Some(Instant::now()), None);
+        state.queue.forget_unlisted(&listing, mark);
         state.add_listed(&listing);
         self.start_thread(&mut state)?;
         drop(state);
@@ -176,16 +179,13 @@ impl State {
     }
 
     fn is_due(&self) -> bool {
-        self.queue.next_at().is_some_and(|at| at <= boot_seconds())
+        self.pool.strong_count() > 0 && self.queue.next_at().is_some_and(|at| at <= boot_seconds())
     }
 
     /// The next task, if there is one now.
     fn next_task(&mut self) -> Option<Task> {
-        let Some(pool) = self.pool.upgrade() else {
-            // The next opening of the pool lists the trash.
-            self.queue = Queue::default();
-            return None;
-        };
+        // The next opening of the pool lists the trash.
+        let pool = self.pool.upgrade()?;
         if self.until_listing().is_zero() {
             self.listed = Some(Instant::now());
             return Some(Task::List(pool));
@@ -197,8 +197,11 @@ impl State {
         self.listed.map_or(Duration::ZERO, |listed| LIST_EVERY.saturating_sub(listed.elapsed()))
     }
 
-    /// How long the thread may wait: at most until the next listing.
+    /// How long the thread may wait: at most until the next listing, or until the pool is opened again.
     fn wait(&self) -> Duration {
+        if self.pool.strong_count() == 0 {
+            return LIST_EVERY;
+        }
         let until_due = self.queue.next_at().map_or(60, |at| at.saturating_sub(boot_seconds()));
         let until_due = Duration::from_secs(u64::try_from(until_due).unwrap_or(0));
         until_due.min(self.until_listing()).clamp(Duration::from_secs(1), LIST_EVERY)
@@ -328,7 +331,7 @@ impl Shared {
             return Ok(Removed { complete: true, ..Removed::default() });
         }
         match store.retention_of_deleted(kind, name)? {
-            None => pool.backend.remove(store.directory(kind), name.as_str(), slice),
+            None => store.remove_deleted(kind, name, |dir, name| pool.backend.remove(dir, name, slice)),
             Some(retention) => {
                 let entry = store.bury(kind, name, retention)?;
                 self.lock().add_new(&entry, boot_seconds());
@@ -375,6 +378,21 @@ mod tests {
             assert!(Instant::now() < deadline, "the thread still runs");
             thread::yield_now();
         }
+    }
+
+    #[test]
+    fn the_age_of_an_entry_is_kept_when_the_pool_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = pool(dir.path());
+        let open = pool.get_or_open().unwrap();
+        // By its name it is due. It was moved into the trash before the clock was set.
+        let name = format!("v.{}+5.0123456789abcdef", Clocks::now().host - 100);
+        std::fs::create_dir(dir.path().join("trash").join(&name)).unwrap();
+        let due = boot_seconds() + 3600;
+        pool.reaper.queue.shared.lock().queue.add(&name, due);
+        pool.reaper.attach(&open).unwrap();
+        let known = pool.reaper.queue.shared.lock().queue.due_later(&name, boot_seconds());
+        assert_eq!(known, Some(due));
     }
 
     #[test]

@@ -308,10 +308,10 @@ impl Store {
         Ok(())
     }
 
-    /// Locks the random name of an entry that does not exist yet.
+    /// Locks the name of a new entry, which is random or belongs to an object that the caller has locked.
     fn lock_new(&self, key: ObjectKey) -> Result<LockGuard<ObjectKey>> {
-        let taken = format!("{key} is in use, although its name is random: retry");
-        self.locks.try_lock(key, Mode::Exclusive)?.ok_or_else(|| Error::new(Kind::Internal, taken))
+        let held = format!("another call or process holds {key}: retry");
+        self.locks.try_lock(key, Mode::Exclusive)?.ok_or_else(|| Error::new(Kind::Busy, held))
     }
 
     fn try_lock_draft(&self, nonce: &str) -> Result<Option<LockGuard<ObjectKey>>> {

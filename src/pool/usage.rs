@@ -2,7 +2,8 @@
 //! limits that wait.
 //!
 //! Volumes are measured in turns, so one that takes long, or whose tenant keeps changing it, delays no other. A measurement
-//! that fails is repeated later and later.
+//! that fails is repeated later and later. Only a few that are not complete are kept; the others wait for one of those to
+//! end, and are not measured in vain.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -14,12 +15,12 @@ use tracing::{info, warn};
 
 use crate::error::{Context as _, Result};
 use crate::fs::{DiskUsage, Measurement};
-use crate::volume::Name;
+use crate::volume::{Name, PoolName, VolumeId};
 
 /// How long a volume is measured until it is the turn of the next one.
 const SLICE: Duration = Duration::from_millis(250);
-/// Number of measurements that are kept between their turns. Any other one starts again at its next turn, so that open
-/// files and memory do not grow with the number of volumes.
+/// Number of measurements that are kept between their turns, so that open files and memory do not grow with the number of
+/// volumes. Any other one that is not complete after its first slice starts again when fewer are kept.
 const MAX_STARTED: usize = 4;
 /// A measurement that has failed n times is repeated after 2ⁿ times the usual age. This is the largest n.
 const MAX_DOUBLINGS: u32 = 6;
@@ -31,8 +32,9 @@ pub struct UsageCache {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    pool: PoolName,
     state: Mutex<State>,
     measured: Condvar,
 }
@@ -54,6 +56,8 @@ struct Task {
     data: OwnedFd,
     /// What has been measured until now.
     started: Option<Measurement>,
+    /// Whether it was not complete and could not be kept. It waits until fewer are kept.
+    waits: bool,
 }
 
 /// The result of the last measurement of a volume.
@@ -67,9 +71,9 @@ struct Last {
 }
 
 impl UsageCache {
-    /// Creates an empty cache. A measurement is repeated only when it is older than `age`.
-    pub fn new(age: Duration) -> Self {
-        Self { age, shared: Arc::default() }
+    /// Creates an empty cache for the volumes of a pool. A measurement is repeated only when it is older than `age`.
+    pub fn new(pool: PoolName, age: Duration) -> Self {
+        Self { age, shared: Arc::new(Shared::new(pool)) }
     }
 
     /// Returns the last measurement of a volume and starts a new one if that is too old. Waits for the first
@@ -84,7 +88,7 @@ impl UsageCache {
         if last.is_none_or(|last| last.is_older_than(self.age)) && !state.is_pending(name) {
             // Start the thread first: a volume that stays in the queue without one is never measured.
             self.start_thread(&mut state)?;
-            state.queue.push_back(Task { name: name.clone(), data, started: None });
+            state.queue.push_back(Task { name: name.clone(), data, started: None, waits: false });
         }
         if let Some(known) = known {
             return Ok(known);
@@ -146,31 +150,47 @@ impl State {
     }
 
     /// Notes a result. Logs each change between known and unknown.
-    fn note(&mut self, name: Name, result: Result<DiskUsage, String>) {
-        let before = self.last.get(&name);
-        let failures = before.map_or(0, |last| last.failures);
+    fn note(&mut self, volume: VolumeId, result: Result<DiskUsage, String>) {
+        let failures = self.last.get(&volume.name).map_or(0, |last| last.failures);
         match &result {
-            Err(reason) if failures == 0 => warn!(volume = name.as_str(), reason, "usage is unknown"),
-            Ok(_) if failures > 0 => info!(volume = name.as_str(), "usage is known again"),
+            Err(reason) if failures == 0 => warn!(%volume, reason, "usage is unknown"),
+            Ok(_) if failures > 0 => info!(%volume, "usage is known again"),
             Ok(_) | Err(_) => {}
         }
         let failures = if result.is_ok() { 0 } else { failures.saturating_add(1) };
-        self.last.insert(name, Last { at: Instant::now(), failures, result });
+        self.last.insert(volume.name, Last { at: Instant::now(), failures, result });
+    }
+
+    /// Whether another measurement can be kept.
+    fn has_room(&self) -> bool {
+        self.queue.iter().filter(|task| task.started.is_some()).count() < MAX_STARTED
+    }
+
+    /// Takes the first volume whose turn it is. Those that wait keep their places, so the first of them is the first that
+    /// goes on.
+    fn pop(&mut self) -> Option<Task> {
+        let has_room = self.has_room();
+        let first = self.queue.iter().position(|task| has_room || !task.waits)?;
+        self.queue.remove(first)
     }
 }
 
 impl Task {
     /// Measures for one slice; `None` if something is left.
-    fn run(&mut self) -> Result<Option<DiskUsage>> {
+    fn run(&mut self, slice: Duration) -> Result<Option<DiskUsage>> {
         let measurement = match &mut self.started {
             Some(started) => started,
             None => self.started.insert(Measurement::new(self.data.as_fd())?),
         };
-        measurement.run(SLICE)
+        measurement.run(slice)
     }
 }
 
 impl Shared {
+    fn new(pool: PoolName) -> Self {
+        Self { pool, state: Mutex::default(), measured: Condvar::new() }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -179,7 +199,7 @@ impl Shared {
         // Linux keeps a nice value for each thread. Without the right to change it, the priority stays as it is.
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
         while let Some(mut task) = self.next() {
-            let result = task.run();
+            let result = task.run(SLICE);
             self.store(task, result);
         }
     }
@@ -191,9 +211,10 @@ impl Shared {
             return; // The volume was forgotten.
         }
         match result.map_err(|error| error.chain()).transpose() {
-            Some(result) => state.note(task.name, result),
+            Some(result) => state.note(VolumeId { pool: self.pool.clone(), name: task.name }, result),
             None => {
-                if state.queue.iter().filter(|task| task.started.is_some()).count() >= MAX_STARTED {
+                task.waits = !state.has_room();
+                if task.waits {
                     task.started = None;
                 }
                 state.queue.push_back(task);
@@ -205,7 +226,7 @@ impl Shared {
 
     fn next(&self) -> Option<Task> {
         let mut state = self.lock();
-        let next = state.queue.pop_front();
+        let next = state.pop();
         state.current = next.as_ref().map(|task| task.name.clone());
         state.running = next.is_some();
         next
@@ -223,15 +244,19 @@ mod tests {
         "v".parse().unwrap()
     }
 
+    fn pool() -> PoolName {
+        "p".parse().unwrap()
+    }
+
     fn task(name: &str, dir: &tempfile::TempDir) -> Task {
         let data = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
-        Task { name: name.parse().unwrap(), data, started: None }
+        Task { name: name.parse().unwrap(), data, started: None, waits: false }
     }
 
     #[test]
     fn the_measurement_of_a_deleted_volume_is_discarded() {
         let dir = tempfile::tempdir().unwrap();
-        let usage = UsageCache::new(Duration::from_secs(60));
+        let usage = UsageCache::new(pool(), Duration::from_secs(60));
         for unfinished in [false, true] {
             usage.shared.lock().queue.extend([task("v", &dir), task("v", &dir)]);
             let measured = usage.shared.next().unwrap();
@@ -246,7 +271,7 @@ mod tests {
     fn the_first_measurement_is_waited_for_and_a_recent_one_is_reused() {
         let dir = tempfile::tempdir().unwrap();
         let open = || OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
-        let usage = UsageCache::new(Duration::from_secs(60));
+        let usage = UsageCache::new(pool(), Duration::from_secs(60));
         let first = usage.measure(&name(), open(), Duration::from_secs(60)).unwrap().unwrap();
         std::fs::write(dir.path().join("a"), vec![1; 1 << 20]).unwrap();
         assert_eq!(usage.measure(&name(), open(), Duration::from_secs(60)).unwrap(), Some(first));
@@ -255,28 +280,62 @@ mod tests {
         assert!(second.bytes > first.bytes);
     }
 
+    /// Measures one entry of the next volume, and returns its name and whether its measurement has just begun. A volume
+    /// whose name begins with "endless" is never complete.
+    fn turn(shared: &Shared) -> (String, bool) {
+        let mut task = shared.next().unwrap();
+        let (name, begins) = (task.name.as_str().to_owned(), task.started.is_none());
+        let result = task.run(Duration::ZERO);
+        let endless = name.starts_with("endless");
+        shared.store(task, if endless { Ok(None) } else { result });
+        (name, begins)
+    }
+
     #[test]
     fn volumes_that_take_long_are_measured_in_turns_and_few_are_kept_open() {
         let dir = tempfile::tempdir().unwrap();
-        let shared = Shared::default();
-        let names = ["a", "b", "c", "d", "e", "f"];
-        shared.lock().queue.extend(names.map(|name| task(name, &dir)));
-        for turn in 0..2 {
-            for name in names {
-                let mut task = shared.next().unwrap();
-                assert_eq!(task.name.as_str(), name, "turn {turn}");
-                task.started = Some(Measurement::new(task.data.as_fd()).unwrap());
-                shared.store(task, Ok(None));
-            }
-            let started = shared.lock().queue.iter().filter(|task| task.started.is_some()).count();
-            assert_eq!(started, MAX_STARTED);
+        let shared = Shared::new(pool());
+        let names = ["1", "2", "3", "4", "5", "6"].map(|number| format!("endless{number}"));
+        shared.lock().queue.extend(names.iter().map(|name| task(name, &dir)));
+        let is_kept = |name: &String| (name.clone(), false);
+        let first: Vec<_> = names.iter().map(|_| turn(&shared)).collect();
+        assert_eq!(first, names.clone().map(|name| (name, true)));
+        for round in 0..3 {
+            let kept: Vec<_> = (0..MAX_STARTED).map(|_| turn(&shared)).collect();
+            assert_eq!(kept, names[..MAX_STARTED].iter().map(is_kept).collect::<Vec<_>>(), "round {round}");
+            assert!(!shared.lock().has_room());
+        }
+        shared.lock().queue.push_back(task("small", &dir));
+        let round: Vec<_> = (0..=MAX_STARTED).map(|_| turn(&shared)).collect();
+        assert!(round.contains(&("small".to_owned(), true)), "{round:?}");
+        assert_eq!(shared.lock().usage(&"small".parse().unwrap()).unwrap().inodes, 1);
+    }
+
+    #[test]
+    fn a_volume_that_was_not_kept_is_measured_when_an_endless_one_ends() {
+        let (empty, large) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        (0..20).for_each(|number| std::fs::write(large.path().join(number.to_string()), "").unwrap());
+        let shared = Shared::new(pool());
+        let names = ["endless1", "endless2", "endless3", "endless4"];
+        shared.lock().queue.extend(names.map(|name| task(name, &empty)));
+        shared.lock().queue.extend(["large1", "large2"].map(|name| task(name, &large)));
+        let turns: Vec<_> = (0..100).map(|_| turn(&shared)).collect();
+        let begun = turns.iter().filter(|(name, _)| name.starts_with("large")).count();
+        assert_eq!(begun, 2, "nothing is measured in vain");
+        let ends = shared.next().unwrap();
+        shared.store(ends, Err(Error::new(Kind::Busy, "endless")));
+        let turns: Vec<_> = (0..400).map(|_| turn(&shared)).collect();
+        let begun = turns.iter().filter(|(name, begins)| *begins && name.starts_with("large")).count();
+        assert_eq!(begun, 2, "each goes on where it was");
+        for name in ["large1", "large2"] {
+            assert_eq!(shared.lock().usage(&name.parse().unwrap()).unwrap().inodes, 21, "{name}");
         }
     }
 
     #[test]
     fn a_measurement_that_fails_is_reported_and_repeated_later_and_later() {
         let dir = tempfile::tempdir().unwrap();
-        let usage = UsageCache::new(Duration::from_secs(60));
+        let usage = UsageCache::new(pool(), Duration::from_secs(60));
         let measure = |result: Result<Option<DiskUsage>>| {
             usage.shared.lock().current = Some(name());
             usage.shared.store(task("v", &dir), result);

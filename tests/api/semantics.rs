@@ -318,7 +318,10 @@ fn a_copy_ends_at_the_size_of_its_volume() {
     let fails = |error: Error, words: &str| {
         let text = error.chain();
         assert_eq!(error.kind(), Kind::OutOfRange, "{text}");
-        assert!(text.contains("volume p/a has more data than the 1048576 bytes"), "{text}");
+        assert!(
+            text.contains("volume p/a has more data than the 1Mi (1048576 bytes) that its copy may take: "),
+            "{text}"
+        );
         assert!(text.contains(words), "{text}");
     };
     fails(engine.create_snapshot(&snapshot_request("s", &a)).unwrap_err(), "expand the volume");

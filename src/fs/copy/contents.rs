@@ -67,7 +67,7 @@ impl<'a> Contents<'a> {
         self.taken = self.taken.saturating_add(bytes);
         match self.max_bytes {
             Some(max) if self.taken > max => {
-                Err(Error::new(Kind::OutOfRange, format!("the data takes more than {max} bytes")))
+                Err(Error::new(Kind::OutOfRange, "the limit of the copy is reached"))
             }
             Some(_) | None => Ok(()),
         }

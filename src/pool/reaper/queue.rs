@@ -14,6 +14,8 @@ pub(super) struct Queue {
     order: BTreeMap<Position, Arc<str>>,
     /// Every entry with its last position, including the one that was taken.
     known: HashMap<Arc<str>, Position>,
+    /// Those that have been due. Their position is the time of the next attempt.
+    attempted: HashSet<Arc<str>>,
     /// Why entries could not be removed.
     failures: BTreeMap<Arc<str>, String>,
     taken: Option<Arc<str>>,
@@ -28,9 +30,10 @@ impl Queue {
         }
     }
 
-    /// When an entry is due; `None` if it is not known, or has been due.
+    /// When an entry is due for the first time; `None` if it is not known, or has been due.
     pub(super) fn due_later(&self, directory: &str, now: i64) -> Option<i64> {
-        self.known.get(directory).map(|position| position.0).filter(|due| *due > now)
+        let due = self.known.get(directory).map(|position| position.0);
+        due.filter(|due| *due > now && !self.attempted.contains(directory))
     }
 
     fn push(&mut self, directory: Arc<str>, at: i64) {
@@ -46,7 +49,9 @@ impl Queue {
     /// [`Queue::failed`].
     pub(super) fn take_due(&mut self, now: i64) -> Option<Arc<str>> {
         let first = self.order.first_entry().filter(|first| first.key().0 <= now)?;
-        self.taken = Some(first.remove());
+        let directory = first.remove();
+        self.attempted.insert(Arc::clone(&directory));
+        self.taken = Some(directory);
         self.taken.clone()
     }
 
@@ -54,6 +59,7 @@ impl Queue {
     pub(super) fn removed(&mut self, directory: &str) {
         self.taken.take_if(|taken| **taken == *directory);
         self.failures.remove(directory);
+        self.attempted.remove(directory);
         if let Some(position) = self.known.remove(directory) {
             self.order.remove(&position);
         }
@@ -142,8 +148,14 @@ mod tests {
     #[test]
     fn a_failure_is_reported_until_its_own_entry_is_gone() {
         let mut queue = queue(&[("a", 1), ("b", 1)]);
+        assert_eq!(queue.due_later("a", 0), Some(1));
         let failing = queue.take_due(1).unwrap();
         queue.failed(failing, "mounted".to_owned(), 61);
+        assert_eq!(
+            queue.due_later("a", 1),
+            None,
+            "the time of the next attempt is not that of its retention"
+        );
         let other = queue.take_due(1).unwrap();
         queue.removed(&other);
         assert_eq!(queue.failure(), Some("mounted"), "the removal of another entry does not clear it");

@@ -61,11 +61,10 @@ impl Draft<'_> {
         let (from, parent) = (self.store.work.as_fd(), self.store.directory(kind));
         let renamed = rename_new(from, self.nonce.as_str(), parent, name.as_str());
         match renamed {
-            Err(Errno::EXIST | Errno::NOTEMPTY) if self.store.is_deleted(kind, name) => {
-                let text = format!("the former {to} was deleted and is still being removed: retry later");
-                return Err(Error::new(Kind::Busy, text));
+            Err(Errno::EXIST | Errno::NOTEMPTY) => {
+                self.store.refuse_if_deleted(kind, name)?;
+                return Err(taken());
             }
-            Err(Errno::EXIST | Errno::NOTEMPTY) => return Err(taken()),
             renamed => {
                 explain_rename(renamed).context(|| format!("move work/{} to {to}", self.nonce))?;
             }

@@ -6,14 +6,15 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, Mode};
+use rustix::fs::{self, AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
 use super::{DIRECTORY, ObjectKind, PRIVATE, Store, open_inside, parse, read_file};
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::remove::Removed;
 use crate::pool::dirs::for_each_name;
 use crate::pool::trash::{Retention, TrashEntry};
-use crate::volume::{Name, OnDelete, Volume};
+use crate::volume::{DATA, Name, OnDelete, Volume};
 
 /// The mode of a directory whose object is deleted: the sticky bit and no permissions.
 const DELETED: Mode = Mode::SVTX;
@@ -56,10 +57,47 @@ impl Store {
         let _ = fs::fchmod(dir, PRIVATE);
     }
 
-    /// Whether the directory of this name belongs to an object that was deleted in place.
+    /// Whether the directory of this name belongs to an object that was deleted in place. The record is removed after the
+    /// data, so that a directory of an administrator with this mode is not taken for one.
     pub(in crate::pool) fn is_deleted(&self, kind: ObjectKind, name: &Name) -> bool {
-        let stat = fs::statat(self.directory(kind), name.as_str(), AtFlags::SYMLINK_NOFOLLOW);
-        stat.is_ok_and(|stat| Mode::from_raw_mode(stat.st_mode) == DELETED)
+        let stat = |path: &str| fs::statat(self.directory(kind), path, AtFlags::SYMLINK_NOFOLLOW);
+        let has_mark = |stat: fs::Stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+                && Mode::from_raw_mode(stat.st_mode) == DELETED
+        };
+        let exists = |file: &str| stat(&format!("{name}/{file}")).is_ok();
+        stat(name.as_str()).is_ok_and(has_mark) && (exists(kind.record()) || !exists(DATA))
+    }
+
+    /// Refuses to create an object whose former one of the same name is still being removed.
+    ///
+    /// # Errors
+    /// `Busy` then.
+    pub fn refuse_if_deleted(&self, kind: ObjectKind, name: &Name) -> Result<()> {
+        if !self.is_deleted(kind, name) {
+            return Ok(());
+        }
+        let text = format!("{}/{name} was deleted and is still being removed: retry later", kind.directory());
+        Err(Error::new(Kind::Busy, text))
+    }
+
+    /// Removes an object that was deleted in place, by `remove`, which may need several calls: the data first, then the
+    /// rest. Without a record, only an empty directory is removed.
+    pub(in crate::pool) fn remove_deleted(
+        &self,
+        kind: ObjectKind,
+        name: &Name,
+        remove: impl Fn(BorrowedFd<'_>, &str) -> Result<Removed>,
+    ) -> Result<Removed> {
+        let parent = self.directory(kind);
+        let object = open_inside(parent, name.as_str(), DIRECTORY)
+            .context(|| format!("open {}/{name}", kind.directory()))?;
+        if fs::statat(&object, kind.record(), AtFlags::SYMLINK_NOFOLLOW).is_err() {
+            let _ = fs::unlinkat(parent, name.as_str(), AtFlags::REMOVEDIR);
+            return Ok(Removed { complete: true, ..Removed::default() });
+        }
+        let data = remove(object.as_fd(), DATA)?;
+        if data.complete { remove(parent, name.as_str()) } else { Ok(data) }
     }
 
     /// What has to be removed: the trash, objects that were deleted in place, and drafts that could not be moved into the
@@ -110,7 +148,8 @@ impl Store {
         Ok(keep.then(|| Retention::of(volume.policy)))
     }
 
-    /// Moves an object that was deleted in place into the trash, as there is space again.
+    /// Moves an object that was deleted in place into the trash, as there is space again. The mark stays until the move
+    /// survives a power failure: without both, the object would exist again.
     ///
     /// # Errors
     /// `NoSpace` when there is none; otherwise the error of the failed system call.
@@ -118,6 +157,8 @@ impl Store {
         let dir = open_inside(self.directory(kind), name.as_str(), DIRECTORY)
             .context(|| format!("open {}/{name}", kind.directory()))?;
         let entry = self.trash().add(self.directory(kind), name.as_str(), name.as_str(), keep)?;
+        self.trash().sync()?;
+        self.sync(kind)?;
         Self::unmark_deleted(&dir);
         Ok(entry)
     }
