@@ -49,7 +49,8 @@ impl Engine {
     /// the volume may have one target only and has another; `Invalid` for a path that cannot be a target.
     pub fn publish(&self, request: &Publish) -> Result<()> {
         let Some(volume) = &request.ephemeral else { return self.publish_existing(request) };
-        let existed = self.peek(&self.pool(&request.id.pool)?, &request.id)?.is_some();
+        let pool = self.requested_pool(Some(&request.id.pool))?.get_or_open()?;
+        let existed = self.peek(&pool, &request.id)?.is_some();
         self.create_as(volume, true)?;
         self.publish_existing(request).inspect_err(|_| {
             // The caller may never unpublish what was not published. A volume that another call has published is in use.

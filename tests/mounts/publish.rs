@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use orlop::engine::Engine;
-use orlop::engine::request::{Publish, Sharing};
+use orlop::engine::request::{CreateVolume, Publish, Sharing};
 use orlop::error::Kind;
 use orlop::mount::{Atime, MountFlags};
 use orlop::volume::{SizeRange, VolumeId};
@@ -279,5 +279,18 @@ fn a_failed_publish_of_an_inline_volume_leaves_no_volume() {
         engine.publish(&publish).unwrap();
         engine.unpublish(&name, &target).unwrap();
         assert_eq!(engine.pools()[0].volumes, 0);
+    });
+}
+
+#[test]
+fn an_inline_volume_in_an_unknown_pool_is_refused_as_a_mistake() {
+    on_a_node(|node| {
+        let engine = open(&node.pool());
+        let id: VolumeId = "nvme/v".parse().unwrap();
+        let volume = CreateVolume { pool: Some(id.pool.clone()), ..request("v", MIB) };
+        let publish = Publish { ephemeral: Some(Box::new(volume)), ..node.publish_request(&id, "t", false) };
+        let error = engine.publish(&publish).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        assert!(error.chain().contains("pool nvme does not exist"), "{}", error.chain());
     });
 }
