@@ -20,7 +20,7 @@ use crate::volume::Timestamp;
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// Age of a reading at which another one is begun, since the path may lead to a disk that works meanwhile.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
-/// How often the status is read if nobody asks for it, so that changes are logged.
+/// How often the status is read even if no caller requests it, so that changes are logged.
 const WATCH_EVERY: Duration = Duration::from_secs(60);
 /// Maximum number of readings of one pool at once, each on a thread. Each one waits as long as all before it, so they last
 /// for half a year.
@@ -53,8 +53,6 @@ struct State {
     begun: u64,
     /// Whether the pool was available when this was last asked; `None` before that.
     was_available: Option<bool>,
-    /// Whether nothing could be created in the pool when this was last asked.
-    was_refusing: bool,
     /// The time since which the pool has been unavailable.
     since: Option<Timestamp>,
     /// The problems that it had when it was last available.
@@ -98,7 +96,7 @@ impl Health {
         drop(self.latest());
     }
 
-    /// Reads the status regularly, so that changes are logged although nobody asks for it.
+    /// Reads the status regularly, so that changes are logged even if no caller requests it.
     pub async fn watch(&self) -> Infallible {
         loop {
             tokio::time::sleep(WATCH_EVERY).await;
@@ -141,7 +139,6 @@ impl Watched {
             readings: Vec::new(),
             begun: 0,
             was_available: None,
-            was_refusing: false,
             since: None,
             problems: Problems::default(),
         };
@@ -206,10 +203,6 @@ impl Watched {
             log_change(&status, since);
         }
         if is_available {
-            if state.was_refusing != status.refuses.is_some() {
-                state.was_refusing = status.refuses.is_some();
-                log_refusal(&status);
-            }
             state.problems.log_changes(&status);
         }
         status
@@ -237,14 +230,6 @@ fn log_change(status: &PoolStatus, unavailable_since: Option<Timestamp>) {
             let (backend, volumes) = (status.backend, status.volumes);
             info!(pool, %path, backend, volumes, unavailable_since = since, "pool is available");
         }
-    }
-}
-
-fn log_refusal(status: &PoolStatus) {
-    let pool = status.name.as_str();
-    match &status.refuses {
-        Some(cause) => warn!(pool, cause, "pool refuses new volumes"),
-        None => info!(pool, "pool no longer refuses new volumes"),
     }
 }
 

@@ -9,6 +9,8 @@ use crate::engine::request::PoolStatus;
 /// The problems of a pool that were logged and have not ended.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
+    /// Whether the pool refuses new volumes.
+    refuses: bool,
     /// Why an entry of the trash cannot be removed.
     trash: Option<String>,
     /// The objects whose record cannot be read, with the reason.
@@ -18,6 +20,8 @@ pub(super) struct Problems {
 /// A problem that has begun or ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Change {
+    Refuses(String),
+    Accepts,
     TrashFails(String),
     TrashWorks,
     Unreadable(String, String),
@@ -30,6 +34,8 @@ impl Problems {
         let pool = status.name.as_str();
         for change in self.changes(status) {
             match change {
+                Change::Refuses(cause) => warn!(pool, cause, "pool refuses new volumes"),
+                Change::Accepts => info!(pool, "pool no longer refuses new volumes"),
                 Change::TrashFails(cause) => warn!(pool, cause, "trash cannot be removed; retrying"),
                 Change::TrashWorks => info!(pool, "trash is removed again"),
                 Change::Unreadable(object, cause) => warn!(pool, object, cause, "record cannot be read"),
@@ -40,6 +46,10 @@ impl Problems {
 
     fn changes(&mut self, status: &PoolStatus) -> Vec<Change> {
         let mut changes = Vec::new();
+        if self.refuses != status.refuses.is_some() {
+            self.refuses = status.refuses.is_some();
+            changes.push(status.refuses.clone().map_or(Change::Accepts, Change::Refuses));
+        }
         if self.trash != status.trash_failure {
             self.trash.clone_from(&status.trash_failure);
             changes.push(self.trash.clone().map_or(Change::TrashWorks, Change::TrashFails));
@@ -77,6 +87,10 @@ mod tests {
     fn each_problem_is_logged_once_when_it_begins_and_once_when_it_ends() {
         let mut problems = Problems::default();
         assert_eq!(problems.changes(&status(None, 0, &[])), []);
+        let refusing = PoolStatus { refuses: Some("read-only".to_owned()), ..status(None, 0, &[]) };
+        assert_eq!(problems.changes(&refusing), [Change::Refuses("read-only".to_owned())]);
+        assert_eq!(problems.changes(&refusing), []);
+        assert_eq!(problems.changes(&status(None, 0, &[])), [Change::Accepts]);
         let bad = status(Some("mounted"), 2, &["snapshot p/s", "volume p/v"]);
         let unreadable = |object: &str| Change::Unreadable(object.to_owned(), "bad".to_owned());
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Connections that nobody uses, and requests that are malformed before the program sees them.
+//! Idle connections, and requests that the HTTP/2 library refuses before the program sees them.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;

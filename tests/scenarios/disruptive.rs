@@ -195,7 +195,10 @@ fn pods_that_restart_while_orlop_is_uninstalled_run_after_the_next_installation(
     let volumes = ["data", "data-db-0"].map(|claim| test.wait_bound(claim).volume);
     let attached: Vec<_> =
         test.list(ATTACHMENTS).iter().map(|one| at(one, "/spec/source/persistentVolumeName")).collect();
-    assert!(!volumes.iter().any(|volume| attached.contains(volume)), "nobody attaches {attached:?}");
+    assert!(
+        !volumes.iter().any(|volume| attached.contains(volume)),
+        "no VolumeAttachment is made for the driver: {attached:?}"
+    );
     test.delete_all();
 }
 
