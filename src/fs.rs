@@ -16,11 +16,12 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, fremovexattr, openat, openat2,
-    statx,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, StatxTimestamp, fremovexattr,
+    openat, openat2, statx,
 };
 use rustix::io::{Errno, Result as ErrnoResult};
 use rustix::path::{Arg, DecInt};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{Context, Error, Kind, Result};
 
@@ -105,6 +106,16 @@ impl DirIdentity {
         statx(CWD, path, AtFlags::empty(), StatxFlags::INO).map(|stat| Self::from_stat(&stat))
     }
 
+    /// Like [`DirIdentity::at`], with the time at which an entry of the directory was last added, removed or renamed.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn with_change_time(path: &Path) -> ErrnoResult<(Self, ChangeTime)> {
+        let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::INO | StatxFlags::CTIME)?;
+        let StatxTimestamp { tv_sec, tv_nsec, .. } = stat.stx_ctime;
+        Ok((Self::from_stat(&stat), ChangeTime { seconds: tv_sec, nanoseconds: tv_nsec }))
+    }
+
     /// The identity of an entry of a directory. A symbolic link is not followed, and a mount point has that of the mount.
     ///
     /// # Errors
@@ -115,6 +126,21 @@ impl DirIdentity {
 
     fn from_stat(stat: &Statx) -> Self {
         Self { device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino }
+    }
+}
+
+/// The time of a directory's last change, by the clock of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangeTime {
+    seconds: i64,
+    nanoseconds: u32,
+}
+
+impl ChangeTime {
+    /// Whether a change that happens now would have another time. The kernel's timestamps can be coarse: 10 ms at most.
+    #[must_use]
+    pub fn is_past(self) -> bool {
+        self.seconds.saturating_add(1) < clock_gettime(ClockId::Realtime).tv_sec
     }
 }
 

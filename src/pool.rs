@@ -45,7 +45,7 @@ use self::store::Store;
 use self::usage::UsageCache;
 use crate::backend::{self, Backend};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::fs::DirIdentity;
+use crate::fs::{ChangeTime, DirIdentity};
 use crate::mount::mountinfo;
 use crate::volume::PoolName;
 
@@ -109,6 +109,8 @@ pub struct OpenPool {
     pub usage: UsageCache,
     cache: IndexCache,
     identity: DirIdentity,
+    /// The change time of the pool's directory at the last complete check.
+    checked: Mutex<Option<ChangeTime>>,
 }
 
 /// A configured pool, available or not. Its background threads are its own, so a pool that does not respond affects no
@@ -169,7 +171,7 @@ impl Pool {
     #[must_use]
     pub fn get_if_open(&self) -> Option<Arc<OpenPool>> {
         // Not under the lock: the disk may not respond, and `loaded` must not wait for it.
-        self.loaded().filter(|pool| pool.is_in_place())
+        self.loaded().filter(|pool| pool.is_unchanged())
     }
 
     /// Returns the pool if it was opened, without any check that its directory is still there. Does no I/O.
@@ -271,6 +273,7 @@ impl OpenPool {
             usage: configured.usage.clone(),
             cache: IndexCache::default(),
             identity,
+            checked: Mutex::new(None),
         })
     }
 
@@ -282,14 +285,31 @@ impl OpenPool {
         Err(Error::new(Kind::Unavailable, "the pool's directory has changed since the call began: retry"))
     }
 
+    /// Like [`OpenPool::is_in_place`], but the names in the directory are looked up only if the directory has changed since
+    /// the last time. A mount over one of them goes unnoticed; [`OpenPool::check_in_place`] finds it before each change.
+    fn is_unchanged(&self) -> bool {
+        let Ok((found, changed)) = DirIdentity::with_change_time(&self.settings.path) else { return false };
+        if found != self.identity {
+            return false;
+        }
+        let is_checked = *self.checked.lock().unwrap_or_else(PoisonError::into_inner) == Some(changed);
+        is_checked || self.has_directories(changed)
+    }
+
     /// Whether the path still refers to this pool. A disk that was unmounted, and directories that were moved away or
     /// replaced, must not be used.
     fn is_in_place(&self) -> bool {
-        let found = DirIdentity::at(&self.settings.path);
-        let has_marker = || fs::statat(self.store.root(), MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        found.is_ok_and(|found| found == self.identity)
-            && has_marker()
-            && self.store.layout().is_in_place(self.store.root())
+        let found = DirIdentity::with_change_time(&self.settings.path);
+        found.is_ok_and(|(found, changed)| found == self.identity && self.has_directories(changed))
+    }
+
+    fn has_directories(&self, changed: ChangeTime) -> bool {
+        let has_marker = fs::statat(self.store.root(), MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        let found = has_marker && self.store.layout().is_in_place(self.store.root());
+        // A change right after this check can have the same time.
+        let checked = (found && changed.is_past()).then_some(changed);
+        *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = checked;
+        found
     }
 }
 
