@@ -24,6 +24,7 @@ mod lock_files;
 mod marker;
 mod medium;
 mod parents;
+mod projects;
 mod watch;
 
 use std::ops::ControlFlow;
@@ -54,6 +55,7 @@ pub use index::{Index, SnapshotEntry, VolumeEntry};
 pub use marker::{Marker, read_marker};
 pub use medium::check_shareable;
 pub use parents::check_outside_pools;
+pub use projects::check_projects;
 
 /// The configuration of a pool.
 #[derive(Debug, Clone)]
