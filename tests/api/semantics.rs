@@ -11,8 +11,8 @@ use orlop::error::{Error, Kind};
 use orlop::volume::{Enforced, Limit, OnDelete, Policy, PolicyChange, SizeRange, Source, Volume, VolumeId};
 
 use crate::common::pool::{
-    MIB, clone_request, kind, memory_dir, names, open, open_with, read_record, request, settings,
-    settings_of, snapshot_request, volume_record,
+    MIB, clone_request, id, kind, long_waits, memory_dir, names, open, open_with, read_record, request,
+    settings, settings_of, snapshot_request, volume_record,
 };
 use crate::common::wait::within_seconds;
 
@@ -438,4 +438,34 @@ fn a_pool_under_another_name_is_unavailable() {
     drop(open(dir.path()));
     let engine = Engine::open(vec![settings_of("other", dir.path())], Tuning::default()).unwrap();
     assert!(engine.pools()[0].unavailable.as_ref().unwrap().contains("this is pool \"p\""));
+}
+
+#[test]
+fn a_failed_copy_that_nobody_asks_about_does_not_keep_its_name() {
+    let dir = memory_dir();
+    let engine = open_with(dir.path(), Tuning { copy_wait: Duration::ZERO, ..long_waits() });
+    let [large, small] = ["large", "small"].map(|name| engine.create(&request(name, MIB)).unwrap().id);
+    std::fs::write(dir.path().join("volumes/large/data/file"), vec![1; 2 << 20]).unwrap();
+    let until_it_is_copied = |create: &dyn Fn() -> Result<(), Error>| {
+        within_seconds(60, "the name is used again", || match create() {
+            Ok(()) => true,
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Busy, "{}", error.chain());
+                false
+            }
+        });
+    };
+    for from in [Some(&small), None] {
+        // A copy that has failed before its request looks has told its error.
+        within_seconds(60, "a copy fails later", || {
+            kind(engine.create(&clone_request("a", &large))) == Kind::Busy
+        });
+        within_seconds(60, "it has failed", || engine.active_jobs() == 0);
+        let other = from.map_or_else(|| request("a", MIB), |from| clone_request("a", from));
+        until_it_is_copied(&|| engine.create(&other).map(drop));
+        engine.delete(&id("a")).unwrap();
+    }
+    engine.create_snapshot(&snapshot_request("s", &large)).unwrap();
+    within_seconds(60, "it has failed", || engine.active_jobs() == 0);
+    engine.create_snapshot(&snapshot_request("s", &small)).unwrap();
 }
