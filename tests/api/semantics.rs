@@ -469,3 +469,22 @@ fn a_failed_copy_that_nobody_asks_about_does_not_keep_its_name() {
     within_seconds(60, "it has failed", || engine.active_jobs() == 0);
     engine.create_snapshot(&snapshot_request("s", &small)).unwrap();
 }
+
+#[test]
+fn a_volume_whose_move_into_the_trash_was_interrupted_can_be_moved_back() {
+    let dir = memory_dir();
+    let engine = open(dir.path());
+    let mut request = request("a", MIB);
+    request.policy.on_delete = OnDelete::Retain;
+    let volume = engine.create(&request).unwrap();
+    engine.delete(&volume.id).unwrap();
+    drop(engine);
+    let trash = dir.path().join("trash");
+    let entry = trash.join(names(&trash).first().unwrap());
+    // A deletion in place was killed after the move and before the last chmod.
+    fs::set_permissions(&entry, fs::Permissions::from_mode(0o1000)).unwrap();
+    let engine = open(dir.path());
+    assert_eq!(fs::metadata(&entry).unwrap().permissions().mode() & 0o7777, 0o700);
+    fs::rename(&entry, dir.path().join("volumes/a")).unwrap();
+    assert_eq!(engine.get(&volume.id).unwrap(), volume);
+}
