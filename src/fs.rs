@@ -82,6 +82,13 @@ fn fstatat(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<Statx> {
     statx(at, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
 }
 
+/// The project id that new entries of an open directory inherit; `None` if they inherit none, also on a filesystem without
+/// project ids.
+#[must_use]
+pub fn inherited_project(dir: BorrowedFd<'_>) -> Option<u32> {
+    crate::sys::project::inherited_project(dir).ok().flatten()
+}
+
 /// Identifies a directory among all filesystems of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DirIdentity {

@@ -24,6 +24,7 @@ mod lock_files;
 mod marker;
 mod medium;
 mod parents;
+mod projects;
 mod watch;
 
 use std::ops::ControlFlow;
@@ -40,6 +41,7 @@ use self::cache::IndexCache;
 use self::known::KnownPool;
 use self::layout::Layout;
 use self::marker::MARKER;
+use self::object::ObjectKind;
 use self::reaper::{Reaper, ReaperQueue};
 use self::store::Store;
 use self::usage::UsageCache;
@@ -47,13 +49,14 @@ use crate::backend::{self, Backend};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::{ChangeTime, DirIdentity};
 use crate::mount::mountinfo;
-use crate::volume::PoolName;
+use crate::volume::{DATA, Name, PoolName};
 
 pub use capacity::{FsStats, Reservation};
 pub use index::{Index, SnapshotEntry, VolumeEntry};
 pub use marker::{Marker, read_marker};
 pub use medium::check_shareable;
 pub use parents::check_outside_pools;
+pub use projects::check_projects;
 
 /// The configuration of a pool.
 #[derive(Debug, Clone)]
@@ -239,6 +242,12 @@ impl Pool {
 }
 
 impl OpenPool {
+    /// The path of a volume's data, for messages and comparisons: files are opened by descriptor.
+    #[must_use]
+    pub fn path_of_data(&self, volume: &Name) -> PathBuf {
+        self.settings.path.join(ObjectKind::Volumes.directory()).join(volume.as_str()).join(DATA)
+    }
+
     fn open(configured: &Pool, last: Option<&Layout>) -> Result<Self> {
         let settings = &configured.settings;
         let root = open_root(&settings.path)?;
