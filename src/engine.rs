@@ -244,7 +244,9 @@ impl Engine {
             return Ok(Some(format!("{first}{more}")));
         }
         match loop_device_in(data)? {
-            None => Ok(overlay_in(data, path)?.map(|overlay| overlay.to_string())),
+            None if self.users.may_be_overlays() => {
+                Ok(overlay_in(data, path)?.map(|overlay| overlay.to_string()))
+            }
             device => Ok(device),
         }
     }

@@ -90,6 +90,12 @@ impl Users {
         locations.iter().map(|location| user::identify(&self.proc, scan.mounts_in(location))).collect()
     }
 
+    /// Whether an overlay may be mounted, as of the last scan.
+    #[must_use]
+    pub fn may_be_overlays(&self) -> bool {
+        self.lock().last.as_ref().is_none_or(|(_, scan)| !scan.without_overlays)
+    }
+
     /// Returns the number of processes that could not be inspected, for lack of `CAP_SYS_PTRACE`. If it is not 0, users
     /// may go undetected.
     ///

@@ -16,7 +16,7 @@ use rustix::thread::CapabilitySet;
 use super::record::MountRecord;
 use super::scan::open_proc;
 use crate::mount::mountinfo::Device;
-use crate::sys::namespace::{self, Direction, MountBuffer, NamespaceInfo, OWN_NAMESPACE};
+use crate::sys::namespace::{self, Direction, MountBuffer, MountedFilesystem, NamespaceInfo, OWN_NAMESPACE};
 
 /// `/proc/<pid>/ns/user` of a process in the initial user namespace.
 const INITIAL_USER_NAMESPACE: &[u8] = b"user:[4026531837]";
@@ -27,7 +27,18 @@ pub(super) struct ScanCache {
     /// The own mount namespace; `None` before the first scan, and if not every namespace may be listed.
     own_namespace: Option<OwnedFd>,
     /// The filesystems of the mounts that the last scan found, by unique mount id.
-    devices: HashMap<u64, Device>,
+    filesystems: HashMap<u64, MountedFilesystem>,
+}
+
+/// The type of an overlay, as in `statfs(2)`.
+const OVERLAY: u64 = 0x794c_7630;
+
+/// What a scan of all namespaces has found.
+pub(super) struct FoundMounts {
+    /// The mounts of the wanted filesystems.
+    pub(super) records: Vec<MountRecord>,
+    /// Whether one of all mounts is an overlay.
+    pub(super) any_overlay: bool,
 }
 
 /// Returns the mounts of these filesystems in all mount namespaces. Returns `None`, so that the processes are scanned instead, if the kernel is older than Linux 6.12, the caller may not list every namespace, or the
@@ -36,23 +47,24 @@ pub(super) fn mounts_in_all_namespaces(
     proc: &Path,
     devices: &[Device],
     cache: &mut ScanCache,
-) -> Option<Vec<MountRecord>> {
+) -> Option<FoundMounts> {
     let own = match cache.own_namespace.take() {
         Some(own) => own,
         None => open_own_namespace(proc)?,
     };
     let mut scan = NamespaceScan {
         devices,
-        known: &cache.devices,
+        known: &cache.filesystems,
         records: Vec::new(),
         mount_ids: Vec::new(),
         buffer: MountBuffer::default(),
     };
-    let mut found = HashMap::with_capacity(cache.devices.len());
+    let mut found = HashMap::with_capacity(cache.filesystems.len());
     scan.run(own.as_fd(), &mut found).ok()?;
-    let records = scan.records;
-    *cache = ScanCache { own_namespace: Some(own), devices: found };
-    Some(records)
+    let any_overlay = found.values().any(|filesystem| filesystem.magic == OVERLAY);
+    let mounts = FoundMounts { records: scan.records, any_overlay };
+    *cache = ScanCache { own_namespace: Some(own), filesystems: found };
+    Some(mounts)
 }
 
 /// Opens the own mount namespace if every namespace may be listed.
@@ -73,7 +85,7 @@ fn can_list_all(proc: BorrowedFd<'_>) -> bool {
 
 struct NamespaceScan<'a> {
     devices: &'a [Device],
-    known: &'a HashMap<u64, Device>,
+    known: &'a HashMap<u64, MountedFilesystem>,
     records: Vec<MountRecord>,
     mount_ids: Vec<u64>,
     buffer: MountBuffer,
@@ -82,7 +94,7 @@ struct NamespaceScan<'a> {
 impl NamespaceScan<'_> {
     /// Visits the own namespace first, then the older and then the newer ones: a namespace made meanwhile is the newest
     /// and is not missed.
-    fn run(&mut self, own: BorrowedFd<'_>, found: &mut HashMap<u64, Device>) -> Result<(), Errno> {
+    fn run(&mut self, own: BorrowedFd<'_>, found: &mut HashMap<u64, MountedFilesystem>) -> Result<(), Errno> {
         namespace::list_mounts(OWN_NAMESPACE, &mut self.mount_ids)?;
         self.scan_mounts(OWN_NAMESPACE, found)?;
         for direction in [Direction::Previous, Direction::Next] {
@@ -99,7 +111,7 @@ impl NamespaceScan<'_> {
         &mut self,
         namespace: BorrowedFd<'_>,
         mut info: NamespaceInfo,
-        found: &mut HashMap<u64, Device>,
+        found: &mut HashMap<u64, MountedFilesystem>,
     ) -> Result<(), Errno> {
         // The counts differ if mounts changed between the two calls, or if the namespace has mounts that are not
         // reachable from its root, which listmount(2) leaves out.
@@ -117,17 +129,21 @@ impl NamespaceScan<'_> {
         Err(Errno::AGAIN)
     }
 
-    fn scan_mounts(&mut self, namespace: u64, found: &mut HashMap<u64, Device>) -> Result<(), Errno> {
+    fn scan_mounts(
+        &mut self,
+        namespace: u64,
+        found: &mut HashMap<u64, MountedFilesystem>,
+    ) -> Result<(), Errno> {
         for id in std::mem::take(&mut self.mount_ids) {
-            let device = match self.known.get(&id) {
-                Some(device) => *device,
-                None => match namespace::mount_device(namespace, id, &mut self.buffer) {
+            let filesystem = match self.known.get(&id) {
+                Some(filesystem) => *filesystem,
+                None => match namespace::mounted_filesystem(namespace, id, &mut self.buffer) {
                     Err(Errno::NOENT) => continue,
-                    device => device.map(|(major, minor)| Device { major, minor })?,
+                    filesystem => filesystem?,
                 },
             };
-            found.insert(id, device);
-            if self.devices.contains(&device) {
+            found.insert(id, filesystem);
+            if self.devices.contains(&Device::from(filesystem.device)) {
                 match namespace::describe_mount(namespace, id, &mut self.buffer) {
                     Err(Errno::NOENT) => {}
                     mount => self.records.extend(MountRecord::from_description(mount?)),

@@ -18,7 +18,7 @@ use crate::error::{Context as _, Result};
 use crate::mount::location::{ContainingMount, FsLocation, MountId, below};
 use crate::mount::mountinfo::{Device, Reader};
 
-use super::namespaces::{self, ScanCache};
+use super::namespaces::{self, FoundMounts, ScanCache};
 use super::record::MountRecord;
 
 /// The result of a scan.
@@ -32,6 +32,8 @@ pub(super) struct Scan {
     pub(super) uninspectable: usize,
     /// Whether the namespaces were scanned without their processes, so that the users of a mount are unknown.
     pub(super) users_unknown: bool,
+    /// Whether it is known that no namespace has an overlay.
+    pub(super) without_overlays: bool,
 }
 
 impl Scan {
@@ -90,8 +92,8 @@ fn may_be_below(root: &[u8], suffix: &[u8]) -> bool {
 pub(super) fn run(proc: &Path, wanted: &BTreeMap<MountId, Device>, cache: &mut ScanCache) -> Result<Scan> {
     let (mut scan, devices) = Scan::new(wanted)?;
     match namespaces::mounts_in_all_namespaces(proc, &devices, cache) {
-        Some(records) => {
-            scan.records = records;
+        Some(FoundMounts { records, any_overlay }) => {
+            (scan.records, scan.without_overlays) = (records, !any_overlay);
             scan.users_unknown = true;
             scan.records.sort_unstable();
             Ok(scan)
