@@ -7,6 +7,7 @@ mod file_copy;
 
 use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::Duration;
 
 use rustix::fs::{Mode, mkdirat};
 
@@ -89,17 +90,18 @@ pub struct CopySpec {
 ///
 /// The engine calls `live`, then `freeze_point`, then `finish`. Dropping a copy cancels it; the caller removes the draft.
 pub trait TreeCopy {
-    /// Copies while the source is in use; reports how much has changed since and is still to be copied.
+    /// First call: copies everything. Later calls: bring the copy up to date with what changed since. Reports what this
+    /// call had to copy.
     ///
     /// # Errors
     /// Same as [`crate::fs::copy::copy_tree`].
-    fn live(&mut self) -> Result<Remaining>;
+    fn live(&mut self) -> Result<Pass>;
 
     /// Copies the remaining changes while the writers are paused, so that the copy shows one instant of the source.
     ///
     /// # Errors
     /// Same as [`TreeCopy::live`].
-    fn freeze_point(&mut self) -> Result<()>;
+    fn freeze_point(&mut self, source: SourceState) -> Result<()>;
 
     /// Verifies the copy and writes it to stable storage.
     ///
@@ -108,13 +110,24 @@ pub trait TreeCopy {
     fn finish(self: Box<Self>) -> Result<CopyStats>;
 }
 
-/// What a live copy has left to do.
+/// What one pass of a copy had to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Remaining {
-    /// Files that changed since they were copied.
+pub struct Pass {
+    /// Files that were copied or compared.
     pub files: u64,
-    /// Total size of these files in bytes.
+    /// Their bytes.
     pub bytes: u64,
+    /// The time that it took.
+    pub duration: Duration,
+}
+
+/// What is known of the source at the freeze point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceState {
+    /// The writers are paused.
+    Paused,
+    /// Nothing has used the source since before the first pass.
+    Unused,
 }
 
 /// Result of a finished copy.

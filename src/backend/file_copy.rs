@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use super::{CopyStats, Remaining, TreeCopy};
+use super::{CopyStats, Pass, SourceState, TreeCopy};
 use crate::error::Result;
 use crate::fs::copy::{Manifest, Progress, copy_files, finish};
 use crate::volume::Enforced;
@@ -30,12 +30,12 @@ impl<'a> FileCopy<'a> {
 }
 
 impl TreeCopy for FileCopy<'_> {
-    fn live(&mut self) -> Result<Remaining> {
+    fn live(&mut self) -> Result<Pass> {
         self.copied = copy_files(self.from, self.to.as_fd(), self.max_bytes, self.progress)?;
-        Ok(Remaining::default())
+        Ok(Pass::default())
     }
 
-    fn freeze_point(&mut self) -> Result<()> {
+    fn freeze_point(&mut self, _source: SourceState) -> Result<()> {
         Ok(())
     }
 
