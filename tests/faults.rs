@@ -13,6 +13,7 @@ mod faults {
     mod killed_server;
     mod log;
     mod odd_disk;
+    mod paused_copies;
     mod reaper;
     mod refusing_disk;
 }

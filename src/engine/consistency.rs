@@ -82,13 +82,14 @@ impl Pauses {
     /// Copies everything, so that the copies can be finished.
     ///
     /// # Errors
-    /// `InUse` when the users of a source cannot be paused, or not within the longest pause; `Busy` when the copy is
-    /// cancelled; otherwise the error of the copy.
+    /// `InUse` when the users of a source cannot be paused, or not within the longest pause; `Unsupported` when orlop is not
+    /// shown the containers of the host; `Busy` when the copy is cancelled; otherwise the error of the copy.
     pub(super) fn copy(&self, parts: &mut [Part<'_>], spec: ConsistencySpec) -> Result<CopyRecord> {
         if spec.consistency == Consistency::None {
             live(parts)?;
             return Ok(CopyRecord::unpaused(Consistency::None));
         }
+        check_sees_containers(std::process::id(), parts)?;
         let published = self.published.load(Ordering::SeqCst);
         let unused_at = if self.is_consumed(parts)? { None } else { Some(published) };
         let mut last = live(parts)?;
@@ -185,6 +186,19 @@ impl Pauses {
     }
 }
 
+/// Process 1 of a PID namespace is not shown the processes of the host: whatever uses a volume would go unnoticed.
+fn check_sees_containers(own_pid: u32, parts: &[Part<'_>]) -> Result<()> {
+    if own_pid != 1 {
+        return Ok(());
+    }
+    let text = format!(
+        "{}: a consistent copy needs the host's PID namespace, to find the containers that use the volume: set hostPID: true, \
+         or consistency: none",
+        names(parts)
+    );
+    Err(Error::new(Kind::Unsupported, text))
+}
+
 /// Makes all copies, or brings them up to date, while the sources are in use. Returns the time that this took.
 fn live(parts: &mut [Part<'_>]) -> Result<Duration> {
     parts.iter_mut().try_fold(Duration::ZERO, |time, part| Ok(time + part.copy.live()?.duration))
@@ -247,4 +261,24 @@ fn not_kept(parts: &[Part<'_>], error: Error) -> Error {
         names(parts)
     );
     Error::caused(Kind::InUse, text, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_without_the_pid_namespace_of_the_host_makes_no_consistent_copies() {
+        assert!(check_sees_containers(2, &[]).is_ok());
+        let error = check_sees_containers(1, &[]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(error.chain().contains("hostPID: true, or consistency: none"), "{error}");
+    }
+
+    #[test]
+    fn pauses_are_counted_by_duration() {
+        let mut stats = PauseStats::default();
+        [1, 5, 6, 5000].into_iter().map(Duration::from_millis).for_each(|pause| stats.add_kept(pause));
+        assert_eq!((stats.kept, stats.durations), (4, [2, 1, 0, 0, 0, 0, 0, 0, 0, 1]));
+    }
 }
