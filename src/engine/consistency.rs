@@ -148,8 +148,11 @@ impl Pauses {
             Some(pause) => self.copy_paused(parts, pause),
             None => {
                 let unused = unused_at == Some(self.published.load(Ordering::SeqCst));
-                freeze_point(parts, if unused { SourceState::Unused } else { SourceState::Paused })?;
-                Ok(Attempt::Copied(CopyRecord::unpaused(Consistency::Crash)))
+                let state = if unused { SourceState::Unused } else { SourceState::Paused };
+                match freeze_point(parts, state) {
+                    Ok(()) => Ok(Attempt::Copied(CopyRecord::unpaused(Consistency::Crash))),
+                    Err(error) => changed(parts, error),
+                }
             }
         }
     }
@@ -163,27 +166,33 @@ impl Pauses {
         if !matches!(pause, Ok(Some(_))) {
             remove_record(parts)?;
         }
-        pause
-            .inspect_err(|_| self.lock_stats().refused += 1)
-            .context(|| format!("pause the users of {}", names(parts)))
+        pause.map_err(|error| {
+            self.lock_stats().refused += 1;
+            // The pause was tried again already, and no copy is running any more.
+            let kind = if error.kind() == Kind::Busy { Kind::InUse } else { error.kind() };
+            Error::caused(kind, format!("pause the users of {}", names(parts)), error)
+        })
     }
 
     fn copy_paused(&self, parts: &mut [Part<'_>], pause: Pause) -> Result<Attempt> {
         let copied = freeze_point(parts, SourceState::Paused);
         let resumed = pause.resume();
         remove_record(parts)?;
-        let cancelled = parts.iter().any(|part| part.progress.is_cancelled());
         let error = match (copied, resumed) {
             (Ok(()), Ok(paused)) => {
                 self.lock_stats().add_kept(paused.duration);
                 return Ok(Attempt::Copied(CopyRecord::paused(paused.duration, paused.containers)));
             }
-            (Err(error), _) if error.kind() != Kind::Busy || cancelled => return Err(error),
             (Err(error), _) | (Ok(()), Err(error)) => error,
         };
-        self.lock_stats().broken += 1;
-        Ok(Attempt::Again(error))
+        changed(parts, error).inspect(|_| self.lock_stats().broken += 1)
     }
+}
+
+/// Whether another attempt may succeed after this error of a freeze point or of a pause.
+fn changed(parts: &[Part<'_>], error: Error) -> Result<Attempt> {
+    let cancelled = parts.iter().any(|part| part.progress.is_cancelled());
+    if error.kind() == Kind::Busy && !cancelled { Ok(Attempt::Again(error)) } else { Err(error) }
 }
 
 /// Process 1 of a PID namespace is not shown the processes of the host: whatever uses a volume would go unnoticed.
