@@ -20,7 +20,7 @@ use orlop::volume::Consistency;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::common::container::Container;
+use crate::common::container::{Container, TestCgroup, hierarchies};
 use crate::common::csi::{capability, create_request, from_volume, map};
 use crate::common::isolation::{in_own_process, is_root, skip};
 use crate::common::pool::{id, open, read_record, request, snapshot_request};
@@ -191,63 +191,39 @@ fn a_copy_that_would_pause_too_long_is_refused_before_the_pause() {
     );
 }
 
-/// A cgroup with one process, as a killed orlop leaves it. The process ends, and the cgroup is removed, on drop.
+/// A frozen cgroup with one process, as a killed orlop leaves it.
 struct Frozen {
-    path: PathBuf,
+    cgroup: TestCgroup,
+    hierarchy: Hierarchy,
     process: Child,
 }
 
 impl Frozen {
     /// `None` if this machine has no cgroup that can be frozen.
-    fn new(name: &str) -> Option<Self> {
-        let hierarchy = ["/sys/fs/cgroup/freezer", "/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-        let mut hierarchies = hierarchy.into_iter().map(Path::new);
-        let hierarchy = hierarchies.find(|dir| dir.join("cgroup.procs").exists())?;
-        let path = hierarchy.join(format!("orlop-test-{}-{name}", std::process::id()));
-        fs::create_dir(&path).ok()?;
+    fn new() -> Option<Self> {
+        let hierarchy = *hierarchies().first()?;
+        let cgroup = TestCgroup::new(hierarchy);
         let process = Command::new("sleep").arg("600").spawn().unwrap();
-        let frozen = Self { path, process };
-        fs::write(frozen.path.join("cgroup.procs"), frozen.process.id().to_string()).unwrap();
-        frozen.set(true);
-        within_seconds(60, "the process is frozen", || frozen.is_frozen());
+        let frozen = Self { cgroup, hierarchy, process };
+        fs::write(frozen.cgroup.procs(), frozen.process.id().to_string()).unwrap();
+        frozen.cgroup.set_frozen(true);
         Some(frozen)
-    }
-
-    fn is_v1(&self) -> bool {
-        self.path.join("freezer.state").exists()
-    }
-
-    fn set(&self, frozen: bool) {
-        let (file, text) = match (self.is_v1(), frozen) {
-            (true, true) => ("freezer.state", "FROZEN"),
-            (true, false) => ("freezer.state", "THAWED"),
-            (false, true) => ("cgroup.freeze", "1"),
-            (false, false) => ("cgroup.freeze", "0"),
-        };
-        fs::write(self.path.join(file), text).unwrap();
-    }
-
-    fn is_frozen(&self) -> bool {
-        let read = |file: &str| fs::read_to_string(self.path.join(file)).unwrap_or_default();
-        read("freezer.state").trim() == "FROZEN" || read("cgroup.events").contains("frozen 1")
     }
 
     /// The record of a pause that froze it.
     fn record(&self) -> PauseRecord {
-        let hierarchy = if self.is_v1() { Hierarchy::Freezer } else { Hierarchy::Unified };
-        let path = format!("/{}", self.path.file_name().unwrap().to_str().unwrap());
-        let inode = fs::metadata(&self.path).unwrap().ino();
+        let inode = fs::metadata(self.cgroup.procs().parent().unwrap()).unwrap().ino();
+        let frozen = FrozenCgroup { hierarchy: self.hierarchy, path: self.cgroup.path(), inode };
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim_end().to_owned();
-        PauseRecord { host: "here".into(), boot_id, cgroups: vec![FrozenCgroup { hierarchy, path, inode }] }
+        PauseRecord { host: "here".into(), boot_id, cgroups: vec![frozen] }
     }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
         let _ = self.process.kill();
-        self.set(false);
+        self.cgroup.set_frozen(false);
         let _ = self.process.wait();
-        within_seconds(60, "the cgroup is empty", || fs::remove_dir(&self.path).is_ok());
     }
 }
 
@@ -272,17 +248,17 @@ fn what_a_killed_process_left_frozen_is_thawed_by_the_next_start_and_by_a_runnin
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let Some(frozen) = Frozen::new("left") else { return skip("no cgroup can be frozen") };
+    let Some(frozen) = Frozen::new() else { return skip("no cgroup can be frozen") };
     drop(open_pool(dir.path()));
     let draft = abandon(dir.path(), "0123456789abcdef", &frozen.record());
     let (_pool, open) = open_pool(dir.path());
-    assert!(!frozen.is_frozen());
+    assert!(!frozen.cgroup.is_frozen());
     within_seconds(60, "the draft is removed", || !draft.exists());
 
-    frozen.set(true);
+    frozen.cgroup.set_frozen(true);
     let draft = abandon(dir.path(), "0123456789abcdef", &frozen.record());
     let entries = open.store.entries_to_remove().unwrap();
-    assert!(!frozen.is_frozen(), "the listing of a running process");
+    assert!(!frozen.cgroup.is_frozen(), "the listing of a running process");
     assert!(entries.iter().any(|entry| entry.directory == "work/0123456789abcdef"));
     fs::remove_dir_all(draft).unwrap();
 }
@@ -293,7 +269,7 @@ fn a_pause_of_a_process_that_lives_and_one_of_another_host_are_left_alone() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let Some(frozen) = Frozen::new("kept") else { return skip("no cgroup can be frozen") };
+    let Some(frozen) = Frozen::new() else { return skip("no cgroup can be frozen") };
     let (_pool, open) = open_pool(dir.path());
     let draft = open.store.draft().unwrap();
     draft.write_pause(&frozen.record()).unwrap();
@@ -304,11 +280,11 @@ fn a_pause_of_a_process_that_lives_and_one_of_another_host_are_left_alone() {
     open.store.sweep().unwrap();
     let entries = open.store.entries_to_remove().unwrap();
     assert!(!entries.iter().any(|entry| entry.directory.starts_with("work/")), "{entries:?}");
-    assert!(frozen.is_frozen() && foreign.exists());
+    assert!(frozen.cgroup.is_frozen() && foreign.exists());
     drop(draft);
 
     let record = fs::File::options().write(true).open(foreign.join("pause.json")).unwrap();
     record.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
     open.store.sweep().unwrap();
-    assert!(frozen.is_frozen() && !foreign.exists(), "the other host had its time");
+    assert!(frozen.cgroup.is_frozen() && !foreign.exists(), "the other host had its time");
 }
