@@ -230,7 +230,10 @@ fn mounts_that_propagated_from_a_target_are_no_consumers() {
         let agents = [
             start(&cgroup, "true"),
             start(&cgroup, &format!("mount --rbind / {0}", host.display())),
-            start(&cgroup, &format!("mount --make-rshared {}; unshare --mount --propagation slave true", base.display())),
+            start(
+                &cgroup,
+                &format!("mount --make-rshared {}; unshare --mount --propagation slave true", base.display()),
+            ),
         ];
         mount_bind(&volume.data, &target).unwrap();
         for agent in &agents {
@@ -258,7 +261,11 @@ fn a_consumer_that_shares_its_cgroup_with_the_host_is_refused() {
         drop(of_host);
         let shim = volume.base.join("containerd-shim-runc-v2");
         fs::copy("/bin/sleep", &shim).unwrap();
-        let start = format!("echo $$ > {}; echo ready; exec unshare --mount {} 1000", procs.display(), shim.display());
+        let start = format!(
+            "echo $$ > {}; echo ready; exec unshare --mount {} 1000",
+            procs.display(),
+            shim.display()
+        );
         let shim = Program::run(&start);
         let comm = format!("/proc/{}/comm", shim.pid());
         crate::common::wait::within_seconds(60, "the shim runs", || {
