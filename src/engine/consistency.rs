@@ -140,11 +140,14 @@ impl Pauses {
             self.lock_stats().refused += 1;
             return Err(too_long(parts, expected, max_pause));
         }
-        if update.is_none() && self.is_consumed(parts)? {
-            let text = format!("{} came into use during the copy", names(parts));
-            return Ok(Attempt::Again(Error::new(Kind::Busy, text)));
-        }
         match self.pause(parts, max_pause)? {
+            // It is not known how long an update takes, so that is found out first.
+            Some(pause) if update.is_none() => {
+                drop(pause);
+                remove_record(parts)?;
+                let text = format!("{} came into use during the copy", names(parts));
+                Ok(Attempt::Again(Error::new(Kind::Busy, text)))
+            }
             Some(pause) => self.copy_paused(parts, pause),
             None => {
                 let unused = unused_at == Some(self.published.load(Ordering::SeqCst));
