@@ -5,3 +5,4 @@ pub mod mount_setattr;
 pub mod namespace;
 pub mod probe;
 pub mod project;
+pub mod write_back;

@@ -13,6 +13,9 @@ mod faults {
     mod killed_server;
     mod log;
     mod odd_disk;
+    mod pause;
+    mod pause_kills;
+    mod paused_copies;
     mod reaper;
     mod refusing_disk;
 }

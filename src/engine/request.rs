@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::mount::options::MountFlags;
 use crate::mount::users::User;
 pub use crate::pool::PoolSettings;
-use crate::volume::{Labels, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId};
+use crate::volume::{Consistency, Labels, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId};
 
 /// A request to create a volume, or to return the one that an earlier request created.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +27,8 @@ pub struct CreateVolume {
     pub labels: Labels,
     /// The volume or snapshot to copy.
     pub source: Option<Source>,
+    /// How consistent a copy of a volume must be.
+    pub consistency: ConsistencySpec,
     /// Whether the caller can send the request to another node when this one lacks the source or the space.
     pub may_go_elsewhere: bool,
 }
@@ -43,6 +45,22 @@ pub struct OwnerSpec {
     pub mode: Option<u32>,
 }
 
+/// How consistent a copy must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConsistencySpec {
+    /// What it shows.
+    pub consistency: Consistency,
+    /// The longest pause of the containers that use the source.
+    pub max_pause: Duration,
+}
+
+impl Default for ConsistencySpec {
+    /// A pause that probes and leases bear.
+    fn default() -> Self {
+        Self { consistency: Consistency::default(), max_pause: Duration::from_secs(2) }
+    }
+}
+
 /// A request to create a snapshot, or to return the one that an earlier request created.
 #[derive(Debug, Clone)]
 pub struct CreateSnapshot {
@@ -50,6 +68,8 @@ pub struct CreateSnapshot {
     pub name: String,
     /// The volume to copy.
     pub source_volume: VolumeId,
+    /// How consistent the copy must be.
+    pub consistency: ConsistencySpec,
     /// Labels for the record.
     pub labels: Labels,
 }
@@ -244,6 +264,36 @@ impl PoolStatus {
             trash_failure: None,
             unreadable: 0,
             unreadable_objects: BTreeMap::new(),
+        }
+    }
+}
+
+/// The upper bounds in seconds of the counters in [`PauseStats::durations`]. The last one counts all longer pauses.
+pub const PAUSE_BOUNDS: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, f64::INFINITY];
+
+/// What became of the pauses of this process.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PauseStats {
+    /// The copies for which containers were paused.
+    pub kept: u64,
+    /// The copies that were refused because nothing could be paused, or not within the longest pause.
+    pub refused: u64,
+    /// The pauses during which a source changed or its users did not stay paused.
+    pub broken: u64,
+    /// The sum of the durations of the pauses that were kept.
+    pub total: Duration,
+    /// The number of these pauses by duration: see [`PAUSE_BOUNDS`].
+    pub durations: [u64; PAUSE_BOUNDS.len()],
+}
+
+impl PauseStats {
+    /// Counts a pause that was kept.
+    pub fn add_kept(&mut self, duration: Duration) {
+        self.kept += 1;
+        self.total += duration;
+        let bound = PAUSE_BOUNDS.iter().position(|bound| duration.as_secs_f64() <= *bound);
+        if let Some(count) = bound.and_then(|bound| self.durations.get_mut(bound)) {
+            *count += 1;
         }
     }
 }
