@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::{DIRECTORY, ObjectKind, PRIVATE, Store, open_inside, parse, read_file};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::remove::Removed;
+use crate::pool::dirs::for_each_name;
 use crate::pool::trash::{Retention, TrashEntry};
 use crate::volume::{DATA, Name, OnDelete, Volume};
 
