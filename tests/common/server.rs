@@ -124,6 +124,11 @@ impl Server {
         PathBuf::from(format!("/proc/{}/root{path}", self.child.id()))
     }
 
+    /// Its mount namespace.
+    pub(crate) fn mounts(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/mnt", self.child.id()))
+    }
+
     /// Limits the files that it may have open.
     pub(crate) fn limit_open_files(&self, limit: u64) {
         let limit = rustix::process::Rlimit { current: Some(limit), maximum: Some(limit) };
