@@ -1,5 +1,6 @@
 //! Types for names, ids, sizes, policies, volumes and snapshots. They parse and check their values; no I/O.
 
+mod consistency;
 mod id;
 mod record;
 mod size;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
+pub use consistency::{Consistency, CopyRecord};
 pub use id::{Name, PoolName, VolumeId, shorten};
 pub use jiff::Timestamp;
 pub use record::{BackendState, SCHEMA, Snapshot, Volume};

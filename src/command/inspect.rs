@@ -10,7 +10,8 @@ use crate::engine::request::Inspected;
 use crate::error::Result;
 use crate::mount::users::User;
 use crate::volume::{
-    BackendState, Enforced, Labels, Name, Owner, Policy, PoolName, Source, Timestamp, Volume, VolumeId,
+    BackendState, Consistency, Enforced, Labels, Name, Owner, Policy, PoolName, Source, Timestamp, Volume,
+    VolumeId,
 };
 
 /// A volume, with `null` for what only a managed volume has.
@@ -29,6 +30,9 @@ struct Details<'a> {
     policy: Policy,
     labels: &'a Labels,
     source: Option<&'a Source>,
+    consistency: Option<Consistency>,
+    pause_ms: Option<u64>,
+    paused: &'a [String],
     created: Option<Timestamp>,
     managed: bool,
     ephemeral: bool,
@@ -48,7 +52,8 @@ struct UserDetails<'a> {
 
 impl<'a> From<&'a Inspected> for Details<'a> {
     fn from(Inspected { volume, path, users }: &'a Inspected) -> Self {
-        let Volume { id, managed, .. } = volume;
+        let Volume { id, managed, copied, .. } = volume;
+        let copied = copied.as_ref();
         Self {
             id,
             pool: &id.pool,
@@ -62,6 +67,9 @@ impl<'a> From<&'a Inspected> for Details<'a> {
             policy: volume.policy,
             labels: &volume.labels,
             source: volume.source.as_ref(),
+            consistency: copied.map(|copied| copied.consistency),
+            pause_ms: copied.map(|copied| copied.pause_ms),
+            paused: copied.map_or(&[], |copied| &copied.paused[..]),
             created: managed.then_some(volume.created),
             managed: *managed,
             ephemeral: volume.ephemeral,

@@ -28,6 +28,7 @@ fn create_volume(request: proto::CreateVolumeRequest, identity: &Identity) -> Re
         policy: options.policy,
         labels: options.labels,
         source,
+        consistency: options.consistency,
         may_go_elsewhere: identity.check(request.accessibility_requirements.as_ref())?,
     })
 }
@@ -45,9 +46,9 @@ fn create_snapshot(request: proto::CreateSnapshotRequest, identity: &Identity) -
     identity.check(request.accessibility_requirements.as_ref())?;
     telemetry::record_volume_id(&request.source_volume_id);
     let name = fields::name(request.name)?;
-    let labels = params::labels_only(request.parameters)?;
+    let (consistency, labels) = params::snapshot_options(request.parameters)?;
     let source_volume = fields::id("source_volume_id", request.source_volume_id)?;
-    Ok(CreateSnapshot { name, source_volume, labels })
+    Ok(CreateSnapshot { name, source_volume, consistency, labels })
 }
 
 /// Parses ControllerExpandVolume, which requires a size.

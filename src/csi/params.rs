@@ -1,4 +1,5 @@
-//! The parameters of a StorageClass, a VolumeAttributesClass and an inline volume: the only list of their keys.
+//! The parameters of a StorageClass, a VolumeAttributesClass, a VolumeSnapshotClass and an inline volume: the only list of
+//! their keys.
 //!
 //! An unknown key is refused by name. Keys that Kubernetes adds, `csi.storage.k8s.io/…`, become labels of the record.
 
@@ -12,10 +13,12 @@ use serde::de::{DeserializeOwned, Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 
 use super::fields::{self, invalid};
-use crate::engine::request::{CreateVolume, OwnerSpec};
+use crate::engine::request::{ConsistencySpec, CreateVolume, OwnerSpec};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::quantity::{Bytes, HumanDuration};
-use crate::volume::{Labels, Limit, OnDelete, Policy, PolicyChange, PoolName, SizeRange, shorten};
+use crate::volume::{
+    Consistency, Labels, Limit, OnDelete, Policy, PolicyChange, PoolName, SizeRange, shorten,
+};
 
 /// Prefix of the keys that Kubernetes adds, such as the name and namespace of a claim or pod.
 const KUBERNETES: &str = "csi.storage.k8s.io/";
@@ -25,6 +28,8 @@ const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 const PROVISIONER: &str = "storage.kubernetes.io/csiProvisionerIdentity";
 /// Default of `trashFor`.
 const DEFAULT_TRASH_FOR: Duration = Duration::from_secs(7 * 86_400);
+/// The largest `maxPause`: containers are never paused longer, whatever a class says.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// `StorageClass.parameters`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -52,6 +57,24 @@ pub(super) struct Parameters {
     /// cannot), `none`. Mutable.
     #[serde(deserialize_with = "variant")]
     limit: Option<Limit>,
+    /// What a clone of a volume in use shows, as in [`SnapshotParameters`].
+    #[serde(deserialize_with = "variant")]
+    consistency: Option<Consistency>,
+    /// The longest pause for a clone, as in [`SnapshotParameters`].
+    #[serde(deserialize_with = "from_text")]
+    max_pause: Option<HumanDuration>,
+}
+
+/// `VolumeSnapshotClass.parameters`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct SnapshotParameters {
+    /// What the copy of a volume in use shows: `crash` (the default: one instant) or `none` (each file at another moment).
+    #[serde(deserialize_with = "variant")]
+    consistency: Option<Consistency>,
+    /// The longest pause of the containers that use the volume, such as `5s`. Default: 2s. Not with `consistency: none`.
+    #[serde(deserialize_with = "from_text")]
+    max_pause: Option<HumanDuration>,
 }
 
 /// `VolumeAttributesClass.parameters`: the part of [`Parameters`] that can be changed later.
@@ -72,6 +95,7 @@ pub(super) struct VolumeOptions {
     pub(super) pool: Option<PoolName>,
     pub(super) owner: OwnerSpec,
     pub(super) policy: Policy,
+    pub(super) consistency: ConsistencySpec,
     pub(super) labels: Labels,
 }
 
@@ -96,7 +120,8 @@ pub(super) fn volume_options(
         gid: parameters.gid.map(|gid| gid.0),
         mode: parameters.mode.map(|mode| mode.0),
     };
-    Ok(VolumeOptions { pool: parameters.pool, owner, policy, labels })
+    let consistency = consistency(parameters.consistency, parameters.max_pause)?;
+    Ok(VolumeOptions { pool: parameters.pool, owner, policy, consistency, labels })
 }
 
 /// Names the parameter in the engine's refusal of a pool: its only `Invalid` error for a request that was parsed here.
@@ -114,12 +139,34 @@ pub(super) fn policy_change(mutable_parameters: HashMap<String, String>) -> Resu
     Ok(PolicyChange { on_delete, trash_for: trash_for.map(|duration| duration.0), limit })
 }
 
-/// Parses the parameters of CreateSnapshot, where only the keys of Kubernetes are allowed.
-pub(super) fn labels_only(parameters: HashMap<String, String>) -> Result<Labels> {
+/// Parses the parameters of CreateSnapshot.
+pub(super) fn snapshot_options(parameters: HashMap<String, String>) -> Result<(ConsistencySpec, Labels)> {
     let (labels, parameters) = split_labels("parameters", parameters)?;
-    let Some(key) = parameters.keys().min() else { return Ok(labels) };
-    let reason = format!("has unknown key {:?}: snapshots have no parameters", shorten(key));
-    Err(invalid("parameters", &reason))
+    let parameters: SnapshotParameters = deserialize("parameters", &parameters)?;
+    Ok((consistency(parameters.consistency, parameters.max_pause)?, labels))
+}
+
+fn consistency(
+    consistency: Option<Consistency>,
+    max_pause: Option<HumanDuration>,
+) -> Result<ConsistencySpec> {
+    let default = ConsistencySpec::default();
+    let consistency = consistency.unwrap_or(default.consistency);
+    match max_pause {
+        Some(_) if consistency == Consistency::None => {
+            Err(invalid("parameter maxPause", "needs consistency: crash"))
+        }
+        Some(HumanDuration(Duration::ZERO)) => {
+            Err(invalid("parameter maxPause", "must not be zero; use consistency: none"))
+        }
+        Some(HumanDuration(pause)) if pause > LONGEST_PAUSE => {
+            Err(invalid("parameter maxPause", "must be at most 5m"))
+        }
+        max_pause => {
+            let max_pause = max_pause.map_or(default.max_pause, |duration| duration.0);
+            Ok(ConsistencySpec { consistency, max_pause })
+        }
+    }
 }
 
 /// Parses the `volume_context` of a publish. Returns how to create an inline volume; `None` if the volume is persistent.
@@ -147,6 +194,7 @@ pub(super) fn inline_volume(
         policy: options.policy,
         labels: options.labels,
         source: None,
+        consistency: options.consistency,
         may_go_elsewhere: false,
     })))
 }
@@ -261,6 +309,7 @@ mod tests {
                 ("uid", "1000"),
                 ("gid", "0"),
                 ("limit", "none"),
+                ("maxPause", "5s"),
                 ("csi.storage.k8s.io/pvc/name", "data"),
                 ("csi.storage.k8s.io/anything", "else"),
             ],
@@ -271,6 +320,8 @@ mod tests {
         assert_eq!(options.owner, OwnerSpec { uid: Some(1000), gid: Some(0), mode: Some(0o750) });
         let trash_for = Duration::from_secs(129_600);
         assert_eq!(options.policy, Policy { on_delete: OnDelete::Trash, trash_for, limit: Limit::None });
+        let five = Duration::from_secs(5);
+        assert_eq!(options.consistency, ConsistencySpec { max_pause: five, ..ConsistencySpec::default() });
         assert_eq!(options.labels.len(), 2);
         assert_eq!(options.labels["csi.storage.k8s.io/pvc/name"], "data");
     }
@@ -287,7 +338,7 @@ mod tests {
 
     #[test]
     fn an_invalid_parameter_is_refused_by_name() {
-        let cases: [(Pairs<'_>, Pairs<'_>, &str); 17] = [
+        let cases: [(Pairs<'_>, Pairs<'_>, &str); 20] = [
             (&[("XXX_FakeKey", "1")], &[], "unknown field `XXX_FakeKey`, expected one of `pool`, `onDelete`"),
             (
                 &[],
@@ -317,6 +368,9 @@ mod tests {
             (&[("uid", "-1")], &[], "key \"uid\""),
             (&[("gid", "4294967295")], &[], "key \"gid\""),
             (&[("limit", "")], &[], "key \"limit\""),
+            (&[("consistency", "app")], &[], "unknown variant `app`, expected `crash` or `none`"),
+            (&[("maxPause", "2s"), ("consistency", "none")], &[], "maxPause needs consistency: crash"),
+            (&[], &[("consistency", "none")], "mutable_parameters: key \"consistency\""),
         ];
         for (parameters, mutable, expected) in cases {
             let error = parse(parameters, mutable).unwrap_err();
@@ -342,11 +396,26 @@ mod tests {
     }
 
     #[test]
-    fn snapshots_have_labels_and_no_parameters() {
-        let labels = labels_only(map(&[("csi.storage.k8s.io/volumesnapshot/name", "s")])).unwrap();
-        assert_eq!(labels.len(), 1);
-        let error = labels_only(map(&[("pool", "p")])).unwrap_err();
-        assert!(error.chain().contains("\"pool\""), "{error}");
+    fn the_parameters_of_snapshots_are_parsed_strictly() {
+        let label = ("csi.storage.k8s.io/volumesnapshot/name", "s");
+        let (spec, labels) = snapshot_options(map(&[label])).unwrap();
+        assert_eq!((spec, labels.len()), (ConsistencySpec::default(), 1));
+        assert_eq!((spec.consistency, spec.max_pause), (Consistency::Crash, Duration::from_secs(2)));
+        let (spec, _) = snapshot_options(map(&[("consistency", "none"), label])).unwrap();
+        assert_eq!(spec.consistency, Consistency::None);
+        let (spec, _) = snapshot_options(map(&[("consistency", "crash"), ("maxPause", "1m")])).unwrap();
+        assert_eq!(spec.max_pause, Duration::from_secs(60));
+        for (bad, expected) in [
+            (("pool", "p"), "unknown field `pool`, expected `consistency` or `maxPause`"),
+            (("consistency", "Crash"), "key \"consistency\""),
+            (("maxPause", "2"), "key \"maxPause\""),
+            (("maxPause", "0s"), "maxPause must not be zero; use consistency: none"),
+            (("maxPause", "301s"), "maxPause must be at most 5m"),
+        ] {
+            let error = snapshot_options(map(&[bad])).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid);
+            assert!(error.chain().contains(expected), "{error}");
+        }
     }
 
     #[test]

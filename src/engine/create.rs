@@ -261,6 +261,7 @@ fn new_record(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {
         policy: request.policy,
         labels: request.labels.clone(),
         source: request.source.clone(),
+        copied: None,
         created: Timestamp::now(),
         managed: true,
         ephemeral: false,

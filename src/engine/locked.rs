@@ -190,6 +190,7 @@ fn unmanaged(id: &VolumeId) -> Volume {
         policy: Policy { on_delete: OnDelete::Retain, ..Policy::default() },
         labels: Labels::new(),
         source: None,
+        copied: None,
         created: Timestamp::UNIX_EPOCH,
         managed: false,
         ephemeral: false,

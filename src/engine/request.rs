@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::mount::options::MountFlags;
 use crate::mount::users::User;
 pub use crate::pool::PoolSettings;
-use crate::volume::{Labels, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId};
+use crate::volume::{Consistency, Labels, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId};
 
 /// A request to create a volume, or to return the one that an earlier request created.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +27,8 @@ pub struct CreateVolume {
     pub labels: Labels,
     /// The volume or snapshot to copy.
     pub source: Option<Source>,
+    /// How consistent a copy of a volume must be.
+    pub consistency: ConsistencySpec,
     /// Whether the caller can send the request to another node when this one lacks the source or the space.
     pub may_go_elsewhere: bool,
 }
@@ -43,6 +45,22 @@ pub struct OwnerSpec {
     pub mode: Option<u32>,
 }
 
+/// How consistent a copy must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConsistencySpec {
+    /// What it shows.
+    pub consistency: Consistency,
+    /// The longest pause of the containers that use the source.
+    pub max_pause: Duration,
+}
+
+impl Default for ConsistencySpec {
+    /// A pause that probes and leases bear.
+    fn default() -> Self {
+        Self { consistency: Consistency::default(), max_pause: Duration::from_secs(2) }
+    }
+}
+
 /// A request to create a snapshot, or to return the one that an earlier request created.
 #[derive(Debug, Clone)]
 pub struct CreateSnapshot {
@@ -50,6 +68,8 @@ pub struct CreateSnapshot {
     pub name: String,
     /// The volume to copy.
     pub source_volume: VolumeId,
+    /// How consistent the copy must be.
+    pub consistency: ConsistencySpec,
     /// Labels for the record.
     pub labels: Labels,
 }

@@ -18,7 +18,9 @@ use crate::pool::locks::{LockGuard, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
 use crate::pool::{Index, OpenPool, SnapshotEntry};
-use crate::volume::{BackendState, Labels, Name, SCHEMA, Snapshot, Source, Timestamp, VolumeId};
+use crate::volume::{
+    BackendState, Consistency, CopyRecord, Labels, Name, SCHEMA, Snapshot, Source, Timestamp, VolumeId,
+};
 
 impl Engine {
     /// Creates a snapshot in the volume's pool, or returns the one that an earlier request of this name created. The
@@ -75,6 +77,7 @@ impl Engine {
             bytes: 0,
             skipped_xattrs: 0,
             vanished: 0,
+            copied: CopyRecord::unpaused(request.consistency.consistency),
             backend: BackendState::default(),
             labels: request.labels.clone(),
             created: Timestamp::now(),
@@ -269,6 +272,7 @@ fn pending(id: &VolumeId, job: &Job) -> Snapshot {
         bytes: job.progress.bytes(),
         skipped_xattrs: 0,
         vanished: 0,
+        copied: CopyRecord::unpaused(Consistency::None),
         backend: BackendState::default(),
         labels: Labels::new(),
         created: job.started,

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{Enforced, Labels, Owner, Policy, Source, Timestamp, VolumeId};
+use super::{CopyRecord, Enforced, Labels, Owner, Policy, Source, Timestamp, VolumeId};
 
 /// The schema of records and markers that this version reads and writes.
 pub const SCHEMA: u32 = 1;
@@ -51,6 +51,9 @@ pub struct Volume {
     /// The volume or snapshot that it was copied from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
+    /// How consistent the copy of a volume was made; `None` for other volumes, and for clones of earlier versions.
+    #[serde(flatten)]
+    pub copied: Option<CopyRecord>,
     /// Time of creation.
     pub created: Timestamp,
     /// Whether orlop created it and may delete its data. A directory that an administrator placed in `volumes/` is
@@ -88,6 +91,9 @@ pub struct Snapshot {
     /// Number of names that were deleted or replaced while they were copied.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub vanished: u64,
+    /// How consistent the copy was made.
+    #[serde(flatten, deserialize_with = "CopyRecord::of_snapshot")]
+    pub copied: CopyRecord,
     /// Data of the pool's backend.
     #[serde(default, skip_serializing_if = "BackendState::is_empty")]
     pub backend: BackendState,

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use orlop::engine::Engine;
-use orlop::engine::request::{SnapshotFilter, Tuning};
+use orlop::engine::request::{ConsistencySpec, CreateSnapshot, CreateVolume, SnapshotFilter, Tuning};
 use orlop::error::{Kind, Result};
-use orlop::volume::{OnDelete, PolicyChange, SizeRange, Source, Timestamp};
+use orlop::volume::{Consistency, CopyRecord, OnDelete, PolicyChange, SizeRange, Source, Timestamp};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
@@ -320,6 +320,49 @@ fn unknown_fields_survive_a_rewrite() {
     let engine = open(dir.path());
     engine.expand(&id("a"), SizeRange { required: 3 * MIB, limit: 0 }).unwrap();
     check(3 * MIB, "retain");
+}
+
+#[test]
+fn the_records_of_copies_say_how_consistent_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let source = engine.create(&request("a", MIB)).unwrap().id;
+    let unpaused = ConsistencySpec { consistency: Consistency::None, ..ConsistencySpec::default() };
+    engine.create_snapshot(&snapshot_request("s", &source)).unwrap();
+    engine.create(&clone_request("b", &source)).unwrap();
+    engine.create(&CreateVolume { consistency: unpaused, ..clone_request("c", &source) }).unwrap();
+    engine.create(&copy_request("d", Source::Snapshot(id("s")))).unwrap();
+    let fields = |path: &Path| ["consistency", "pauseMs", "paused"].map(|key| read_record(path)[key].clone());
+    let none = [Value::Null, Value::Null, Value::Null];
+    let of = |consistency: &str| [json!(consistency), json!(0), Value::Null];
+    assert_eq!(fields(&snapshot_record(dir.path(), "s")), of("crash"));
+    let expected = [("a", none.clone()), ("b", of("crash")), ("c", of("none")), ("d", none)];
+    for (volume, expected) in expected {
+        assert_eq!(fields(&volume_record(dir.path(), volume)), expected, "{volume}");
+    }
+    // A retry gets the copy as it was made.
+    let retry = CreateSnapshot { consistency: unpaused, ..snapshot_request("s", &source) };
+    assert_eq!(engine.create_snapshot(&retry).unwrap().copied.consistency, Consistency::Crash);
+}
+
+#[test]
+fn copies_of_earlier_versions_are_not_consistent() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let source = engine.create(&request("a", MIB)).unwrap().id;
+    engine.create_snapshot(&snapshot_request("s", &source)).unwrap();
+    engine.create(&clone_request("b", &source)).unwrap();
+    for path in [snapshot_record(dir.path(), "s"), volume_record(dir.path(), "b")] {
+        edit_record(&path, |record| {
+            record.as_object_mut().unwrap().retain(|key, _| !["consistency", "pauseMs"].contains(&&key[..]));
+        });
+    }
+    let snapshot = engine.get_snapshot(&id("s")).unwrap();
+    assert_eq!(snapshot.copied, CopyRecord::unpaused(Consistency::None));
+    assert_eq!(engine.get(&id("b")).unwrap().copied, None);
+    let change = PolicyChange { on_delete: Some(OnDelete::Retain), ..PolicyChange::default() };
+    engine.modify(&id("b"), change).unwrap();
+    assert_eq!(read_record(&volume_record(dir.path(), "b"))["consistency"], Value::Null);
 }
 
 #[test]

@@ -81,7 +81,12 @@ pub(crate) fn clone_request(name: &str, source: &VolumeId) -> CreateVolume {
 
 /// A request for a snapshot of a volume.
 pub(crate) fn snapshot_request(name: &str, volume: &VolumeId) -> CreateSnapshot {
-    CreateSnapshot { name: name.into(), source_volume: volume.clone(), labels: Default::default() }
+    CreateSnapshot {
+        name: name.into(),
+        source_volume: volume.clone(),
+        consistency: Default::default(),
+        labels: Default::default(),
+    }
 }
 
 /// The id that an object of this requested name has in the pool `p`.
