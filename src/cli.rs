@@ -14,7 +14,7 @@ use crate::config::flags::{Check, Cli, Command, Inspect, Ls, Output, Pools, Prob
 use crate::engine::Engine;
 use crate::error::{Context, Error, Kind, Result};
 use crate::volume::Timestamp;
-use crate::{check, command, config, run, socket, telemetry};
+use crate::{check, command, config, pause, run, socket, telemetry};
 
 /// Parses and runs the command line. Exit codes: 0 success, 1 failure, 2 invalid usage; for commands on volumes also
 /// 3 not found, 4 in use.
@@ -29,6 +29,7 @@ pub fn main() -> ExitCode {
         Command::Rm(flags) => rm(&flags),
         #[cfg(feature = "kube")]
         Command::ReleaseNode(flags) => release_node(flags),
+        Command::FreezeHelper => pause::serve_helper().map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,

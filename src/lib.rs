@@ -12,6 +12,7 @@
 //! | engine | [`engine`] | every rule about volumes; synchronous; independent of any protocol |
 //! | pool | [`pool`] | a self-describing directory: marker, records, trash, index, capacity |
 //! | backend | [`backend`] | what a pool's filesystem can do for its volumes |
+//! | writers | [`pause`] | pauses the containers that write to volumes |
 //! | files and mounts | [`fs`], [`mount`] | walk, copy and remove trees; attach and detach mounts; users of a mount |
 //! | kernel | [`sys`] | system calls that rustix lacks; the only `unsafe` code |
 //! | vocabulary | [`volume`], [`error`] | types without I/O, which every module may use |
@@ -45,6 +46,7 @@ pub mod http;
 pub mod kube;
 pub mod metrics;
 pub mod mount;
+pub mod pause;
 pub mod pool;
 pub mod quantity;
 pub mod run;

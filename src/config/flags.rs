@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::error::{Error, Kind, Result};
+use crate::pause::HELPER_COMMAND;
 use crate::volume::{PoolName, shorten};
 
 /// Named, sized volumes kept as plain directories, for Kubernetes and other orchestrators.
@@ -37,6 +38,9 @@ pub enum Command {
     /// Release the claims of a permanently lost Kubernetes node, so that their owners create new ones on other nodes
     #[cfg(feature = "kube")]
     ReleaseNode(ReleaseNode),
+    /// Freeze and thaw cgroups for another process of orlop, which starts this and sends what to do
+    #[command(name = HELPER_COMMAND, hide = true)]
+    FreezeHelper,
 }
 
 /// Flags of `orlop serve`.

@@ -18,7 +18,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-pub use self::user::User;
+pub use self::user::{User, container_of_cgroup, pod_of_cgroup};
 
 use self::namespaces::DeviceCache;
 use self::scan::Scan;

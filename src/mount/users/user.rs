@@ -71,8 +71,10 @@ fn pod_of_target(target: &[u8]) -> Option<String> {
     Some(uid.to_owned())
 }
 
-/// Finds the pod's UID in `…/pod<uid>/…` or, with the systemd driver, `…-pod<uid with underscores>.slice/…`.
-fn pod_of_cgroup(cgroup: &str) -> Option<String> {
+/// Finds the pod's UID in the text of a `cgroup` file: `…/pod<uid>/…` or, with the systemd driver,
+/// `…-pod<uid with underscores>.slice/…`.
+#[must_use]
+pub fn pod_of_cgroup(cgroup: &str) -> Option<String> {
     let is_uid = |text: &&str| {
         let mut bytes = text.bytes().enumerate();
         bytes.all(|(at, byte)| match at {
@@ -84,8 +86,9 @@ fn pod_of_cgroup(cgroup: &str) -> Option<String> {
     Some(uid.replace('_', "-"))
 }
 
-/// Returns the last run of exactly 64 hexadecimal digits.
-fn container_of_cgroup(cgroup: &str) -> Option<String> {
+/// Finds the id of the container in the text of a `cgroup` file: the last run of exactly 64 hexadecimal digits.
+#[must_use]
+pub fn container_of_cgroup(cgroup: &str) -> Option<String> {
     let mut words = cgroup.rsplit(|char: char| !char.is_ascii_hexdigit());
     words.find(|word| word.len() == 64).map(str::to_owned)
 }

@@ -1,0 +1,267 @@
+//! One look at all processes: which consume a volume, in which cgroups they are, and whether others can write.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::cgroups::Hierarchies;
+use super::mounts::Mounts;
+use super::plan::Plan;
+use super::process::{Process, each_number};
+use super::writers::Writers;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::mount::location::{ContainingMount, FsLocation, MountedDir};
+use crate::mount::mountinfo::Device;
+
+/// Looks that may run at once. More mean that a process cannot be read.
+const MAX_RUNNING: usize = 8;
+
+/// Where volumes are.
+#[derive(Debug)]
+pub(super) struct Volumes {
+    locations: Vec<FsLocation>,
+    st_devs: Vec<Device>,
+}
+
+impl Volumes {
+    /// Locates these directories.
+    pub(super) fn of(dirs: &[BorrowedFd<'_>]) -> Result<Self> {
+        let mut volumes = Self { locations: Vec::new(), st_devs: Vec::new() };
+        for dir in dirs {
+            let dir = MountedDir::of(*dir)?;
+            let containing = ContainingMount::find(dir.mount)?.ok_or_else(|| {
+                Error::new(Kind::Unavailable, "the mount of the pool is no longer attached: restart orlop")
+            })?;
+            volumes.locations.push(dir.location(Some(&containing))?);
+            volumes.st_devs.push(dir.device);
+        }
+        Ok(volumes)
+    }
+}
+
+/// Looks at the processes of a `/proc`, each time in a thread of its own. A process can block its reader: the memory map
+/// is locked while a page comes from a FUSE server.
+#[derive(Debug, Clone)]
+pub(super) struct Looker {
+    /// The directory.
+    pub(super) proc: PathBuf,
+    /// The process that was read last. Each running look holds a reference.
+    current: Arc<AtomicI32>,
+}
+
+impl Looker {
+    /// Creates a looker.
+    pub(super) fn new(proc: PathBuf) -> Self {
+        Self { proc, current: Arc::default() }
+    }
+
+    /// Reports whether a process consumes one of the volumes.
+    pub(super) fn is_consumed(&self, volumes: &Arc<Volumes>, limit: Duration) -> Result<bool> {
+        let volumes = Arc::clone(volumes);
+        self.in_time(limit, move |proc, progress| {
+            let look = Look::take(proc, &volumes, progress)?;
+            Ok(look.consumers(&volumes).next().is_some())
+        })
+    }
+
+    /// Plans what to freeze so that nothing writes to the volumes. `None`: nothing consumes them.
+    pub(super) fn plan(&self, volumes: &Arc<Volumes>, limit: Duration) -> Result<Option<Plan>> {
+        let volumes = Arc::clone(volumes);
+        self.in_time(limit, move |proc, progress| {
+            let hierarchies = Hierarchies::of_host(proc)?;
+            let look = Look::take(proc, &volumes, progress)?;
+            let consumers: Vec<&Seen> = look.consumers(&volumes).collect();
+            let plan = Plan::make(&look, &hierarchies, &consumers)?;
+            look.refuse_writers(&volumes, &plan, progress)?;
+            Ok((!consumers.is_empty()).then_some(plan))
+        })
+    }
+
+    fn in_time<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        look: impl FnOnce(&Path, &Progress) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let late = |current: &AtomicI32| {
+            let pid = current.load(Ordering::Relaxed);
+            Error::new(Kind::Busy, format!("reading the processes took too long, the last one {pid}: retry"))
+        };
+        if Arc::strong_count(&self.current) > MAX_RUNNING {
+            return Err(late(&self.current));
+        }
+        let (sender, result) = mpsc::channel();
+        let progress = Progress { current: Arc::clone(&self.current), deadline: Instant::now() + limit };
+        let proc = self.proc.clone();
+        let run = move || drop(sender.send(look(&proc, &progress)));
+        std::thread::Builder::new().name("look".to_owned()).spawn(run).context(|| "start a thread")?;
+        result.recv_timeout(limit).unwrap_or_else(|_| Err(late(&self.current)))
+    }
+}
+
+/// How far a look is.
+#[derive(Debug)]
+struct Progress {
+    current: Arc<AtomicI32>,
+    deadline: Instant,
+}
+
+impl Progress {
+    fn at(&self, pid: i32) -> Result<()> {
+        self.current.store(pid, Ordering::Relaxed);
+        if Instant::now() < self.deadline {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Busy, "there are too many processes and open files to read in time: retry"))
+    }
+}
+
+/// A process that a look has seen.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// Its id.
+    pub(super) pid: i32,
+    /// The text of its `cgroup`.
+    pub(super) cgroup: String,
+    namespace: Vec<u8>,
+}
+
+/// All processes at some moment.
+#[derive(Debug)]
+pub(super) struct Look {
+    proc: OwnedFd,
+    own_pid: Option<i32>,
+    /// The mount namespaces of process 1, of orlop, and of the thread.
+    host: BTreeSet<Vec<u8>>,
+    processes: Vec<Seen>,
+    mounts: Mounts,
+}
+
+impl Look {
+    fn take(proc: &Path, volumes: &Volumes, progress: &Progress) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = || rustix::fs::openat(CWD, proc, flags, Mode::empty());
+        let listing = open().context(|| format!("open {}", proc.display()))?;
+        let dir = open().context(|| format!("open {}", proc.display()))?;
+        let link = |path: &str| rustix::fs::readlinkat(&dir, path, Vec::new()).map(std::ffi::CString::into_bytes);
+        let own_pid = link("self").ok().and_then(|pid| std::str::from_utf8(&pid).ok()?.parse().ok());
+        let host = ["1", "self", "thread-self"].map(|of| link(&format!("{of}/ns/mnt")));
+        let host = host.into_iter().collect::<Result<_, Errno>>().map_err(uninspectable)?;
+        let mut devices: Vec<Device> = volumes.locations.iter().map(|volume| volume.device).collect();
+        devices.dedup();
+        let mut look = Self { proc: dir, own_pid, host, processes: Vec::new(), mounts: Mounts::of(devices) };
+        look.read_host(progress)?;
+        each_number(listing.as_fd(), |pid| {
+            progress.at(pid).map_err(Failure::Other)?;
+            match look.visit(pid) {
+                Err(error) if has_ended(error) => Ok(()),
+                result => result.map_err(Failure::Errno),
+            }
+        })
+        .map_err(Failure::into_error)?;
+        Ok(look)
+    }
+
+    /// Reads the mounts of the thread, whose namespace may be of no process.
+    fn read_host(&mut self, progress: &Progress) -> Result<()> {
+        progress.at(self.own_pid.unwrap_or_default())?;
+        let thread = Process::of_thread(&self.proc).and_then(|thread| Ok((thread.mount_namespace()?, thread)));
+        let (namespace, thread) = thread.context(|| "open the directory of the thread in /proc")?;
+        self.mounts.read(&thread, &namespace).context(|| "read the mounts of the thread")
+    }
+
+    fn visit(&mut self, pid: i32) -> Result<(), Errno> {
+        let process = Process::open(&self.proc, pid)?;
+        let namespace = process.mount_namespace()?;
+        self.mounts.read(&process, &namespace)?;
+        self.processes.push(Seen { pid, cgroup: process.cgroup()?, namespace });
+        Ok(())
+    }
+
+    fn consumers<'a>(&'a self, volumes: &Volumes) -> impl Iterator<Item = &'a Seen> {
+        let namespaces = self.mounts.consuming(&volumes.locations, &self.host);
+        self.processes.iter().filter(move |process| namespaces.contains(&process.namespace[..]))
+    }
+
+    /// All processes.
+    pub(super) fn processes(&self) -> &[Seen] {
+        &self.processes
+    }
+
+    /// Opens a process, unless it has ended.
+    pub(super) fn open(&self, seen: &Seen) -> Option<Process> {
+        Process::open(&self.proc, seen.pid).ok()
+    }
+
+    /// Reports whether a process is this one, process 1, or in the mount namespace of one of them.
+    pub(super) fn is_of_host(&self, seen: &Seen) -> bool {
+        seen.pid == 1 || Some(seen.pid) == self.own_pid || self.host.contains(&seen.namespace)
+    }
+
+    /// Fails if a process outside of the cgroups of the plan can write to a volume.
+    fn refuse_writers(&self, volumes: &Volumes, plan: &Plan, progress: &Progress) -> Result<()> {
+        let (locations, st_devs) = (&volumes.locations[..], &volumes.st_devs[..]);
+        let writers = Writers { volumes: locations, st_devs, mounts: &self.mounts };
+        for seen in self.processes.iter().filter(|seen| Some(seen.pid) != self.own_pid) {
+            progress.at(seen.pid)?;
+            if plan.contains(&seen.cgroup) {
+                continue;
+            }
+            let Some(process) = self.open(seen) else { continue };
+            let Some(what) = writers.find(&process).map_err(uninspectable)? else { continue };
+            // The id may be of another process by now.
+            if process.cgroup().is_ok_and(|cgroup| !plan.contains(&cgroup)) {
+                let text = format!(
+                    "process {} ({}) {what} and is in no container that can be paused: stop it, or use \
+                     consistency: none",
+                    seen.pid,
+                    process.command()
+                );
+                return Err(Error::new(Kind::InUse, text));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A failure while the processes are listed.
+enum Failure {
+    Errno(Errno),
+    Other(Error),
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+impl Failure {
+    fn into_error(self) -> Error {
+        match self {
+            Self::Errno(errno) => uninspectable(errno),
+            Self::Other(error) => error,
+        }
+    }
+}
+
+fn uninspectable(errno: Errno) -> Error {
+    let cause = std::io::Error::from(errno);
+    match errno {
+        Errno::ACCESS | Errno::PERM => {
+            let text = "a process cannot be inspected: run orlop with CAP_SYS_PTRACE, or use consistency: none";
+            Error::caused(Kind::Unsupported, text, cause)
+        }
+        _ => Error::caused(Kind::Internal, "read the processes", cause),
+    }
+}
+
+/// Reports whether a call failed because the process has ended.
+fn has_ended(errno: Errno) -> bool {
+    matches!(errno, Errno::NOENT | Errno::SRCH | Errno::INVAL)
+}
