@@ -12,7 +12,8 @@ use rustix::fs::{Mode, mkdirat};
 
 use self::file_copy::FileCopy;
 use crate::error::{Context as _, Result};
-use crate::fs::copy::{Manifest, Progress};
+use crate::fs::copy::{Manifest, Progress, TreeCopier};
+pub use crate::fs::copy::{Pass, SourceState};
 use crate::fs::remove::{Removed, Slice, remove_tree};
 use crate::fs::{DiskUsage, open_directory, remove_acls};
 use crate::volume::{BackendState, DATA, Enforced, Limits};
@@ -85,36 +86,30 @@ pub struct CopySpec {
     pub max_bytes: Option<u64>,
 }
 
-/// A copy in three phases. The writers of the source need to be paused in the second phase only.
+/// A copy in passes. The writers of the source need to be paused during the last one only.
 ///
-/// The engine calls `live`, then `freeze_point`, then `finish`. Dropping a copy cancels it; the caller removes the draft.
+/// The engine calls `live` at least once, then `freeze_point` unless the copy need not be that of one moment, then `finish`.
+/// After a `freeze_point` that failed or was in vain, it may call `live` and `freeze_point` again. Dropping a copy cancels
+/// it; the caller removes the draft.
 pub trait TreeCopy {
-    /// Copies while the source is in use; reports how much has changed since and is still to be copied.
+    /// Copies everything while the source is in use. Later calls bring the copy up to date with what has changed since.
+    /// Reports what this call had to copy.
     ///
     /// # Errors
-    /// Same as [`crate::fs::copy::copy_tree`].
-    fn live(&mut self) -> Result<Remaining>;
+    /// Same as [`TreeCopier::live`].
+    fn live(&mut self) -> Result<Pass>;
 
-    /// Copies the remaining changes while the writers are paused, so that the copy shows one instant of the source.
+    /// Brings the copy up to date while no writer changes the source, so that the copy shows one instant of it.
     ///
     /// # Errors
-    /// Same as [`TreeCopy::live`].
-    fn freeze_point(&mut self) -> Result<()>;
+    /// Same as [`TreeCopier::freeze_point`].
+    fn freeze_point(&mut self, source: SourceState) -> Result<()>;
 
     /// Verifies the copy and writes it to stable storage.
     ///
     /// # Errors
     /// `Internal` when the copy is not complete; otherwise the error of the failed system call.
     fn finish(self: Box<Self>) -> Result<CopyStats>;
-}
-
-/// What a live copy has left to do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Remaining {
-    /// Files that changed since they were copied.
-    pub files: u64,
-    /// Total size of these files in bytes.
-    pub bytes: u64,
 }
 
 /// Result of a finished copy.
@@ -169,7 +164,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ) -> Result<Box<dyn TreeCopy + 'a>> {
         let enforced = self.create(draft, &spec.state, spec.limits)?;
         let to = open_directory(draft, DATA).context(|| "open the new data directory")?;
-        Ok(Box::new(FileCopy::new(from, to, enforced, spec.max_bytes, progress)))
+        let copier = TreeCopier::new(from, to.as_fd(), draft, spec.max_bytes, progress)?;
+        Ok(Box::new(FileCopy { copier, enforced }))
     }
 
     /// Changes the limits of an object; returns the enforced limits as reported by the kernel.

@@ -4,3 +4,4 @@ pub mod file_flags;
 pub mod mount_setattr;
 pub mod namespace;
 pub mod probe;
+pub mod write_back;

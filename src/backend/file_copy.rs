@@ -1,46 +1,26 @@
 //! The copy that works on every filesystem: file by file.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-
-use super::{CopyStats, Remaining, TreeCopy};
+use super::{CopyStats, Pass, SourceState, TreeCopy};
 use crate::error::Result;
-use crate::fs::copy::{Manifest, Progress, copy_files, finish};
+use crate::fs::copy::TreeCopier;
 use crate::volume::Enforced;
 
-/// Copies each file once. The copy of a source that is being written to is not consistent to one point in time.
+/// Copies each file, and again what has changed since.
 pub(super) struct FileCopy<'a> {
-    from: BorrowedFd<'a>,
-    to: OwnedFd,
-    enforced: Enforced,
-    max_bytes: Option<u64>,
-    progress: &'a Progress,
-    copied: Manifest,
-}
-
-impl<'a> FileCopy<'a> {
-    pub(super) fn new(
-        from: BorrowedFd<'a>,
-        to: OwnedFd,
-        enforced: Enforced,
-        max_bytes: Option<u64>,
-        progress: &'a Progress,
-    ) -> Self {
-        Self { from, to, enforced, max_bytes, progress, copied: Manifest::default() }
-    }
+    pub(super) copier: TreeCopier<'a>,
+    pub(super) enforced: Enforced,
 }
 
 impl TreeCopy for FileCopy<'_> {
-    fn live(&mut self) -> Result<Remaining> {
-        self.copied = copy_files(self.from, self.to.as_fd(), self.max_bytes, self.progress)?;
-        Ok(Remaining::default())
+    fn live(&mut self) -> Result<Pass> {
+        self.copier.live()
     }
 
-    fn freeze_point(&mut self) -> Result<()> {
-        Ok(())
+    fn freeze_point(&mut self, source: SourceState) -> Result<()> {
+        self.copier.freeze_point(source).map(drop)
     }
 
     fn finish(self: Box<Self>) -> Result<CopyStats> {
-        finish(self.to.as_fd(), &self.copied, self.progress)?;
-        Ok(CopyStats { copied: self.copied, enforced: self.enforced })
+        Ok(CopyStats { copied: self.copier.finish()?, enforced: self.enforced })
     }
 }

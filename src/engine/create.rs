@@ -216,7 +216,6 @@ pub(super) fn copy(
 ) -> Result<CopyStats> {
     let mut copy = pool.backend.begin_copy(from, draft.dir(), spec, &job.progress)?;
     copy.live()?;
-    copy.freeze_point()?;
     copy.finish()
 }
 

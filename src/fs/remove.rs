@@ -59,12 +59,18 @@ pub struct Removed {
 /// `InUse` when there is a mount point inside, or the filesystem is using a file; `Busy` when another process keeps
 /// moving or creating files inside; `Internal` for any other failed call. What was removed stays removed.
 pub fn remove_tree(parent: BorrowedFd<'_>, name: &str, slice: Slice<'_>) -> Result<Removed> {
-    let what = || format!("remove {name}");
     if name.is_empty() || name == "." || name == ".." || name.contains('/') {
         return Err(Error::new(Kind::Invalid, format!("{name:?} is not the name of an entry")));
     }
     let top =
         CString::new(name).map_err(|_| Error::new(Kind::Invalid, format!("{name:?} contains a NUL")))?;
+    remove_entry(parent, top, slice)
+}
+
+/// Like [`remove_tree`], for a name that was read from a directory.
+pub(super) fn remove_entry(parent: BorrowedFd<'_>, name: CString, slice: Slice<'_>) -> Result<Removed> {
+    let shown = name.to_string_lossy().into_owned();
+    let what = || format!("remove {shown}");
     let mut remover = Remover {
         reopen: Reopen::new()?,
         slice,
@@ -74,7 +80,7 @@ pub fn remove_tree(parent: BorrowedFd<'_>, name: &str, slice: Slice<'_>) -> Resu
         directory_was_read: false,
         retries: 0,
     };
-    let top = Entry { name: top, kind: FileType::Unknown };
+    let top = Entry { name, kind: FileType::Unknown };
     loop {
         match remover.remove_entry(parent, &top).context(what)? {
             Unlinked::Done => return Ok(Removed { complete: true, ..remover.removed }),

@@ -6,12 +6,14 @@
 //! counted; `cp -a` skips it, too. `system.` attributes other than ACLs, and two of XFS, are not copied: the
 //! filesystem derives them from other data.
 
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::fs::{
     AtFlags, Gid, Mode, Statx, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
-    fgetxattr, flistxattr, fremovexattr, fsetxattr, futimens, getxattr, listxattr, setxattr, utimensat,
+    fgetxattr, flistxattr, fremovexattr, fsetxattr, futimens, getxattr, listxattr, removexattr, setxattr,
+    utimensat,
 };
 use rustix::io::{Errno, Result as ErrnoResult};
 
@@ -60,6 +62,13 @@ impl<'a> Handle<'a> {
         }
     }
 
+    fn remove(&self, name: &CStr) -> ErrnoResult<()> {
+        match self {
+            Self::Open(fd) => fremovexattr(fd, name),
+            Self::ProcPath(path) => removexattr(path, name),
+        }
+    }
+
     fn set(&self, name: &CStr, value: &[u8]) -> ErrnoResult<()> {
         match self {
             Self::Open(fd) => fsetxattr(fd, name, value, XattrFlags::empty()),
@@ -68,17 +77,21 @@ impl<'a> Handle<'a> {
     }
 }
 
-/// Copies attributes, and counts those that were not copied: the destination cannot store them, or the kernel does not list
-/// them.
+/// Copies attributes. Its methods return how many were not copied: the destination cannot store them, or the kernel does not
+/// list them.
 pub(super) struct Attributes {
-    pub(super) skipped_xattrs: u64,
+    /// Whether a copy may have attributes that its source lacks: it is brought up to date, or has inherited an ACL.
+    pub(super) removes_others: bool,
+    skipped: u32,
     names: Vec<u8>,
     value: Vec<u8>,
+    others: Vec<u8>,
 }
 
 impl Attributes {
     pub(super) fn new() -> Self {
-        Self { skipped_xattrs: 0, names: vec![0; XATTR_MAX], value: vec![0; XATTR_MAX] }
+        let buffer = || vec![0; XATTR_MAX];
+        Self { removes_others: false, skipped: 0, names: buffer(), value: buffer(), others: Vec::new() }
     }
 
     /// Copies the attributes of an open file or directory to another one.
@@ -87,28 +100,30 @@ impl Attributes {
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
         stat: &Statx,
-    ) -> Result<()> {
+    ) -> Result<u32> {
         let now = fstat(to).context(|| "stat the new file")?;
-        if (now.stx_uid, now.stx_gid) != (stat.stx_uid, stat.stx_gid) {
+        let is_other_owner = (now.stx_uid, now.stx_gid) != (stat.stx_uid, stat.stx_gid);
+        if is_other_owner {
             let (uid, gid) = owner(stat);
             fchown(to, uid, gid).context(|| "set the owner")?;
         }
-        if (now.stx_mode ^ stat.stx_mode) & 0o7777 != 0 {
+        if is_other_owner || (now.stx_mode ^ stat.stx_mode) & 0o7777 != 0 {
             fchmod(to, mode(stat)).context(|| "set the mode")?;
         }
         let length = self.list_xattrs(&Handle::Open(from))?;
         self.copy_xattrs(length, &Handle::Open(from), &Handle::Open(to))?;
-        futimens(to, &times(stat)).context(|| "set the times")
+        futimens(to, &times(stat)).context(|| "set the times")?;
+        Ok(self.skipped)
     }
 
-    /// Copies the attributes of a path-only descriptor to a new file that cannot be opened, by its name.
+    /// Copies the attributes of a path-only descriptor to a file that cannot be opened, by its name.
     pub(super) fn copy_to_name(
         &mut self,
         from: BorrowedFd<'_>,
         at: BorrowedFd<'_>,
         name: &CStr,
         stat: &Statx,
-    ) -> Result<()> {
+    ) -> Result<u32> {
         let (uid, gid) = owner(stat);
         chownat(at, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).context(|| "set the owner")?;
         if !kind_of(stat).is_symlink() {
@@ -116,20 +131,52 @@ impl Attributes {
         }
         let source = Handle::path_only(from);
         let length = self.list_xattrs(&source)?;
-        if length > 0 {
+        if length > 0 || self.removes_others {
             let copy = open_path(at, name).context(|| "open the new file")?;
             self.copy_xattrs(length, &source, &Handle::path_only(copy.as_fd()))?;
         }
-        utimensat(at, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW).context(|| "set the times")
+        set_times(at, name, stat)?;
+        Ok(self.skipped)
+    }
+
+    /// Makes the extended attributes of a copy those in the first `length` bytes of `names`.
+    fn copy_xattrs(&mut self, length: usize, from: &Handle<'_>, to: &Handle<'_>) -> Result<()> {
+        if self.removes_others {
+            self.remove_others(length, to)?;
+        }
+        self.set_xattrs(length, from, to)
+    }
+
+    /// Removes the attributes of the copy that are not in the first `length` bytes of `names`. One that the filesystem does
+    /// not let go, such as a label of the host, remains.
+    fn remove_others(&mut self, length: usize, to: &Handle<'_>) -> Result<()> {
+        self.others.resize(XATTR_MAX, 0);
+        let others = match to.list(&mut self.others) {
+            Err(Errno::OPNOTSUPP) => 0,
+            others => others.context(|| "list the extended attributes of the copy")?,
+        };
+        let kept: HashSet<&CStr> = names_in(&self.names[..length]).collect();
+        for name in names_in(&self.others[..others]) {
+            if is_derived(name) || kept.contains(name) {
+                continue;
+            }
+            match to.remove(name) {
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(error) if name.to_bytes().starts_with(b"security.") && is_refused(error) => {}
+                removed => removed.context(|| format!("remove attribute {}", name.to_string_lossy()))?,
+            }
+        }
+        Ok(())
     }
 
     /// Lists the attributes into `names` and returns the length of the list.
     fn list_xattrs(&mut self, from: &Handle<'_>) -> Result<usize> {
+        self.skipped = 0;
         match from.list(&mut self.names) {
             Err(Errno::OPNOTSUPP) => Ok(0),
             // The kernel lists at most 64 KiB of names, so the rest is unknown. These names matter for access.
             Err(Errno::TOOBIG) => {
-                self.skipped_xattrs += 1;
+                self.skipped += 1;
                 Ok(self.list_access_xattrs())
             }
             length => length.context(|| "list the extended attributes"),
@@ -145,11 +192,9 @@ impl Attributes {
     }
 
     /// Copies the attributes in the first `length` bytes of `names`.
-    fn copy_xattrs(&mut self, length: usize, from: &Handle<'_>, to: &Handle<'_>) -> Result<()> {
-        let Self { skipped_xattrs, names, value } = self;
-        let mut rest = &names[..length];
-        while let Ok(name) = CStr::from_bytes_until_nul(rest) {
-            rest = &rest[name.count_bytes() + 1..];
+    fn set_xattrs(&mut self, length: usize, from: &Handle<'_>, to: &Handle<'_>) -> Result<()> {
+        let Self { skipped, names, value, .. } = self;
+        for name in names_in(&names[..length]) {
             if is_derived(name) {
                 continue;
             }
@@ -163,12 +208,21 @@ impl Attributes {
                 Err(error) if ACLS.contains(&name) && error == Errno::OPNOTSUPP => {
                     return Err(Error::new(Kind::Unsupported, "the destination cannot store its ACL"));
                 }
-                Err(error) if !ACLS.contains(&name) && cannot_store(name, error) => *skipped_xattrs += 1,
+                Err(error) if !ACLS.contains(&name) && cannot_store(name, error) => *skipped += 1,
                 result => result.context(|| format!("set attribute {}", shown()))?,
             }
         }
         Ok(())
     }
+}
+
+/// The names in a list of attributes, each of which ends with a NUL.
+fn names_in(list: &[u8]) -> impl Iterator<Item = &CStr> {
+    list.split_inclusive(|byte| *byte == 0).filter_map(|name| CStr::from_bytes_with_nul(name).ok())
+}
+
+fn is_refused(error: Errno) -> bool {
+    matches!(error, Errno::PERM | Errno::ACCESS)
 }
 
 /// Whether the filesystem derives this attribute from other data. XFS shows each ACL a second time as a `trusted.`
@@ -194,7 +248,12 @@ fn mode(stat: &Statx) -> Mode {
     Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o7777)
 }
 
-fn times(stat: &Statx) -> Timestamps {
+/// Sets the access and modification times of a name, which is not followed.
+pub(super) fn set_times(at: BorrowedFd<'_>, name: &CStr, stat: &Statx) -> Result<()> {
+    utimensat(at, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW).context(|| "set the times")
+}
+
+pub(super) fn times(stat: &Statx) -> Timestamps {
     let time = |at: rustix::fs::StatxTimestamp| Timespec { tv_sec: at.tv_sec, tv_nsec: at.tv_nsec.into() };
     Timestamps { last_access: time(stat.stx_atime), last_modification: time(stat.stx_mtime) }
 }

@@ -12,10 +12,10 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::fs::fstat;
 
 /// Bytes copied between two checks for cancellation.
-const STEP: usize = 64 << 20;
+pub(super) const STEP: usize = 64 << 20;
 /// Bytes of one read. A file up to this size is copied by one read and one write, the fastest way without shared
 /// blocks.
-const BUFFER: usize = 128 << 10;
+pub(super) const BUFFER: usize = 128 << 10;
 
 /// Copies data, and remembers which calls the two filesystems do not support.
 pub(super) struct Contents<'a> {
@@ -23,18 +23,49 @@ pub(super) struct Contents<'a> {
     can_clone: bool,
     /// Whether `copy_file_range` works.
     can_copy_range: bool,
-    buffer: Vec<u8>,
-    progress: &'a Progress,
+    pub(super) buffer: Vec<u8>,
+    /// What the copy has, compared with `buffer`.
+    pub(super) other: Vec<u8>,
+    pub(super) progress: &'a Progress,
     /// The most bytes of data that the copy may take.
     max_bytes: Option<u64>,
-    /// What it takes until now: holes take nothing.
+    /// What it takes until now, counted anew in each pass: holes take nothing.
     taken: u64,
+    /// Bytes that this pass has copied or compared.
+    pub(super) handled: u64,
 }
 
 impl<'a> Contents<'a> {
     pub(super) fn new(max_bytes: Option<u64>, progress: &'a Progress) -> Self {
-        let buffer = vec![0; BUFFER];
-        Self { can_clone: true, can_copy_range: true, buffer, progress, max_bytes, taken: 0 }
+        let (buffer, other) = (vec![0; BUFFER], vec![0; BUFFER]);
+        Self {
+            can_clone: true,
+            can_copy_range: true,
+            buffer,
+            other,
+            progress,
+            max_bytes,
+            taken: 0,
+            handled: 0,
+        }
+    }
+
+    pub(super) fn begin_pass(&mut self) {
+        (self.taken, self.handled) = (0, 0);
+    }
+
+    /// Makes an existing copy equal to its source. Otherwise as [`Contents::copy`].
+    pub(super) fn update(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Statx) -> Result<u64> {
+        if !self.can_clone && stat.stx_size > 0 {
+            return self.patch(from, to, stat.stx_size);
+        }
+        ftruncate(to, 0).context(|| "truncate the copy")?;
+        self.copy(from, to, stat)
+    }
+
+    /// Counts the data of a file of the copy that is left as it is.
+    pub(super) fn keep(&mut self, copy: &Statx) -> Result<()> {
+        self.take(data_bytes(copy))
     }
 
     /// Copies into a new file and returns the size of the copy. That is the size in `stat`, or less if the source was
@@ -47,7 +78,8 @@ impl<'a> Contents<'a> {
         if self.can_clone && self.clone_file(from, to)? {
             let clone = fstat(to).context(|| "stat the clone")?;
             self.progress.bytes.fetch_add(clone.stx_size, Ordering::Relaxed);
-            self.take(clone.stx_size.min(clone.stx_blocks.saturating_mul(512)))?;
+            self.handled += clone.stx_size;
+            self.take(data_bytes(&clone))?;
             return Ok(clone.stx_size);
         }
         let small = usize::try_from(size).is_ok_and(|size| size <= BUFFER);
@@ -59,11 +91,12 @@ impl<'a> Contents<'a> {
 
     fn add_progress(&mut self, bytes: u64) -> Result<()> {
         self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.handled += bytes;
         self.take(bytes)
     }
 
     /// Counts data that was copied: a tenant may write more, or make a file longer while it is copied.
-    fn take(&mut self, bytes: u64) -> Result<()> {
+    pub(super) fn take(&mut self, bytes: u64) -> Result<()> {
         self.taken = self.taken.saturating_add(bytes);
         match self.max_bytes {
             Some(max) if self.taken > max => {
@@ -90,16 +123,7 @@ impl<'a> Contents<'a> {
     fn copy_data_ranges(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<u64> {
         let mut at = 0;
         while at < size {
-            let start = match seek(from, SeekFrom::Data(at)) {
-                Err(Errno::NXIO) => break,
-                Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
-                start => start.context(|| "find data")?.min(size),
-            };
-            let end = match seek(from, SeekFrom::Hole(start)) {
-                Err(Errno::NXIO) => break,
-                Err(Errno::INVAL | Errno::OPNOTSUPP) => size,
-                end => end.context(|| "find a hole")?.min(size),
-            };
+            let Some(Range { start, end }) = data_range(from, at..size)? else { break };
             let reached = self.copy_range(from, to, start..end)?;
             if reached < end {
                 // The source ends here now, and the copy may end before, in a hole.
@@ -162,4 +186,25 @@ impl<'a> Contents<'a> {
 /// Whether the file has no hole. The number of blocks is not sufficient: it includes blocks of extended attributes.
 fn has_no_hole(from: BorrowedFd<'_>, size: u64) -> bool {
     seek(from, SeekFrom::Hole(0)).map_or(true, |hole| hole >= size)
+}
+
+/// The bytes that the data of a file take on the disk, without holes.
+fn data_bytes(stat: &Statx) -> u64 {
+    stat.stx_size.min(stat.stx_blocks.saturating_mul(512))
+}
+
+/// The first range with data within another; `None` if there is none. The whole range if the filesystem does not report
+/// holes.
+pub(super) fn data_range(file: BorrowedFd<'_>, within: Range<u64>) -> Result<Option<Range<u64>>> {
+    let start = match seek(file, SeekFrom::Data(within.start)) {
+        Err(Errno::NXIO) => return Ok(None),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => within.start,
+        start => start.context(|| "find data")?.min(within.end),
+    };
+    let end = match seek(file, SeekFrom::Hole(start)) {
+        Err(Errno::NXIO) => return Ok(None),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => within.end,
+        end => end.context(|| "find a hole")?.min(within.end),
+    };
+    Ok(Some(start..end))
 }

@@ -2,12 +2,12 @@
 //! name is linked from there. Thus memory does not grow with the number of such files.
 //!
 //! The temporary directory is inside the destination, so that it is on the same mount, subvolume and project. Its
-//! name cannot be guessed. It is removed before the top directory gets its attributes.
+//! name cannot be guessed. It remains until the copy is finished, since files may become linked between two passes.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, Statx, linkat, mkdirat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Mode, Statx, StatxFlags, linkat, mkdirat, renameat, statx, unlinkat};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -35,14 +35,19 @@ pub(super) fn inode_key(stat: &Statx) -> String {
 }
 
 /// The temporary directory, created when it is first needed.
-pub(super) struct Links<'a> {
-    top: BorrowedFd<'a>,
+pub(super) struct Links {
+    top: OwnedFd,
     dir: Option<(CString, OwnedFd)>,
 }
 
-impl<'a> Links<'a> {
-    pub(super) fn new(top: BorrowedFd<'a>) -> Self {
+impl Links {
+    pub(super) fn new(top: OwnedFd) -> Self {
         Self { top, dir: None }
+    }
+
+    /// Whether this name of the top directory is that of the temporary directory.
+    pub(super) fn is_dir(&self, name: &CStr) -> bool {
+        self.dir.as_ref().is_some_and(|(dir, _)| dir.as_c_str() == name)
     }
 
     /// Creates `name` as a hard link to the copy that was added with this key.
@@ -66,11 +71,38 @@ impl<'a> Links<'a> {
     pub(super) fn add(&mut self, key: &str, at: BorrowedFd<'_>, name: &CStr) -> Result<()> {
         let dir = match &self.dir {
             Some((_, dir)) => dir.as_fd(),
-            None => self.dir.insert(create_dir(self.top)?).1.as_fd(),
+            None => self.dir.insert(create_dir(self.top.as_fd())?).1.as_fd(),
         };
         match linkat(at, name, dir, key, AtFlags::empty()) {
             Ok(()) | Err(Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => Ok(()),
             Err(error) => Err(error).context(|| "create the temporary hard link"),
+        }
+    }
+
+    /// Makes an existing name, whose inode has this number, a hard link to the copy that was added with this key; adds the
+    /// name if there is none. Reports whether the name was replaced.
+    pub(super) fn unite(&mut self, key: &str, at: BorrowedFd<'_>, name: &CStr, inode: u64) -> Result<bool> {
+        let added = match &self.dir {
+            Some((_, dir)) => statx(dir, key, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO),
+            None => Err(Errno::NOENT),
+        };
+        match added {
+            Err(Errno::NOENT) => self.add(key, at, name).map(|()| false),
+            Ok(added) if added.stx_ino == inode => Ok(false),
+            Ok(_) => {
+                unlinkat(at, name, AtFlags::empty()).context(|| "replace by a hard link")?;
+                self.link(key, at, name).map(|_| true)
+            }
+            Err(error) => Err(error).context(|| "stat the temporary hard link"),
+        }
+    }
+
+    /// Removes what was added with this key, if anything.
+    pub(super) fn forget(&self, key: &str) -> Result<()> {
+        let Some((_, dir)) = &self.dir else { return Ok(()) };
+        match unlinkat(dir, key, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).context(|| "remove the temporary hard link"),
         }
     }
 
@@ -79,7 +111,7 @@ impl<'a> Links<'a> {
         let Some((name, dir)) = self.dir.take() else { return Ok(()) };
         // A few filesystems skip entries when others are removed while the directory is read: read it again.
         for _ in 0..16 {
-            match unlinkat(self.top, &name, AtFlags::REMOVEDIR) {
+            match unlinkat(&self.top, &name, AtFlags::REMOVEDIR) {
                 Err(Errno::NOTEMPTY | Errno::EXIST) => remove_entries(dir.as_fd())?,
                 result => return result.context(|| "remove the directory of hard links"),
             }

@@ -24,12 +24,25 @@ impl Room {
         Ok(Self { budget: Budget::of_filesystem(to)?, unchecked: 0 })
     }
 
-    /// Counts a new entry, one of this number of links.
+    /// Starts to count the entries of the source anew.
+    pub(super) fn begin_pass(&mut self, to: BorrowedFd<'_>) -> Result<()> {
+        self.budget = Budget::of_filesystem(to)?;
+        Ok(())
+    }
+
+    /// Counts an entry of the source, one of this number of links.
     ///
     /// # Errors
-    /// `NoSpace` when few inodes are left; `Busy` as [`Budget::take`].
-    pub(super) fn take(&mut self, to: BorrowedFd<'_>, links: u64) -> Result<()> {
-        self.budget.take(links)?;
+    /// `Busy` as [`Budget::take`].
+    pub(super) fn visit(&mut self, links: u64) -> Result<()> {
+        self.budget.take(links)
+    }
+
+    /// Counts an entry that was created.
+    ///
+    /// # Errors
+    /// `NoSpace` when few inodes are left.
+    pub(super) fn take(&mut self, to: BorrowedFd<'_>) -> Result<()> {
         if let Some(left) = self.unchecked.checked_sub(1) {
             self.unchecked = left;
             return Ok(());

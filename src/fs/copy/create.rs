@@ -1,0 +1,180 @@
+//! Copies files that the copy does not have yet.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::fs::{FileType, Mode, OFlags, mknodat, openat, readlinkat, symlinkat};
+use rustix::io::Errno;
+
+use super::catalogue::Record;
+use super::links::{LinkResult, inode_key};
+use super::{Seen, SourceState, TreeCopier, kind_of};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::{fstat, fstatat};
+use crate::sys::write_back::write_back;
+
+/// How long a copy waits for leases that processes hold on its files. A file server gives one up in milliseconds.
+const LEASE_WAIT: Duration = Duration::from_secs(5);
+const LEASE_POLL: Duration = Duration::from_millis(5);
+
+impl TreeCopier<'_> {
+    /// Copies a file of any type except a directory whose name the copy does not have. Returns its size, or `None` if the
+    /// name exists now: a directory that changes while it is read may return a name twice.
+    pub(super) fn create_file(&mut self, seen: &Seen, name: &CStr) -> Result<Option<u64>> {
+        let key = (seen.stat.stx_nlink > 1).then(|| inode_key(&seen.stat));
+        if let Some(key) = &key {
+            match self.links.link(key, self.to.dir(), name)? {
+                LinkResult::Linked if self.pass.is_first() => {
+                    self.count_created()?;
+                    return self.size_of_link(seen, name).map(Some);
+                }
+                LinkResult::Linked if self.is_same_kind(seen, name)? => {
+                    self.count_created()?;
+                    return self.update_file(seen, name);
+                }
+                LinkResult::Linked => {
+                    self.remove(name)?;
+                    self.links.forget(key)?;
+                }
+                LinkResult::NameExists => return Ok(None),
+                LinkResult::NotCopied => {}
+            }
+        }
+        let created = self.create_inode(seen, name)?;
+        if created.is_some() {
+            self.count_created()?;
+            if let Some(key) = &key {
+                self.links.add(key, self.to.dir(), name)?;
+            }
+        }
+        Ok(created)
+    }
+
+    fn size_of_link(&self, seen: &Seen, name: &CStr) -> Result<u64> {
+        if !kind_of(&seen.stat).is_file() {
+            return Ok(0);
+        }
+        Ok(fstatat(self.to.dir(), name).context(|| "stat the new hard link")?.stx_size)
+    }
+
+    fn create_inode(&mut self, seen: &Seen, name: &CStr) -> Result<Option<u64>> {
+        match kind_of(&seen.stat) {
+            FileType::RegularFile => self.create_regular(seen, name),
+            FileType::Symlink => {
+                let target = readlinkat(&seen.file, c"", Vec::new()).context(|| "read the symlink")?;
+                let created = symlinkat(target, self.to.dir(), name);
+                self.finish_special(created, "create the symlink", seen, name)
+            }
+            kind
+            @ (FileType::Fifo | FileType::Socket | FileType::CharacterDevice | FileType::BlockDevice) => {
+                let device = rustix::fs::makedev(seen.stat.stx_rdev_major, seen.stat.stx_rdev_minor);
+                let mode = Mode::from_raw_mode(u32::from(seen.stat.stx_mode) & 0o777);
+                let created = mknodat(self.to.dir(), name, kind, mode, device);
+                self.finish_special(created, "create the node", seen, name)
+            }
+            FileType::Directory | FileType::Unknown => {
+                Err(Error::new(Kind::Unsupported, "this type of file cannot be copied"))
+            }
+        }
+    }
+
+    fn create_regular(&mut self, seen: &Seen, name: &CStr) -> Result<Option<u64>> {
+        let source = self.open_source(seen)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(u32::from(seen.stat.stx_mode) & 0o777);
+        let copy = match openat(self.to.dir(), name, flags, mode) {
+            Err(Errno::EXIST) => return Ok(None),
+            copy => copy.context(|| "create")?,
+        };
+        let is_reliable = self.write_back(source.as_fd());
+        let size = self.contents.copy(source.as_fd(), copy.as_fd(), &seen.stat)?;
+        self.finish_regular(seen, source.as_fd(), copy.as_fd(), is_reliable)?;
+        Ok(Some(size))
+    }
+
+    /// Copies the attributes of a regular file whose data is copied, and remembers what was seen of it.
+    pub(super) fn finish_regular(
+        &mut self,
+        seen: &Seen,
+        source: BorrowedFd<'_>,
+        copy: BorrowedFd<'_>,
+        is_reliable: bool,
+    ) -> Result<()> {
+        self.pass.files += 1;
+        let skipped_xattrs = self.attributes.copy_to_open(source, copy, &seen.stat)?;
+        self.pass.manifest.skipped_xattrs += u64::from(skipped_xattrs);
+        if self.catalogue.is_none() {
+            return Ok(());
+        }
+        let inode = fstat(copy).context(|| "stat the copy")?.stx_ino;
+        let record = Record::new(&seen.stat, seen.at, self.pass.number);
+        self.catalogue.put(inode, &Record { is_reliable, skipped_xattrs, ..record })
+    }
+
+    fn finish_special(
+        &mut self,
+        created: rustix::io::Result<()>,
+        what: &'static str,
+        seen: &Seen,
+        name: &CStr,
+    ) -> Result<Option<u64>> {
+        if !is_created(created, what)? {
+            return Ok(None);
+        }
+        self.update_special(seen, name)?;
+        Ok(Some(0))
+    }
+
+    /// Copies the attributes of a file that cannot be opened, and remembers what was seen of it.
+    pub(super) fn update_special(&mut self, seen: &Seen, name: &CStr) -> Result<()> {
+        let skipped_xattrs =
+            self.attributes.copy_to_name(seen.file.as_fd(), self.to.dir(), name, &seen.stat)?;
+        self.pass.manifest.skipped_xattrs += u64::from(skipped_xattrs);
+        if self.catalogue.is_none() {
+            return Ok(());
+        }
+        let inode = fstatat(self.to.dir(), name).context(|| "stat the copy")?.stx_ino;
+        let record = Record::new(&seen.stat, seen.at, self.pass.number);
+        self.catalogue.put(inode, &Record { skipped_xattrs, ..record })
+    }
+
+    /// Writes what was changed through mappings to the disk, so that the next such change moves the times of the file. This
+    /// comes after the file was looked at and before it is read. Reports whether later changes will move the times. While the
+    /// writers are paused there is no time for it, and later changes are found by comparing.
+    pub(super) fn write_back(&self, source: BorrowedFd<'_>) -> bool {
+        !self.catalogue.is_none()
+            && self.pass.state != Some(SourceState::Paused)
+            && write_back(source).is_ok()
+    }
+
+    /// Opens a regular file for reading. Waits for leases on the files of the source, for all of them together at most
+    /// [`LEASE_WAIT`]: a tenant must not keep the copy from its end. A process that is paused gives none up.
+    #[expect(clippy::disallowed_methods, reason = "the kernel does not report the end of a lease")]
+    pub(super) fn open_source(&mut self, seen: &Seen) -> Result<OwnedFd> {
+        let may_wait = self.pass.state != Some(SourceState::Paused);
+        loop {
+            match self.reopen.for_reading(seen.file.as_fd()) {
+                Err(Errno::AGAIN) if may_wait && self.lease_wait < LEASE_WAIT => {
+                    self.progress.check()?;
+                    std::thread::sleep(LEASE_POLL);
+                    self.lease_wait += LEASE_POLL;
+                }
+                Err(Errno::AGAIN) => {
+                    let text =
+                        "a process holds a lease on the file (fcntl(2), F_SETLEASE): stop it and retry";
+                    return Err(Error::new(Kind::Busy, text));
+                }
+                opened => return opened.context(|| "open"),
+            }
+        }
+    }
+}
+
+/// Whether a call created the name; false: the name exists. Any other failure is an error.
+pub(super) fn is_created(result: rustix::io::Result<()>, what: &'static str) -> Result<bool> {
+    match result {
+        Err(Errno::EXIST) => Ok(false),
+        result => result.context(|| what).map(|()| true),
+    }
+}

@@ -1,0 +1,82 @@
+//! A pass over the source: what it may assume about the source, and what it has found.
+
+use std::time::Duration;
+
+use rustix::fs::Statx;
+
+use super::Manifest;
+use super::catalogue::{Record, Time, now, time};
+use crate::error::{Error, Kind, Result};
+
+/// What a pass of a copy had to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// Number of regular files that were copied or compared.
+    pub files: u64,
+    /// Bytes that were copied or compared.
+    pub bytes: u64,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// What is known about the writers of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceState {
+    /// They are paused. A file is compared if it was last changed less than 30 s before it was copied: a write that had
+    /// begun may have gone on.
+    Paused,
+    /// Nothing has used the source since before the first pass: the times alone tell what has changed.
+    Unused,
+}
+
+/// The pass that is running, or was the last one.
+#[derive(Default)]
+pub(super) struct CurrentPass {
+    /// Counted from 1.
+    pub(super) number: u32,
+    /// `None` while the source is in use.
+    pub(super) state: Option<SourceState>,
+    began: Time,
+    pub(super) files: u64,
+    pub(super) manifest: Manifest,
+}
+
+impl CurrentPass {
+    pub(super) fn next(&self, state: Option<SourceState>) -> Result<Self> {
+        let text = "the copy has had too many passes: start it again";
+        let number = self.number.checked_add(1).ok_or_else(|| Error::new(Kind::Busy, text))?;
+        Ok(Self { number, state, began: now(), files: 0, manifest: Manifest::default() })
+    }
+
+    pub(super) fn is_first(&self) -> bool {
+        self.number == 1
+    }
+
+    /// Whether a file or directory is as it was when it was last copied, as its times tell.
+    pub(super) fn is_unchanged(&self, record: &Record, stat: &Statx) -> bool {
+        let may_be_young = self.state == Some(SourceState::Unused);
+        record.is_reliable && record.matches(stat) && (may_be_young || !record.is_young())
+    }
+
+    /// Fails if the writers are paused, and an entry that was just seen was changed since. A change that seems to be in the
+    /// future was made before the clock was set.
+    pub(super) fn check_still(&self, stat: &Statx) -> Result<()> {
+        let changed = time(stat.stx_ctime);
+        // Not earlier: the time of a change may be that of a coarse clock, which is never ahead.
+        if self.state == Some(SourceState::Paused) && changed > self.began && changed <= now() {
+            let text = "the source changed while its writers were paused: another process writes to it; \
+                        stop that process and retry";
+            return Err(Error::new(Kind::Busy, text));
+        }
+        Ok(())
+    }
+}
+
+/// Whether each change of a file moves its times on a filesystem of this type, also one through a mapping. This is not so on
+/// tmpfs.
+pub(super) fn do_times_tell(filesystem: i64) -> bool {
+    const EXT4: i64 = 0xef53;
+    const XFS: i64 = 0x5846_5342;
+    const BTRFS: i64 = 0x9123_683e;
+    [EXT4, XFS, BTRFS].contains(&filesystem)
+}

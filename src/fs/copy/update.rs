@@ -1,0 +1,137 @@
+//! Brings files up to date that the copy has already.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd as _;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, openat, readlinkat, unlinkat};
+use rustix::io::Errno;
+
+use super::attributes::set_times;
+use super::catalogue::{Record, time};
+use super::links::inode_key;
+use super::{Seen, TreeCopier, fstatat, kind_of};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::remove::{Slice, remove_entry};
+
+impl TreeCopier<'_> {
+    /// Copies a file of any type except a directory, or brings its copy up to date. Returns its size, or `None` if this
+    /// pass has met the name before.
+    pub(super) fn copy_file(&mut self, seen: &Seen, name: &CStr) -> Result<Option<u64>> {
+        if self.pass.is_first() {
+            return self.create_file(seen, name);
+        }
+        match self.stat_copy(name)? {
+            Some(copy) if self.is_copy_of(&copy, seen, name)? => self.update_file(seen, name),
+            Some(_) => {
+                self.remove(name)?;
+                self.create_file(seen, name)
+            }
+            None => self.create_file(seen, name),
+        }
+    }
+
+    /// The attributes of a name of the copy, if it exists.
+    pub(super) fn stat_copy(&self, name: &CStr) -> Result<Option<Statx>> {
+        match fstatat(self.to.dir(), name) {
+            Err(Errno::NOENT) => Ok(None),
+            copy => copy.context(|| "stat the copy").map(Some),
+        }
+    }
+
+    /// Whether a name of the copy is a copy of this file, up to date or not, and so are all other names of its inode. A file
+    /// of which nothing is known is not.
+    fn is_copy_of(&self, copy: &Statx, seen: &Seen, name: &CStr) -> Result<bool> {
+        let record = self.catalogue.get(copy.stx_ino)?;
+        Ok(record.is_some_and(|record| record.is_of(&seen.stat)) && self.is_same_kind(seen, name)?)
+    }
+
+    /// Whether a name of the copy agrees with the source in what cannot be changed: its type, the target of a symlink, the
+    /// number of a device.
+    pub(super) fn is_same_kind(&self, seen: &Seen, name: &CStr) -> Result<bool> {
+        let Some(copy) = self.stat_copy(name)? else { return Ok(false) };
+        let stat = &seen.stat;
+        let kind = kind_of(stat);
+        if kind_of(&copy) != kind {
+            return Ok(false);
+        }
+        if kind == FileType::Symlink {
+            let target = readlinkat(&seen.file, c"", Vec::new()).context(|| "read the symlink")?;
+            let copied = readlinkat(self.to.dir(), name, Vec::new()).context(|| "read the copy")?;
+            return Ok(target == copied);
+        }
+        let device = (stat.stx_rdev_major, stat.stx_rdev_minor);
+        Ok(device == (copy.stx_rdev_major, copy.stx_rdev_minor))
+    }
+
+    /// Brings an existing copy of a file up to date. Returns as [`TreeCopier::copy_file`].
+    pub(super) fn update_file(&mut self, seen: &Seen, name: &CStr) -> Result<Option<u64>> {
+        let stat_copy = || fstatat(self.to.dir(), name).context(|| "stat the copy");
+        let mut copy = stat_copy()?;
+        if seen.stat.stx_nlink > 1
+            && self.links.unite(&inode_key(&seen.stat), self.to.dir(), name, copy.stx_ino)?
+        {
+            copy = stat_copy()?;
+        }
+        let is_file = kind_of(&seen.stat).is_file();
+        let record = self.catalogue.get(copy.stx_ino)?;
+        match record {
+            // By another name of the same file, or the directory has returned this name twice.
+            Some(record) if record.pass == self.pass.number => {
+                let size = if is_file { copy.stx_size } else { 0 };
+                return Ok((copy.stx_nlink > 1).then_some(size));
+            }
+            Some(record) if self.times_tell && self.pass.is_unchanged(&record, &seen.stat) => {
+                return self.keep(seen, name, &copy, record).map(Some);
+            }
+            Some(_) | None => {}
+        }
+        if is_file {
+            return self.update_regular(seen, name).map(Some);
+        }
+        self.update_special(seen, name)?;
+        Ok(Some(0))
+    }
+
+    /// Leaves a file as it is. Its access time may have changed by itself.
+    fn keep(&mut self, seen: &Seen, name: &CStr, copy: &Statx, record: Record) -> Result<u64> {
+        self.catalogue.put(copy.stx_ino, &Record { pass: self.pass.number, ..record })?;
+        self.pass.manifest.skipped_xattrs += u64::from(record.skipped_xattrs);
+        if time(copy.stx_atime) != time(seen.stat.stx_atime) {
+            set_times(self.to.dir(), name, &seen.stat)?;
+        }
+        if !kind_of(copy).is_file() {
+            return Ok(0);
+        }
+        self.contents.keep(copy)?;
+        Ok(copy.stx_size)
+    }
+
+    fn update_regular(&mut self, seen: &Seen, name: &CStr) -> Result<u64> {
+        let source = self.open_source(seen)?;
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let copy = openat(self.to.dir(), name, flags, Mode::empty()).context(|| "open the copy")?;
+        let is_reliable = self.write_back(source.as_fd());
+        let size = self.contents.update(source.as_fd(), copy.as_fd(), &seen.stat)?;
+        self.finish_regular(seen, source.as_fd(), copy.as_fd(), is_reliable)?;
+        Ok(size)
+    }
+
+    /// Removes a name of the copy with everything below it.
+    pub(super) fn remove(&self, name: &CStr) -> Result<()> {
+        match unlinkat(self.to.dir(), name, AtFlags::empty()) {
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            removed => return removed.context(|| "remove the outdated copy"),
+        }
+        loop {
+            let slice = Slice { stop: &self.progress.cancelled, length: Duration::MAX };
+            if remove_entry(self.to.dir(), name.to_owned(), slice)?.complete {
+                return Ok(());
+            }
+            if self.progress.cancelled.load(Ordering::Relaxed) {
+                return Err(Error::new(Kind::Busy, "cancelled"));
+            }
+        }
+    }
+}
