@@ -4,6 +4,8 @@ pub mod jobs;
 pub mod request;
 
 mod claims;
+mod consistency;
+mod copy;
 mod create;
 mod health;
 mod inspect;
@@ -23,16 +25,18 @@ use std::time::{Duration, Instant};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::loop_devices::loop_device_in;
 use crate::mount::users::Users;
+use crate::pause::Pauser;
 use crate::pool::locks::{LockGuard, LockTable, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
 use crate::pool::{OpenPool, Pool, Purpose};
 use crate::volume::{PolicyChange, PoolName, Size, SizeRange, Source, Volume, VolumeId};
 use claims::NameClaims;
+use consistency::Pauses;
 use jobs::{JobKey, Jobs};
 use locked::{LockedVolume, ensure_no_copy_creates};
 use publish::Target;
-use request::{PoolSettings, Tuning};
+use request::{PauseStats, PoolSettings, Tuning};
 
 /// The pools of this process and the operations on their contents.
 #[derive(Debug)]
@@ -42,6 +46,7 @@ pub struct Engine {
     claims: NameClaims,
     jobs: Jobs,
     users: Users,
+    pauses: Arc<Pauses>,
     tuning: Tuning,
 }
 
@@ -101,6 +106,7 @@ impl Engine {
             claims: NameClaims::default(),
             jobs: Jobs::new(tuning.copies),
             users: Users::new("/proc".into()),
+            pauses: Arc::new(Pauses::new(Pauser::new("/proc".into()))),
             tuning,
         })
     }
@@ -291,6 +297,12 @@ impl Engine {
     #[must_use]
     pub fn active_jobs(&self) -> usize {
         self.jobs.count()
+    }
+
+    /// What became of the pauses of this process.
+    #[must_use]
+    pub fn pauses(&self) -> PauseStats {
+        self.pauses.stats()
     }
 
     /// Waits until no trash of any pool is due for removal; reports whether that happened in time. An entry whose removal

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use self::problems::Problems;
 use crate::dispatch::Dispatch;
-use crate::engine::request::{PoolSettings, PoolStatus};
+use crate::engine::request::{PauseStats, PoolSettings, PoolStatus};
 use crate::volume::Timestamp;
 
 /// How long reading the status of a pool may take before the pool counts as one that does not respond.
@@ -121,6 +121,12 @@ impl Health {
     #[must_use]
     pub fn latest(&self) -> Vec<PoolStatus> {
         self.pools.iter().map(|pool| pool.status(self.dispatch.stalled_since(&pool.settings.name))).collect()
+    }
+
+    /// What became of the pauses of containers for copies.
+    #[must_use]
+    pub fn pauses(&self) -> PauseStats {
+        self.dispatch.engine().pauses()
     }
 
     /// Number of copies that are running or waiting.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::engine::request::PoolStatus;
+use crate::engine::request::{PAUSE_BOUNDS, PauseStats, PoolStatus};
 use crate::health::Health;
 
 /// The content type of [`Metrics::text`].
@@ -147,10 +147,25 @@ impl Collector for PoolCollector {
                 .encode_descriptor(name, help, None, MetricType::Gauge)?
                 .encode_gauge(&saturating_i64(value))?;
         }
+        encode_pauses(&mut encoder, &self.0.pauses())?;
         let help = "The version of this program";
         let mut build = encoder.encode_descriptor("orlop_build_info", help, None, MetricType::Gauge)?;
         build.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?.encode_gauge(&1_i64)
     }
+}
+
+fn encode_pauses(encoder: &mut DescriptorEncoder<'_>, pauses: &PauseStats) -> fmt::Result {
+    let help = "Pauses of the containers that use a volume, for a copy";
+    let mut metric = encoder.encode_descriptor("orlop_pauses", help, None, MetricType::Counter)?;
+    let results = [("kept", pauses.kept), ("refused", pauses.refused), ("broken", pauses.broken)];
+    for (result, count) in results {
+        let label = [("result", result)];
+        metric.encode_family(&label)?.encode_counter::<NoLabelSet, _, f64>(&count, None)?;
+    }
+    let help = "Seconds that containers were paused for a copy";
+    let mut metric = encoder.encode_descriptor("orlop_pause_seconds", help, None, MetricType::Histogram)?;
+    let buckets: Vec<_> = PAUSE_BOUNDS.into_iter().zip(pauses.durations).collect();
+    metric.encode_histogram::<NoLabelSet>(pauses.total.as_secs_f64(), pauses.kept, &buckets, None)
 }
 
 fn saturating_i64(number: u64) -> i64 {
@@ -194,6 +209,7 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("| `"))
             .filter_map(|line| line.split(['`', '{']).next())
+            .map(|name| name.trim_end_matches("_total"))
             .collect()
     }
 

@@ -4,17 +4,16 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use rustix::fs::{self, Gid, Mode, Uid};
-use tracing::{info, warn};
 
 use super::Engine;
 use super::claims::NameClaim;
+use super::copy::{Copied, CopyTask, log_copy, max_bytes, too_large};
 use super::jobs::{Job, JobKey};
 use super::locked::{CopyLocks, LockedVolume, check_limit, ensure_no_copy_creates, limits};
 use super::request::{CreateVolume, OwnerSpec};
 use super::source::CopySource;
-use crate::backend::{CopySpec, CopyStats};
+use crate::backend::CopySpec;
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::fs::copy::Manifest;
 use crate::pool::object::ObjectKind;
 use crate::pool::store::Draft;
 use crate::pool::{OpenPool, Pool, Reservation};
@@ -132,21 +131,24 @@ impl Engine {
         let size = size_of_copy(id, request, source, size)?;
         let reservation = pool.reserve(size)?;
         let mut volume = new_record(id.clone(), request, size);
-        let (pool_of_job, owner) = (Arc::clone(pool), request.owner);
+        let (pool_of_job, owner, consistency) = (Arc::clone(pool), request.owner, request.consistency);
+        let pauses = Arc::clone(&self.pauses);
         self.start_job(pool, JobKey::Volume(id.clone()), source.clone(), move |job| {
             let _held = (claim, locks);
-            let data = from.open()?;
             let draft = pool_of_job.store.draft()?;
             volume.backend = pool_of_job.backend.allot()?;
             let max_bytes = max_bytes(&job.from, size);
             let spec = CopySpec { state: volume.backend.clone(), limits: limits(&volume), max_bytes };
-            let stats = copy(&pool_of_job, data.as_fd(), &draft, &spec, job).map_err(|error| {
+            let (pauses, pool, from) = (&pauses, &pool_of_job, &from);
+            let task = CopyTask { pauses, pool, from, draft: &draft, spec: &spec, consistency, job };
+            let copied = task.run().map_err(|error| {
                 let next = format!("request a larger size for volume {}, or remove data", volume.id);
                 too_large(error, &job.from, size, &next)
             })?;
-            volume.enforced = stats.enforced;
+            volume.enforced = copied.stats.enforced;
+            volume.copied.clone_from(&copied.record);
             volume.owner = merged_owner(owner, owner_on_disk(draft.data()?.as_fd())?);
-            finish_volume(&pool_of_job, draft, &volume, reservation).map(|()| stats)
+            finish_volume(&pool_of_job, draft, &volume, reservation).map(|()| copied)
         })
     }
 
@@ -194,7 +196,7 @@ impl Engine {
         pool: &Arc<OpenPool>,
         key: JobKey,
         from: Source,
-        work: impl FnOnce(&Job) -> Result<CopyStats> + Send + 'static,
+        work: impl FnOnce(&Job) -> Result<Copied> + Send + 'static,
     ) -> Result<Arc<Job>> {
         let pool = Arc::clone(pool);
         self.jobs.start(key.clone(), from, move |job| {
@@ -203,47 +205,6 @@ impl Engine {
             log_copy(&key, &job.from, &result);
             result.map(drop)
         })
-    }
-}
-
-/// Copies a tree into a draft.
-pub(super) fn copy(
-    pool: &OpenPool,
-    from: BorrowedFd<'_>,
-    draft: &Draft<'_>,
-    spec: &CopySpec,
-    job: &Job,
-) -> Result<CopyStats> {
-    let mut copy = pool.backend.begin_copy(from, draft.dir(), spec, &job.progress)?;
-    copy.live()?;
-    copy.finish()
-}
-
-/// The most data that a copy of this size may take. The data of a snapshot does not grow.
-pub(super) fn max_bytes(from: &Source, size: u64) -> Option<u64> {
-    match from {
-        Source::Volume(_) => (size != 0).then_some(size),
-        Source::Snapshot(_) => None,
-    }
-}
-
-/// Adds what to do to the error of a copy that has reached its size.
-pub(super) fn too_large(error: Error, from: &Source, size: u64, next: &str) -> Error {
-    if error.kind() != Kind::OutOfRange {
-        return error;
-    }
-    let text = format!("{from} has more data than the {} that its copy may take: {next}", Size(size));
-    Error::caused(Kind::OutOfRange, text, error)
-}
-
-fn log_copy(to: &JobKey, from: &Source, result: &Result<CopyStats>) {
-    let (to, from) = (to.to_string(), from.to_string());
-    match result {
-        Err(error) => warn!(from, to, error = error.chain(), "copy failed"),
-        Ok(CopyStats { copied, .. }) => {
-            let Manifest { entries, bytes, skipped_xattrs, vanished } = *copied;
-            info!(from, to, entries, bytes, skipped_xattrs, vanished, "copy finished");
-        }
     }
 }
 

@@ -62,6 +62,7 @@ impl Engine {
 
     fn publish_existing(&self, request: &Publish) -> Result<()> {
         let locked = self.lock_volume(&request.id)?;
+        self.pauses.note_published();
         // First what may hang on a dead disk: an unpublish of the target must not wait for it.
         let data = data_of(&locked.pool, &request.id)?;
         let _target = self.lock_target(&request.target)?;

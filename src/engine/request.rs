@@ -267,6 +267,36 @@ impl PoolStatus {
     }
 }
 
+/// The upper bounds in seconds of the counters in [`PauseStats::durations`]. The last one counts all longer pauses.
+pub const PAUSE_BOUNDS: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, f64::INFINITY];
+
+/// What became of the pauses of this process.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PauseStats {
+    /// The copies for which containers were paused.
+    pub kept: u64,
+    /// The copies that were refused because nothing could be paused, or not within the longest pause.
+    pub refused: u64,
+    /// The pauses during which a source changed or its users did not stay paused.
+    pub broken: u64,
+    /// The sum of the durations of the pauses that were kept.
+    pub total: Duration,
+    /// The number of these pauses by duration: see [`PAUSE_BOUNDS`].
+    pub durations: [u64; PAUSE_BOUNDS.len()],
+}
+
+impl PauseStats {
+    /// Counts a pause that was kept.
+    pub fn add_kept(&mut self, duration: Duration) {
+        self.kept += 1;
+        self.total += duration;
+        let bound = PAUSE_BOUNDS.iter().position(|bound| duration.as_secs_f64() <= *bound);
+        if let Some(count) = bound.and_then(|bound| self.durations.get_mut(bound)) {
+            *count += 1;
+        }
+    }
+}
+
 /// Timeouts and concurrency of the engine.
 #[derive(Debug, Clone)]
 pub struct Tuning {

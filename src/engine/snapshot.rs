@@ -1,10 +1,9 @@
 //! Snapshots: read-only copies of a volume's data with records of their own.
 
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use super::claims::NameClaim;
-use super::create::{copy, max_bytes, too_large};
+use super::copy::{CopyTask, max_bytes, too_large};
 use super::jobs::{Job, JobKey};
 use super::list::collect;
 use super::locked::{CopyLocks, ensure_no_copy_creates};
@@ -77,7 +76,7 @@ impl Engine {
             bytes: 0,
             skipped_xattrs: 0,
             vanished: 0,
-            copied: CopyRecord::unpaused(request.consistency.consistency),
+            copied: CopyRecord::unpaused(Consistency::None),
             backend: BackendState::default(),
             labels: request.labels.clone(),
             created: Timestamp::now(),
@@ -85,20 +84,23 @@ impl Engine {
         };
         let source = Source::Volume(volume.id);
         let (pool_of_job, from) = (Arc::clone(pool), CopySource::new(pool, source.clone()));
+        let (pauses, consistency) = (Arc::clone(&self.pauses), request.consistency);
         self.start_job(pool, JobKey::Snapshot(id.clone()), source, move |job| {
             let _held = (claim, locks);
-            let data = from.open()?;
             let draft = pool_of_job.store.draft()?;
             snapshot.backend = pool_of_job.backend.allot()?;
             let max_bytes = max_bytes(&job.from, snapshot.size);
             let spec = CopySpec { state: snapshot.backend.clone(), max_bytes, ..CopySpec::default() };
-            let stats = copy(&pool_of_job, data.as_fd(), &draft, &spec, job).map_err(|error| {
+            let (pauses, pool, from) = (&pauses, &pool_of_job, &from);
+            let task = CopyTask { pauses, pool, from, draft: &draft, spec: &spec, consistency, job };
+            let copied = task.run().map_err(|error| {
                 too_large(error, &job.from, snapshot.size, "expand the volume, or remove data")
             })?;
-            let Manifest { entries, bytes, skipped_xattrs, vanished } = stats.copied;
+            let Manifest { entries, bytes, skipped_xattrs, vanished } = copied.stats.copied;
             (snapshot.entries, snapshot.bytes) = (entries, bytes);
             (snapshot.skipped_xattrs, snapshot.vanished) = (skipped_xattrs, vanished);
-            pool_of_job.commit_snapshot(draft, &snapshot).map(|()| stats)
+            snapshot.copied = copied.record.clone().unwrap_or(snapshot.copied);
+            pool_of_job.commit_snapshot(draft, &snapshot).map(|()| copied)
         })
     }
 

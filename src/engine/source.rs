@@ -23,6 +23,14 @@ impl CopySource {
         Self { pool: Arc::clone(pool), source }
     }
 
+    pub(super) fn pool(&self) -> &OpenPool {
+        &self.pool
+    }
+
+    pub(super) fn source(&self) -> &Source {
+        &self.source
+    }
+
     /// Opens the data for reading.
     pub(super) fn open(&self) -> Result<OwnedFd> {
         let source = &self.source;

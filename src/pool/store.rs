@@ -3,6 +3,7 @@
 //! Everything is opened relative to a directory's descriptor, by names that [`crate::volume::Name`] has checked, never
 //! through a symbolic link or across a mount.
 
+mod abandoned;
 mod change;
 mod draft;
 mod in_place;
@@ -16,9 +17,7 @@ use rustix::fs::{self, AtFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
-use super::dirs::{
-    DIRECTORY, PRIVATE, explain, for_each_entry, for_each_name, nonce, open_inside, rename_new,
-};
+use super::dirs::{DIRECTORY, PRIVATE, explain, for_each_name, nonce, open_inside, rename_new};
 use super::durable_dir::DurableDir;
 use super::layout::{Directories, Layout};
 use super::lock_files::LockFiles;
@@ -269,43 +268,6 @@ impl Store {
                 rename_new(self.trash.dir(), entry.directory.as_str(), self.directory(kind), name.as_str());
         })?;
         Ok(entry)
-    }
-
-    /// Removes what processes that have ended left behind: moves their drafts into the trash, to be removed at once, and
-    /// unlinks new records that are not in place. The creator of a draft holds the lock of its name.
-    ///
-    /// # Errors
-    /// The error of the failed system call.
-    pub fn sweep(&self) -> Result<()> {
-        let mut left = Vec::new();
-        for_each_entry(self.work.as_fd(), |entry| left.push(entry.to_owned())).context(|| "list work/")?;
-        for entry in &left {
-            let Some(_abandoned) = self.try_lock_draft(&entry.to_string_lossy())? else { continue };
-            // Its creator may have committed it before the lock was free.
-            if fs::statat(&self.work, entry.as_c_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-                match self.trash.add(self.work.as_fd(), entry.as_c_str(), "work", Retention::seconds(0)) {
-                    // The reaper removes it where it is.
-                    Err(error) if matches!(error.kind(), Kind::NoSpace | Kind::Unavailable) => {}
-                    moved => drop(moved?),
-                }
-            }
-        }
-        self.sweep_new_records()
-    }
-
-    fn sweep_new_records(&self) -> Result<()> {
-        let volumes = self.directory(ObjectKind::Volumes);
-        let mut left = Vec::new();
-        for_each_name(volumes, |file| {
-            left.extend(parse_new_record_name(file).map(|(_, nonce)| (file.to_owned(), nonce.to_owned())));
-        })
-        .context(|| "list volumes/")?;
-        for (file, nonce) in &left {
-            if let Some(_abandoned) = self.try_lock_draft(nonce)? {
-                let _ = fs::unlinkat(volumes, file.as_str(), AtFlags::empty());
-            }
-        }
-        Ok(())
     }
 
     /// Locks the name of a new entry, which is random or belongs to an object that the caller has locked.

@@ -15,6 +15,17 @@ pub enum Consistency {
     None,
 }
 
+impl Consistency {
+    /// The name in parameters, records and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Crash => "crash",
+            Self::None => "none",
+        }
+    }
+}
+
 /// How consistent a copy was made: a part of the records of snapshots and clones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

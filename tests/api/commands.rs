@@ -267,7 +267,9 @@ fn inspect_prints_the_record_the_path_and_the_users() {
     edit_record(&record, |record| {
         record["owner"]["mode"] = json!("0750");
         record["labels"] = json!({"kind": "\u{1b}[31mred\u{9b}"});
-        record["source"] = json!({"snapshot": "p/s"});
+        record["source"] = json!({"volume": "p/s"});
+        (record["consistency"], record["pauseMs"]) = (json!("crash"), json!(42));
+        record["paused"] = json!(["3f3f"]);
         record["policy"] = json!({"onDelete": "trash", "trashFor": 60, "limit": "none"});
         record["uid"] = json!("5a1f6f0e-3c1b-4a0e-9d0c-000000000001");
         record["created"] = json!("2026-01-02T03:04:05.6Z");
@@ -286,7 +288,10 @@ fn inspect_prints_the_record_the_path_and_the_users() {
         "owner": {"uid": 0, "gid": 0, "mode": "0750"},
         "policy": {"onDelete": "trash", "trashFor": 60, "limit": "none"},
         "labels": {"kind": "\u{1b}[31mred\u{9b}"},
-        "source": {"snapshot": "p/s"},
+        "source": {"volume": "p/s"},
+        "consistency": "crash",
+        "pauseMs": 42,
+        "paused": ["3f3f"],
         "created": "2026-01-02T03:04:05.6Z",
         "managed": true,
         "ephemeral": true,

@@ -20,7 +20,7 @@ const LAYERS: &[Row] = &[
     ("backend", &["error", "fs", "volume"], &["rustix"]),
     (
         "pool",
-        &["backend", "error", "fs", "mount", "volume"],
+        &["backend", "error", "fs", "mount", "pause", "volume"],
         &["nix", "rustix", "serde", "serde_json", "sha2", "tracing", "uuid"],
     ),
     (

@@ -6,9 +6,11 @@ use rustix::fs::{self, AtFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use super::abandoned::PAUSE;
 use super::in_place::WORK;
-use super::{DIRECTORY, ObjectKind, Store, open_inside, write_file};
+use super::{DIRECTORY, ObjectKind, Store, open_inside, replace_file, write_file};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::pause::PauseRecord;
 use crate::pool::dirs::{explain_rename, rename_new};
 use crate::pool::locks::LockGuard;
 use crate::pool::object::ObjectKey;
@@ -49,6 +51,25 @@ impl Draft<'_> {
         fs::fsync(&self.dir).context(|| format!("sync work/{}", self.nonce))
     }
 
+    /// Records what is about to be frozen, on stable storage.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn write_pause(&self, record: &PauseRecord) -> Result<()> {
+        replace_file(self.dir(), PAUSE, record).context(|| format!("write work/{}/{PAUSE}", self.nonce))
+    }
+
+    /// Removes that record, when nothing is frozen any more.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn remove_pause(&self) -> Result<()> {
+        match fs::unlinkat(&self.dir, PAUSE, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            failed => failed.context(|| format!("remove work/{}/{PAUSE}", self.nonce)),
+        }
+    }
+
     /// Renames the draft into place: the object exists.
     ///
     /// # Errors
@@ -82,6 +103,7 @@ impl Drop for Draft<'_> {
         for kind in [ObjectKind::Volumes, ObjectKind::Snapshots] {
             let _ = fs::unlinkat(&self.dir, kind.record(), AtFlags::empty());
         }
+        let _ = fs::unlinkat(&self.dir, PAUSE, AtFlags::empty());
         let _ = fs::unlinkat(&self.dir, DATA, AtFlags::REMOVEDIR);
         let removed = fs::unlinkat(&self.store.work, &self.nonce, AtFlags::REMOVEDIR);
         if removed.is_err() {

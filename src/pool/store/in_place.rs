@@ -12,7 +12,6 @@ use rustix::io::Errno;
 use super::{DIRECTORY, ObjectKind, PRIVATE, Store, open_inside, parse, read_file};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::remove::Removed;
-use crate::pool::dirs::for_each_name;
 use crate::pool::trash::{Retention, TrashEntry};
 use crate::volume::{DATA, Name, OnDelete, Volume};
 
@@ -101,7 +100,7 @@ impl Store {
     }
 
     /// What has to be removed: the trash, objects that were deleted in place, and drafts that could not be moved into the
-    /// trash.
+    /// trash. What the creators of these drafts have frozen is thawed first.
     ///
     /// # Errors
     /// The error of the failed system call.
@@ -111,13 +110,8 @@ impl Store {
             let deleted = self.names(kind)?.into_iter().filter(|name| self.is_deleted(kind, name));
             all.extend(deleted.map(|name| TrashEntry::in_place(kind.directory(), name.as_str())));
         }
-        let mut drafts = Vec::new();
-        for_each_name(self.work.as_fd(), |entry| drafts.push(entry.to_owned())).context(|| "list work/")?;
-        for entry in drafts {
-            if self.try_lock_draft(&entry)?.is_some() {
-                all.push(TrashEntry::in_place(WORK, &entry));
-            }
-        }
+        let drafts = self.abandoned_drafts()?;
+        all.extend(drafts.iter().map(|draft| TrashEntry::in_place(WORK, draft)));
         Ok(all)
     }
 

@@ -1,0 +1,250 @@
+//! Copies that show one instant of their sources although containers use these: the containers are paused for the last
+//! part of the copy.
+//!
+//! The order is the same for one volume and for several: all live parts, one pause of all containers, every freeze point,
+//! and the containers continue. Then each copy is finished.
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::request::{ConsistencySpec, PauseStats};
+use crate::backend::{SourceState, TreeCopy};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::copy::Progress;
+use crate::pause::{Pause, PauseRecord, Pauser};
+use crate::pool::OpenPool;
+use crate::pool::locks::LockGuard;
+use crate::pool::object::{ObjectKey, ObjectKind};
+use crate::pool::store::Draft;
+use crate::volume::{Consistency, CopyRecord, VolumeId};
+
+/// The most times that a copy is brought up to date before the pause.
+const MAX_UPDATES: u32 = 5;
+/// A further update is worth while if the last one took less than this part of the one before.
+const SHRINKS: f64 = 0.7;
+/// An update that takes less than this is short enough.
+const SHORT: Duration = Duration::from_millis(20);
+/// How long a copy waits for the calls of its volume, in steps after each of which it may be cancelled. Longer than a call
+/// waits, since a copy that gives up here is lost.
+const LOCK_WAIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_millis(500));
+
+/// What the copies of an engine need to pause the users of their sources.
+#[derive(Debug)]
+pub(super) struct Pauses {
+    pauser: Pauser,
+    /// Number of volumes published so far.
+    published: AtomicU64,
+    stats: Mutex<PauseStats>,
+}
+
+/// One of the copies that show the same instant.
+pub(super) struct Part<'a> {
+    /// The pool of the source.
+    pub(super) pool: &'a OpenPool,
+    /// The source, a volume.
+    pub(super) id: &'a VolumeId,
+    /// Its data.
+    pub(super) data: BorrowedFd<'a>,
+    /// What is being made.
+    pub(super) draft: &'a Draft<'a>,
+    pub(super) progress: &'a Progress,
+    pub(super) copy: Box<dyn TreeCopy + 'a>,
+}
+
+/// The end of one attempt.
+enum Attempt {
+    Copied(CopyRecord),
+    /// The copies do not show one instant, but another attempt may succeed.
+    Again(Error),
+}
+
+impl Pauses {
+    pub(super) fn new(pauser: Pauser) -> Self {
+        Self { pauser, published: AtomicU64::new(0), stats: Mutex::default() }
+    }
+
+    /// Notes that a volume is published. A copy that has begun before does not take its source for unused.
+    pub(super) fn note_published(&self) {
+        self.published.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// What became of the pauses so far.
+    pub(super) fn stats(&self) -> PauseStats {
+        self.lock_stats().clone()
+    }
+
+    fn lock_stats(&self) -> MutexGuard<'_, PauseStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies everything, so that the copies can be finished.
+    ///
+    /// # Errors
+    /// `InUse` when the users of a source cannot be paused, or not within the longest pause; `Busy` when the copy is
+    /// cancelled; otherwise the error of the copy.
+    pub(super) fn copy(&self, parts: &mut [Part<'_>], spec: ConsistencySpec) -> Result<CopyRecord> {
+        if spec.consistency == Consistency::None {
+            live(parts)?;
+            return Ok(CopyRecord::unpaused(Consistency::None));
+        }
+        let published = self.published.load(Ordering::SeqCst);
+        let unused_at = if self.is_consumed(parts)? { None } else { Some(published) };
+        let mut last = live(parts)?;
+        let mut failed = None;
+        loop {
+            let update = self.catch_up(parts, last)?;
+            last = update.unwrap_or(last);
+            match (self.attempt(parts, spec.max_pause, update, unused_at)?, failed) {
+                (Attempt::Copied(record), _) => return Ok(record),
+                (Attempt::Again(error), None) => failed = Some(error),
+                (Attempt::Again(error), Some(_)) => return Err(not_kept(parts, error)),
+            }
+        }
+    }
+
+    fn is_consumed(&self, parts: &[Part<'_>]) -> Result<bool> {
+        self.pauser.is_consumed(&dirs(parts)).context(|| format!("find the users of {}", names(parts)))
+    }
+
+    /// Brings the copies up to date as long as that takes less time from one update to the next. Returns the time of the
+    /// last update, which the next one will take, too; `None` if nothing uses the sources.
+    fn catch_up(&self, parts: &mut [Part<'_>], before: Duration) -> Result<Option<Duration>> {
+        let mut last = before;
+        for _ in 0..MAX_UPDATES {
+            if !self.is_consumed(parts)? {
+                return Ok(None);
+            }
+            let took = live(parts)?;
+            let shrinks = took < last.mul_f64(SHRINKS);
+            last = took;
+            if !shrinks || took < SHORT {
+                break;
+            }
+        }
+        Ok(Some(last))
+    }
+
+    /// Brings the copies up to date while nothing writes to the sources. No call publishes or changes them meanwhile.
+    fn attempt(
+        &self,
+        parts: &mut [Part<'_>],
+        max_pause: Duration,
+        update: Option<Duration>,
+        unused_at: Option<u64>,
+    ) -> Result<Attempt> {
+        let _locks = lock_volumes(parts)?;
+        if let Some(expected) = update.filter(|expected| *expected > max_pause) {
+            self.lock_stats().refused += 1;
+            return Err(too_long(parts, expected, max_pause));
+        }
+        if update.is_none() && self.is_consumed(parts)? {
+            let text = format!("{} came into use during the copy", names(parts));
+            return Ok(Attempt::Again(Error::new(Kind::Busy, text)));
+        }
+        match self.pause(parts, max_pause)? {
+            Some(pause) => self.copy_paused(parts, pause),
+            None => {
+                let unused = unused_at == Some(self.published.load(Ordering::SeqCst));
+                freeze_point(parts, if unused { SourceState::Unused } else { SourceState::Paused })?;
+                Ok(Attempt::Copied(CopyRecord::unpaused(Consistency::Crash)))
+            }
+        }
+    }
+
+    fn pause(&self, parts: &[Part<'_>], limit: Duration) -> Result<Option<Pause>> {
+        let mut record = |record: &PauseRecord| match parts.first() {
+            Some(part) => part.draft.write_pause(record),
+            None => Ok(()),
+        };
+        let pause = self.pauser.pause(&dirs(parts), limit, &mut record);
+        if !matches!(pause, Ok(Some(_))) {
+            remove_record(parts)?;
+        }
+        pause
+            .inspect_err(|_| self.lock_stats().refused += 1)
+            .context(|| format!("pause the users of {}", names(parts)))
+    }
+
+    fn copy_paused(&self, parts: &mut [Part<'_>], pause: Pause) -> Result<Attempt> {
+        let copied = freeze_point(parts, SourceState::Paused);
+        let resumed = pause.resume();
+        remove_record(parts)?;
+        let cancelled = parts.iter().any(|part| part.progress.is_cancelled());
+        let error = match (copied, resumed) {
+            (Ok(()), Ok(paused)) => {
+                self.lock_stats().add_kept(paused.duration);
+                return Ok(Attempt::Copied(CopyRecord::paused(paused.duration, paused.containers)));
+            }
+            (Err(error), _) if error.kind() != Kind::Busy || cancelled => return Err(error),
+            (Err(error), _) | (Ok(()), Err(error)) => error,
+        };
+        self.lock_stats().broken += 1;
+        Ok(Attempt::Again(error))
+    }
+}
+
+/// Makes all copies, or brings them up to date, while the sources are in use. Returns the time that this took.
+fn live(parts: &mut [Part<'_>]) -> Result<Duration> {
+    parts.iter_mut().try_fold(Duration::ZERO, |time, part| Ok(time + part.copy.live()?.duration))
+}
+
+fn freeze_point(parts: &mut [Part<'_>], source: SourceState) -> Result<()> {
+    parts.iter_mut().try_for_each(|part| part.copy.freeze_point(source))
+}
+
+fn remove_record(parts: &[Part<'_>]) -> Result<()> {
+    parts.first().map_or(Ok(()), |part| part.draft.remove_pause())
+}
+
+/// Locks the sources, so that no call publishes one meanwhile: in the order of their ids, as every holder of several does.
+fn lock_volumes(parts: &[Part<'_>]) -> Result<Vec<LockGuard<ObjectKey>>> {
+    let mut parts: Vec<_> = parts.iter().collect();
+    parts.sort_by_key(|part| part.id);
+    parts.into_iter().map(lock_volume).collect()
+}
+
+fn lock_volume(part: &Part<'_>) -> Result<LockGuard<ObjectKey>> {
+    let (deadline, key) =
+        (Instant::now() + LOCK_WAIT.0, ObjectKey::Object(ObjectKind::Volumes, part.id.name.clone()));
+    loop {
+        match part.pool.store.locks().lock_within(key.clone(), LOCK_WAIT.1) {
+            Err(error)
+                if error.kind() == Kind::Busy
+                    && Instant::now() < deadline
+                    && !part.progress.is_cancelled() => {}
+            locked => return locked,
+        }
+    }
+}
+
+fn dirs<'a>(parts: &[Part<'a>]) -> Vec<BorrowedFd<'a>> {
+    parts.iter().map(|part| part.data).collect()
+}
+
+fn names(parts: &[Part<'_>]) -> String {
+    let ids: Vec<_> = parts.iter().map(|part| part.id.to_string()).collect();
+    format!("volume {}", ids.join(", "))
+}
+
+/// Final for csi-snapshotter, as no copy is running any more, and retried with backoff.
+fn too_long(parts: &[Part<'_>], expected: Duration, max_pause: Duration) -> Error {
+    let text = format!(
+        "{} is in use, and a consistent copy would pause its users for about {:.1} s, longer than maxPause ({:.1} s): set \
+         a larger maxPause, or consistency: none, or use a filesystem that shares extents (xfs with reflink, btrfs)",
+        names(parts),
+        expected.as_secs_f64(),
+        max_pause.as_secs_f64(),
+    );
+    Error::new(Kind::InUse, text)
+}
+
+fn not_kept(parts: &[Part<'_>], error: Error) -> Error {
+    let text = format!(
+        "{} changed while its users were paused, also in a second attempt: retry, or set a larger maxPause, or \
+         consistency: none",
+        names(parts)
+    );
+    Error::caused(Kind::InUse, text, error)
+}
