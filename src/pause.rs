@@ -158,9 +158,10 @@ enum Attempt {
 /// Fails unless every consumer is in the cgroups of the plan, and nothing else can write.
 fn check(looker: &Looker, volumes: &Arc<Volumes>, plan: &Plan, limit: Duration) -> Result<()> {
     match looker.plan(volumes, limit).context(|| "look at the processes while they are paused")? {
-        Some(now) if !plan.covers(&now) => {
-            Err(Error::new(Kind::Busy, "a consumer of the volume started while the others were paused: retry"))
-        }
+        Some(now) if !plan.covers(&now) => Err(Error::new(
+            Kind::Busy,
+            "a consumer of the volume started while the others were paused: retry",
+        )),
         Some(_) | None => Ok(()),
     }
 }

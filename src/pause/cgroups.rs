@@ -55,7 +55,9 @@ impl Hierarchies {
     }
 
     fn open_mounted(proc: &Path) -> Result<Self, Errno> {
-        let open_dir = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let open_dir = |path: &Path| {
+            rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        };
         let table = open(CWD, proc.join("1/mountinfo"), OFlags::RDONLY)?;
         let mut mounts = Vec::new();
         Reader::default().each(table, |line: Line<'_>| {
@@ -101,7 +103,11 @@ impl Hierarchies {
             if hierarchy == Hierarchy::Freezer || kind.is_ok_and(|kind| !kind.starts_with("threaded")) {
                 return Ok(cgroup);
             }
-            path = path.rsplit_once('/').map(|(above, _)| above).filter(|above| !above.is_empty()).ok_or(Errno::NOENT)?;
+            path = path
+                .rsplit_once('/')
+                .map(|(above, _)| above)
+                .filter(|above| !above.is_empty())
+                .ok_or(Errno::NOENT)?;
         }
     }
 

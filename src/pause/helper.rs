@@ -57,8 +57,9 @@ pub fn serve() -> Result<()> {
 
 fn run(input: BorrowedFd<'_>, output: BorrowedFd<'_>) -> Result<()> {
     let Some(job) = receive(input, Instant::now() + IDLE_WAIT)? else { return Ok(()) };
-    let job: Job = serde_json::from_str(&job)
-        .map_err(|error| Error::caused(Kind::Invalid, "this command is internal: it reads its job from a pipe", error))?;
+    let job: Job = serde_json::from_str(&job).map_err(|error| {
+        Error::caused(Kind::Invalid, "this command is internal: it reads its job from a pipe", error)
+    })?;
     let hierarchies = Hierarchies::of_host(&job.proc)?;
     let cgroups = job.cgroups.iter().map(|wanted| open(&hierarchies, wanted)).collect::<Result<Vec<_>>>()?;
     hierarchies.move_to_roots();
@@ -176,7 +177,10 @@ pub(super) fn receive(input: BorrowedFd<'_>, deadline: Instant) -> Result<Option
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(Error::new(Kind::Busy, "the time for the pause is over: retry, or allow a longer pause"));
+            return Err(Error::new(
+                Kind::Busy,
+                "the time for the pause is over: retry, or allow a longer pause",
+            ));
         }
         if !is_readable(input, left).context(|| "wait for a pipe")? {
             continue;

@@ -148,7 +148,8 @@ impl Look {
         let open = || rustix::fs::openat(CWD, proc, flags, Mode::empty());
         let listing = open().context(|| format!("open {}", proc.display()))?;
         let dir = open().context(|| format!("open {}", proc.display()))?;
-        let link = |path: &str| rustix::fs::readlinkat(&dir, path, Vec::new()).map(std::ffi::CString::into_bytes);
+        let link =
+            |path: &str| rustix::fs::readlinkat(&dir, path, Vec::new()).map(std::ffi::CString::into_bytes);
         let own_pid = link("self").ok().and_then(|pid| std::str::from_utf8(&pid).ok()?.parse().ok());
         let host = ["1", "self", "thread-self"].map(|of| link(&format!("{of}/ns/mnt")));
         let host = host.into_iter().collect::<Result<_, Errno>>().map_err(uninspectable)?;
@@ -170,7 +171,8 @@ impl Look {
     /// Reads the mounts of the thread, whose namespace may be of no process.
     fn read_host(&mut self, progress: &Progress) -> Result<()> {
         progress.at(self.own_pid.unwrap_or_default())?;
-        let thread = Process::of_thread(&self.proc).and_then(|thread| Ok((thread.mount_namespace()?, thread)));
+        let thread =
+            Process::of_thread(&self.proc).and_then(|thread| Ok((thread.mount_namespace()?, thread)));
         let (namespace, thread) = thread.context(|| "open the directory of the thread in /proc")?;
         self.mounts.read(&thread, &namespace).context(|| "read the mounts of the thread")
     }
@@ -254,7 +256,8 @@ fn uninspectable(errno: Errno) -> Error {
     let cause = std::io::Error::from(errno);
     match errno {
         Errno::ACCESS | Errno::PERM => {
-            let text = "a process cannot be inspected: run orlop with CAP_SYS_PTRACE, or use consistency: none";
+            let text =
+                "a process cannot be inspected: run orlop with CAP_SYS_PTRACE, or use consistency: none";
             Error::caused(Kind::Unsupported, text, cause)
         }
         _ => Error::caused(Kind::Internal, "read the processes", cause),

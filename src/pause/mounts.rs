@@ -78,7 +78,8 @@ impl Mounts {
             of_volumes.partition(|mount| host.contains(&mount.namespace));
         let groups = descendants(&targets, &others);
         let has_propagated = |mount: &Mount| {
-            let is_copy = |target: &&Mount| target.root == mount.root && mount.target.ends_with(&target.target);
+            let is_copy =
+                |target: &&Mount| target.root == mount.root && mount.target.ends_with(&target.target);
             mount.groups.iter().any(|group| groups.contains(group)) && targets.iter().any(is_copy)
         };
         others.into_iter().filter(|mount| !has_propagated(mount)).map(|mount| &mount.namespace[..]).collect()
@@ -147,7 +148,14 @@ mod tests {
 
     fn mount(namespace: &str, root: &str, target: &str, groups: &[u64]) -> Mount {
         let groups = groups.to_vec();
-        Mount { namespace: namespace.into(), id: 0, device: DEVICE, root: root.into(), target: target.into(), groups }
+        Mount {
+            namespace: namespace.into(),
+            id: 0,
+            device: DEVICE,
+            root: root.into(),
+            target: target.into(),
+            groups,
+        }
     }
 
     fn consuming(mounts: Vec<Mount>) -> Vec<String> {

@@ -51,7 +51,8 @@ impl Plan {
                 return Err(refusal(look, consumer, &format!("consumes the volume and is not {why}")));
             };
             let cgroup = hierarchies.open(hierarchy, &path).map_err(|errno| {
-                let text = format!("cgroup {path} of process {} cannot be frozen, or is gone: retry", consumer.pid);
+                let text =
+                    format!("cgroup {path} of process {} cannot be frozen, or is gone: retry", consumer.pid);
                 Error::caused(Kind::Busy, text, std::io::Error::from(errno))
             })?;
             plan.cgroups.retain(|below| !cgroup.name.contains(below.hierarchy, &below.path));

@@ -84,7 +84,8 @@ pub(super) fn each_number<E: From<Errno>>(
     let mut entries = RawDir::new(dir, &mut buffer);
     while let Some(entry) = entries.next() {
         let entry = entry?;
-        let number = std::str::from_utf8(entry.file_name().to_bytes()).ok().and_then(|name| name.parse().ok());
+        let number =
+            std::str::from_utf8(entry.file_name().to_bytes()).ok().and_then(|name| name.parse().ok());
         number.map_or(Ok(()), &mut visit)?;
     }
     Ok(())

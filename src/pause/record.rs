@@ -100,10 +100,12 @@ fn thaw_one(hierarchies: &Hierarchies, frozen: &FrozenCgroup) -> Result<bool> {
     if cgroup.name != *frozen {
         return Ok(false);
     }
-    cgroup.lock(Instant::now() + LOCK_WAIT, |time| cgroups::poll(&mut [], time).map(drop)).map_err(|errno| {
-        let text = format!("another process is pausing cgroup {path}: retry");
-        Error::caused(Kind::Busy, text, std::io::Error::from(errno))
-    })?;
+    cgroup.lock(Instant::now() + LOCK_WAIT, |time| cgroups::poll(&mut [], time).map(drop)).map_err(
+        |errno| {
+            let text = format!("another process is pausing cgroup {path}: retry");
+            Error::caused(Kind::Busy, text, std::io::Error::from(errno))
+        },
+    )?;
     let was_frozen = cgroup.is_frozen_by_itself().context(|| format!("read the state of cgroup {path}"))?;
     if was_frozen {
         cgroup.thaw().context(|| format!("thaw cgroup {path}"))?;
@@ -117,7 +119,8 @@ mod tests {
 
     #[test]
     fn a_cgroup_contains_itself_and_those_below_it() {
-        let cgroup = |path: &str| FrozenCgroup { hierarchy: Hierarchy::Unified, path: path.to_owned(), inode: 1 };
+        let cgroup =
+            |path: &str| FrozenCgroup { hierarchy: Hierarchy::Unified, path: path.to_owned(), inode: 1 };
         let contains = |above, path| cgroup(above).contains(Hierarchy::Unified, path);
         assert!(contains("/a", "/a") && contains("/a", "/a/b/c"));
         assert!(!contains("/a", "/ab") && !contains("/a/b", "/a"));
@@ -127,7 +130,8 @@ mod tests {
     #[test]
     fn a_record_of_another_boot_is_left_alone() {
         let cgroup = FrozenCgroup { hierarchy: Hierarchy::Unified, path: "/".to_owned(), inode: 1 };
-        let record = PauseRecord { host: String::new(), boot_id: "another".to_owned(), cgroups: vec![cgroup] };
+        let record =
+            PauseRecord { host: String::new(), boot_id: "another".to_owned(), cgroups: vec![cgroup] };
         assert!(thaw(Path::new("/proc"), &record).unwrap().is_empty());
     }
 

@@ -53,7 +53,12 @@ impl Writers<'_> {
         Ok(found)
     }
 
-    fn check_descriptor(&self, process: &Process, fds: &OwnedFd, number: i32) -> Result<Option<String>, Errno> {
+    fn check_descriptor(
+        &self,
+        process: &Process,
+        fds: &OwnedFd,
+        number: i32,
+    ) -> Result<Option<String>, Errno> {
         let name = number.to_string();
         // The mode of the link itself says how the file was opened.
         let link = rustix::fs::statat(fds, &name, AtFlags::SYMLINK_NOFOLLOW)?;
@@ -79,9 +84,9 @@ impl Writers<'_> {
         let (mut maps, mut line) = (BufReader::with_capacity(32 * 1024, maps), Vec::new());
         loop {
             line.clear();
-            let length = maps.read_until(b'\n', &mut line).map_err(|error| {
-                error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
-            })?;
+            let length = maps
+                .read_until(b'\n', &mut line)
+                .map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
             if length == 0 {
                 return Ok(None);
             }

@@ -4,6 +4,7 @@
 //! `ORLOP_SNAPSHOTS` is the number of copies; the default is 50.
 #![expect(clippy::disallowed_methods, reason = "compiles and runs the writer")]
 
+mod container;
 mod history;
 
 use std::path::{Path, PathBuf};
@@ -16,11 +17,11 @@ use orlop::csi::proto::*;
 use tonic::Code;
 use tonic::transport::Channel;
 
+use self::container::Container;
 use self::history::last_step;
-use crate::common::container::Container;
 use crate::common::csi::{MIB, capability, create_request, from_volume, map, size};
 use crate::common::disk::{Disk, run};
-use crate::common::isolation::{in_own_process, skip};
+use crate::common::isolation::{in_own_pid_namespace, skip};
 use crate::common::pool::read_record;
 use crate::common::server::{Options, Server, connect};
 
@@ -132,7 +133,7 @@ impl Copy {
 
 /// Runs a test under load.
 fn under_load(test: &str, body: impl AsyncFnOnce(Load)) {
-    in_own_process(test, || {
+    in_own_pid_namespace(test, || {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -164,7 +165,8 @@ fn every_copy_under_load_shows_one_instant() {
         for number in 1..=number_of_snapshots() {
             let is_clone = number % CLONES == 0;
             let copy = if is_clone { load.clone(&PAUSED).await } else { load.snapshot(&PAUSED).await };
-            let step = copy.step.unwrap_or_else(|torn| panic!("copy {number} mixes several instants: {torn}"));
+            let step =
+                copy.step.unwrap_or_else(|torn| panic!("copy {number} mixes several instants: {torn}"));
             assert!(step > last, "copy {number} shows step {step}, and an earlier one showed {last}");
             last = step;
             assert_eq!(copy.record["consistency"], "crash");

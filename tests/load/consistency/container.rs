@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::wait::within_seconds;
+use crate::common::wait::within_seconds;
 
 /// Where a container has its volume.
 const INSIDE: &str = "/mnt";
 
 /// The container; it ends when this is dropped, even if it is frozen.
-pub(crate) struct Container {
+pub(super) struct Container {
     process: Child,
     cgroup: Cgroup,
 }
@@ -21,10 +21,11 @@ pub(crate) struct Container {
 impl Container {
     /// Starts a program with the argument `/mnt`, where the directory `target` of a mount namespace is mounted. Waits until
     /// it has printed a line. `None` if this machine has no cgroups that can be frozen.
-    pub(crate) fn start(mounts: &Path, target: &Path, program: &Path) -> Option<Self> {
+    pub(super) fn start(mounts: &Path, target: &Path, program: &Path) -> Option<Self> {
         let cgroup = Cgroup::new()?;
         // As in a container, the volume is at one place only.
-        let script = "echo $$ > \"$1/cgroup.procs\"; mount --bind \"$2\" \"$3\"; umount \"$2\"; exec \"$4\" \"$3\"";
+        let script =
+            "echo $$ > \"$1/cgroup.procs\"; mount --bind \"$2\" \"$3\"; umount \"$2\"; exec \"$4\" \"$3\"";
         let mut process = Command::new("nsenter")
             .arg(format!("--mount={}", mounts.display()))
             .args(["unshare", "--mount", "--propagation", "private", "sh", "-euc", script, "sh"])
@@ -39,7 +40,7 @@ impl Container {
     }
 
     /// Whether its process runs: it has neither ended nor is it frozen.
-    pub(crate) fn is_running(&mut self) -> bool {
+    pub(super) fn is_running(&mut self) -> bool {
         self.process.try_wait().unwrap().is_none() && !self.cgroup.is_frozen()
     }
 }
@@ -60,7 +61,8 @@ impl Cgroup {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("orlop-test-{}-{number}", std::process::id());
-        let hierarchies = ["/sys/fs/cgroup/freezer", "/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let hierarchies =
+            ["/sys/fs/cgroup/freezer", "/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
         let mut usable = hierarchies.into_iter().filter(|dir| dir.join("cgroup.procs").exists());
         let path = usable.next()?.join(name);
         fs::create_dir(&path).ok()?;
