@@ -13,6 +13,8 @@ mod faults {
     mod killed_server;
     mod log;
     mod odd_disk;
+    mod pause;
+    mod pause_kills;
     mod reaper;
     mod refusing_disk;
 }

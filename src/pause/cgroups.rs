@@ -48,17 +48,17 @@ impl Hierarchies {
     /// `Unsupported` if process 1 cannot be inspected.
     pub(super) fn of_host(proc: &Path) -> Result<Self> {
         let hint = "cgroups of the host cannot be reached: run orlop on the host, or in a privileged pod with hostPID";
-        enter_namespace(proc).and_then(|()| Self::open_mounted(proc)).map_err(|errno| {
+        enter_namespace(proc).and_then(|of| Self::open_mounted(&proc.join(of))).map_err(|errno| {
             let cause = std::io::Error::from(errno);
             Error::caused(Kind::Unsupported, hint, cause)
         })
     }
 
-    fn open_mounted(proc: &Path) -> Result<Self, Errno> {
+    fn open_mounted(process: &Path) -> Result<Self, Errno> {
         let open_dir = |path: &Path| {
             rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         };
-        let table = open(CWD, proc.join("1/mountinfo"), OFlags::RDONLY)?;
+        let table = open(CWD, process.join("mountinfo"), OFlags::RDONLY)?;
         let mut mounts = Vec::new();
         Reader::default().each(table, |line: Line<'_>| {
             mounts.extend(hierarchy_of(&line));
@@ -66,7 +66,7 @@ impl Hierarchies {
         })?;
         let mut found = Self { freezer: None, unified: None, roots: Vec::new() };
         for (hierarchy, target) in mounts {
-            let Ok(root) = open_dir(&proc.join("1/root").join(target)) else { continue };
+            let Ok(root) = open_dir(&process.join("root").join(target)) else { continue };
             match hierarchy {
                 Some(Hierarchy::Freezer) if found.freezer.is_none() => found.freezer = root.try_clone().ok(),
                 Some(Hierarchy::Unified) if found.unified.is_none() => found.unified = root.try_clone().ok(),
@@ -233,14 +233,20 @@ fn hierarchy_of(line: &Line<'_>) -> Option<(Option<Hierarchy>, std::path::PathBu
     Some((hierarchy, mount.target.strip_prefix("/").ok()?.to_owned()))
 }
 
-/// Moves the calling thread to the cgroup namespace of process 1, unless it is there.
-fn enter_namespace(proc: &Path) -> Result<(), Errno> {
+/// Moves the calling thread to the cgroup namespace of process 1, unless it is there. Returns the process whose mounts
+/// show the cgroups: process 1, or the thread itself where that may not be inspected.
+fn enter_namespace(proc: &Path) -> Result<&'static str, Errno> {
     let link = |of: &str| rustix::fs::readlink(proc.join(of).join("ns/cgroup"), Vec::new());
-    if link("1")? == link("thread-self")? {
-        return Ok(());
+    let host = match link("1") {
+        // In the namespace of a container, the paths of others lead out of it, and their cgroups are not opened.
+        Err(Errno::ACCESS | Errno::PERM) => return Ok("thread-self"),
+        host => host?,
+    };
+    if host != link("thread-self")? {
+        let namespace = open(CWD, proc.join("1/ns/cgroup"), OFlags::RDONLY)?;
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::ControlGroup))?;
     }
-    let namespace = open(CWD, proc.join("1/ns/cgroup"), OFlags::RDONLY)?;
-    rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::ControlGroup))
+    Ok("1")
 }
 
 fn open(dir: impl std::os::fd::AsFd, path: impl rustix::path::Arg, flags: OFlags) -> Result<OwnedFd, Errno> {

@@ -151,8 +151,12 @@ impl Look {
         let link =
             |path: &str| rustix::fs::readlinkat(&dir, path, Vec::new()).map(std::ffi::CString::into_bytes);
         let own_pid = link("self").ok().and_then(|pid| std::str::from_utf8(&pid).ok()?.parse().ok());
-        let host = ["1", "self", "thread-self"].map(|of| link(&format!("{of}/ns/mnt")));
-        let host = host.into_iter().collect::<Result<_, Errno>>().map_err(uninspectable)?;
+        let namespace = |of: &str| match link(&format!("{of}/ns/mnt")) {
+            Err(Errno::ACCESS | Errno::PERM) if of == "1" => Ok(None),
+            namespace => namespace.map(Some).map_err(uninspectable),
+        };
+        let host = ["1", "self", "thread-self"].into_iter().map(namespace).collect::<Result<Vec<_>>>()?;
+        let host = host.into_iter().flatten().collect();
         let mut devices: Vec<Device> = volumes.locations.iter().map(|volume| volume.device).collect();
         devices.dedup();
         let mut look = Self { proc: dir, own_pid, host, processes: Vec::new(), mounts: Mounts::of(devices) };
@@ -179,8 +183,14 @@ impl Look {
 
     fn visit(&mut self, pid: i32) -> Result<(), Errno> {
         let process = Process::open(&self.proc, pid)?;
-        let namespace = process.mount_namespace()?;
-        self.mounts.read(&process, &namespace)?;
+        let namespace = match process.mount_namespace() {
+            // Process 1 may have rights that orlop lacks. It is of the host in any case.
+            Err(Errno::ACCESS | Errno::PERM) if pid == 1 => Vec::new(),
+            namespace => namespace?,
+        };
+        if !namespace.is_empty() {
+            self.mounts.read(&process, &namespace)?;
+        }
         self.processes.push(Seen { pid, cgroup: process.cgroup()?, namespace });
         Ok(())
     }
@@ -209,7 +219,8 @@ impl Look {
     fn refuse_writers(&self, volumes: &Volumes, plan: &Plan, progress: &Progress) -> Result<()> {
         let (locations, st_devs) = (&volumes.locations[..], &volumes.st_devs[..]);
         let writers = Writers { volumes: locations, st_devs, mounts: &self.mounts };
-        for seen in self.processes.iter().filter(|seen| Some(seen.pid) != self.own_pid) {
+        let is_trusted = |seen: &&Seen| seen.pid == 1 || Some(seen.pid) == self.own_pid;
+        for seen in self.processes.iter().filter(|seen| !is_trusted(seen)) {
             progress.at(seen.pid)?;
             if plan.contains(&seen.cgroup) {
                 continue;

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses another part of this module")]
 
 pub(crate) mod child;
+pub(crate) mod container;
 pub(crate) mod csi;
 pub(crate) mod disk;
 pub(crate) mod isolation;
