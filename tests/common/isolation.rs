@@ -31,14 +31,6 @@ pub(crate) fn in_own_process(test: &str, body: impl FnOnce()) {
     in_process_of(test, &["unshare", "--mount", "--propagation", "private"], body);
 }
 
-/// Runs the body of a test as [`in_own_process`] does, in a process namespace of its own, of which it is process 1. Nothing
-/// else on the machine can be seen from there.
-pub(crate) fn in_own_pid_namespace(test: &str, body: impl FnOnce()) {
-    let namespaces =
-        ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"];
-    in_process_of(test, &[&["unshare"], &namespaces[..]].concat(), body);
-}
-
 /// Runs the body of a test in a process that gets no inotify instance: one in a user namespace whose limit is 0.
 pub(crate) fn without_inotify(test: &str, body: impl FnOnce()) {
     let forbid = "echo 0 > /proc/sys/user/max_inotify_instances && exec \"$@\"";

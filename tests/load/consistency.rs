@@ -21,7 +21,7 @@ use self::container::Container;
 use self::history::last_step;
 use crate::common::csi::{MIB, capability, create_request, from_volume, map, size};
 use crate::common::disk::{Disk, run};
-use crate::common::isolation::{in_own_pid_namespace, skip};
+use crate::common::isolation::{in_own_process, skip};
 use crate::common::pool::read_record;
 use crate::common::server::{Options, Server, connect};
 
@@ -133,7 +133,7 @@ impl Copy {
 
 /// Runs a test under load.
 fn under_load(test: &str, body: impl AsyncFnOnce(Load)) {
-    in_own_pid_namespace(test, || {
+    in_own_process(test, || {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
