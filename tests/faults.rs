@@ -15,6 +15,7 @@ mod faults {
     mod odd_disk;
     mod pause;
     mod pause_kills;
+    mod paused_copies;
     mod reaper;
     mod refusing_disk;
 }

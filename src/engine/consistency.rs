@@ -82,13 +82,14 @@ impl Pauses {
     /// Copies everything, so that the copies can be finished.
     ///
     /// # Errors
-    /// `InUse` when the users of a source cannot be paused, or not within the longest pause; `Busy` when the copy is
-    /// cancelled; otherwise the error of the copy.
+    /// `InUse` when the users of a source cannot be paused, or not within the longest pause; `Unsupported` when orlop is not
+    /// shown the containers of the host; `Busy` when the copy is cancelled; otherwise the error of the copy.
     pub(super) fn copy(&self, parts: &mut [Part<'_>], spec: ConsistencySpec) -> Result<CopyRecord> {
         if spec.consistency == Consistency::None {
             live(parts)?;
             return Ok(CopyRecord::unpaused(Consistency::None));
         }
+        check_sees_containers(std::process::id(), parts)?;
         let published = self.published.load(Ordering::SeqCst);
         let unused_at = if self.is_consumed(parts)? { None } else { Some(published) };
         let mut last = live(parts)?;
@@ -139,16 +140,22 @@ impl Pauses {
             self.lock_stats().refused += 1;
             return Err(too_long(parts, expected, max_pause));
         }
-        if update.is_none() && self.is_consumed(parts)? {
-            let text = format!("{} came into use during the copy", names(parts));
-            return Ok(Attempt::Again(Error::new(Kind::Busy, text)));
-        }
         match self.pause(parts, max_pause)? {
+            // It is not known how long an update takes, so that is found out first.
+            Some(pause) if update.is_none() => {
+                drop(pause);
+                remove_record(parts)?;
+                let text = format!("{} came into use during the copy", names(parts));
+                Ok(Attempt::Again(Error::new(Kind::Busy, text)))
+            }
             Some(pause) => self.copy_paused(parts, pause),
             None => {
                 let unused = unused_at == Some(self.published.load(Ordering::SeqCst));
-                freeze_point(parts, if unused { SourceState::Unused } else { SourceState::Paused })?;
-                Ok(Attempt::Copied(CopyRecord::unpaused(Consistency::Crash)))
+                let state = if unused { SourceState::Unused } else { SourceState::Paused };
+                match freeze_point(parts, state) {
+                    Ok(()) => Ok(Attempt::Copied(CopyRecord::unpaused(Consistency::Crash))),
+                    Err(error) => changed(parts, error),
+                }
             }
         }
     }
@@ -162,27 +169,46 @@ impl Pauses {
         if !matches!(pause, Ok(Some(_))) {
             remove_record(parts)?;
         }
-        pause
-            .inspect_err(|_| self.lock_stats().refused += 1)
-            .context(|| format!("pause the users of {}", names(parts)))
+        pause.map_err(|error| {
+            self.lock_stats().refused += 1;
+            // The pause was tried again already, and no copy is running any more.
+            let kind = if error.kind() == Kind::Busy { Kind::InUse } else { error.kind() };
+            Error::caused(kind, format!("pause the users of {}", names(parts)), error)
+        })
     }
 
     fn copy_paused(&self, parts: &mut [Part<'_>], pause: Pause) -> Result<Attempt> {
         let copied = freeze_point(parts, SourceState::Paused);
         let resumed = pause.resume();
         remove_record(parts)?;
-        let cancelled = parts.iter().any(|part| part.progress.is_cancelled());
         let error = match (copied, resumed) {
             (Ok(()), Ok(paused)) => {
                 self.lock_stats().add_kept(paused.duration);
                 return Ok(Attempt::Copied(CopyRecord::paused(paused.duration, paused.containers)));
             }
-            (Err(error), _) if error.kind() != Kind::Busy || cancelled => return Err(error),
             (Err(error), _) | (Ok(()), Err(error)) => error,
         };
-        self.lock_stats().broken += 1;
-        Ok(Attempt::Again(error))
+        changed(parts, error).inspect(|_| self.lock_stats().broken += 1)
     }
+}
+
+/// Whether another attempt may succeed after this error of a freeze point or of a pause.
+fn changed(parts: &[Part<'_>], error: Error) -> Result<Attempt> {
+    let cancelled = parts.iter().any(|part| part.progress.is_cancelled());
+    if error.kind() == Kind::Busy && !cancelled { Ok(Attempt::Again(error)) } else { Err(error) }
+}
+
+/// Process 1 of a PID namespace is not shown the processes of the host: whatever uses a volume would go unnoticed.
+fn check_sees_containers(own_pid: u32, parts: &[Part<'_>]) -> Result<()> {
+    if own_pid != 1 {
+        return Ok(());
+    }
+    let text = format!(
+        "{}: a consistent copy needs the host's PID namespace, to find the containers that use the volume: set hostPID: true, \
+         or consistency: none",
+        names(parts)
+    );
+    Err(Error::new(Kind::Unsupported, text))
 }
 
 /// Makes all copies, or brings them up to date, while the sources are in use. Returns the time that this took.
@@ -247,4 +273,24 @@ fn not_kept(parts: &[Part<'_>], error: Error) -> Error {
         names(parts)
     );
     Error::caused(Kind::InUse, text, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_without_the_pid_namespace_of_the_host_makes_no_consistent_copies() {
+        assert!(check_sees_containers(2, &[]).is_ok());
+        let error = check_sees_containers(1, &[]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(error.chain().contains("hostPID: true, or consistency: none"), "{error}");
+    }
+
+    #[test]
+    fn pauses_are_counted_by_duration() {
+        let mut stats = PauseStats::default();
+        [1, 5, 6, 5000].into_iter().map(Duration::from_millis).for_each(|pause| stats.add_kept(pause));
+        assert_eq!((stats.kept, stats.durations), (4, [2, 1, 0, 0, 0, 0, 0, 0, 0, 1]));
+    }
 }

@@ -77,11 +77,11 @@ impl Helper {
 
     fn send(&mut self, line: &str) -> Result<()> {
         let input = self.input.as_mut().expect("the input is open until the helper ends");
-        input.write_all(format!("{line}\n").as_bytes()).or_else(|error| match error.kind() {
+        match input.write_all(format!("{line}\n").as_bytes()) {
             // The answer says why it has ended.
-            std::io::ErrorKind::BrokenPipe => Ok(()),
-            _ => Err(error).context(|| "write to the process that freezes cgroups"),
-        })
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            result => result.context(|| "write to the process that freezes cgroups"),
+        }
     }
 
     /// Receives the answer that begins with this word; returns the rest of it.

@@ -14,9 +14,21 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Opens the directory of a process in `proc`.
+    /// Opens the directory of a process in `proc`; that of one of its threads if the first thread has ended, since
+    /// nothing can be read of an ended thread.
     pub(super) fn open(proc: impl AsFd, pid: i32) -> Result<Self, Errno> {
-        Self::at(proc, &pid.to_string())
+        let process = Self::at(proc, &pid.to_string())?;
+        if process.mount_namespace() != Err(Errno::NOENT) {
+            return Ok(process);
+        }
+        let threads = process.file("task", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut living = None;
+        each_number(threads.as_fd(), |id| {
+            let thread = Self::at(&threads, &id.to_string()).ok();
+            living = living.take().or(thread.filter(|thread| thread.mount_namespace().is_ok()));
+            Ok::<_, Errno>(())
+        })?;
+        Ok(living.unwrap_or(process))
     }
 
     /// Opens the directory of the calling thread.

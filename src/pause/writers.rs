@@ -15,6 +15,10 @@ use super::process::{Process, each_number};
 use crate::mount::location::FsLocation;
 use crate::mount::mountinfo::Device;
 
+/// Stands for a path that is longer than the kernel tells. Such a file counts as one of a volume if it is on the same
+/// filesystem; on others it does not matter.
+const TOO_LONG: &[u8] = b"/(a path that is too long)";
+
 /// The volumes, and what is known about mounts.
 #[derive(Debug)]
 pub(super) struct Writers<'a> {
@@ -65,7 +69,11 @@ impl Writers<'_> {
         if link.st_mode & 0o200 == 0 {
             return Ok(None);
         }
-        let path = rustix::fs::readlinkat(fds, &name, Vec::new())?.into_bytes();
+        let path = match rustix::fs::readlinkat(fds, &name, Vec::new()) {
+            Ok(path) => path.into_bytes(),
+            Err(Errno::NAMETOOLONG) => TOO_LONG.to_vec(),
+            Err(error) => return Err(error),
+        };
         if path.first() != Some(&b'/') {
             return Ok(None);
         }
@@ -95,7 +103,11 @@ impl Writers<'_> {
                 continue;
             }
             let name = format!("map_files/{range}");
-            let mapped = process.link(&name).and_then(|path| Ok((process.file(&name, OFlags::PATH)?, path)));
+            let path = process.link(&name).or_else(|error| match error {
+                Errno::NAMETOOLONG => Ok(TOO_LONG.to_vec()),
+                error => Err(error),
+            });
+            let mapped = path.and_then(|path| Ok((process.file(&name, OFlags::PATH)?, path)));
             match mapped {
                 // Unmapped meanwhile.
                 Err(Errno::NOENT) => {}
@@ -126,6 +138,9 @@ impl Writers<'_> {
         }
         if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::RegularFile || stat.stx_nlink == 0 {
             return Ok(false);
+        }
+        if path == TOO_LONG {
+            return Ok(true);
         }
         Ok(self.mounts.is_in(self.volumes, stat.stx_mnt_id, path).unwrap_or(true))
     }

@@ -1,7 +1,7 @@
 //! Stand-ins for containers: processes with a mount namespace and a cgroup of their own.
 
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -152,6 +152,50 @@ impl Drop for Program {
         let _ = self.child.kill();
         drop(self.cgroup.take());
         let _ = self.child.wait();
+    }
+}
+
+/// Where a [`Container`] has its volume.
+const INSIDE: &str = "/mnt";
+
+/// A container with a published volume; it ends when this is dropped, even if it is frozen.
+pub(crate) struct Container {
+    process: Child,
+    cgroup: TestCgroup,
+}
+
+impl Container {
+    /// Starts a program with the argument `/mnt`, where the directory `target` of a mount namespace is mounted. Waits until
+    /// it has printed a line. `None` if this machine has no cgroups that can be frozen.
+    #[expect(clippy::disallowed_methods, reason = "the container is a process")]
+    pub(crate) fn start(mounts: &Path, target: &Path, program: &Path) -> Option<Self> {
+        let cgroup = TestCgroup::new(*hierarchies().first()?);
+        // As in a container, the volume is at one place only.
+        let script = "echo $$ > \"$1\"; mount --bind \"$2\" \"$3\"; umount \"$2\"; exec \"$4\" \"$3\"";
+        let mut process = Command::new("nsenter")
+            .arg(format!("--mount={}", mounts.display()))
+            .args(["unshare", "--mount", "--propagation", "private", "sh", "-euc", script, "sh"])
+            .args([&cgroup.procs(), target, Path::new(INSIDE), program])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "the container has ended: {:?}", process.wait());
+        Some(Self { process, cgroup })
+    }
+
+    /// Whether its process runs: it has neither ended nor is it frozen.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none() && !self.cgroup.is_frozen()
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        self.cgroup.set_frozen(false);
+        let _ = self.process.wait();
     }
 }
 

@@ -379,6 +379,35 @@ fn a_container_that_forks_all_the_time_is_paused() {
     });
 }
 
+/// Writes to its argument in a second thread, after the first one has ended by `exit(2)`.
+const WRITING_THREAD: &str = "
+import ctypes, os, platform, sys, threading, time
+def write():
+    while open('/proc/self/stat').read().rsplit(')')[-1].split()[0] != 'Z':
+        time.sleep(0.01)
+    print('ready', flush=True)
+    file = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+    while True:
+        os.write(file, b'x')
+threading.Thread(target=write).start()
+ctypes.CDLL(None).syscall(60 if platform.machine() == 'x86_64' else 93, 0)
+";
+
+#[test]
+fn a_consumer_whose_first_thread_has_ended_is_paused() {
+    in_each_hierarchy(|volume, hierarchy| {
+        let cgroup = TestCgroup::new(hierarchy);
+        let program = volume.base.join("program.py");
+        fs::write(&program, WRITING_THREAD).unwrap();
+        let container = volume.container(&cgroup, &format!("exec python3 {} $DIR/file", program.display()));
+        assert_growing(&volume.data);
+        let pause = volume.pause().unwrap().unwrap();
+        assert_still(&volume.data);
+        assert_eq!(pause.resume().unwrap().containers, [cgroup.path()]);
+        drop(container);
+    });
+}
+
 #[test]
 fn a_failed_record_freezes_nothing() {
     in_each_hierarchy(|volume, hierarchy| {
