@@ -5,6 +5,7 @@ mod common;
 
 mod load {
     mod concurrency;
+    mod consistency;
     mod model;
     mod storm;
     mod waiting_copies;

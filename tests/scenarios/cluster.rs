@@ -27,6 +27,7 @@ pub(crate) const DRIVERS: &str = "apis/storage.k8s.io/v1/csidrivers";
 pub(crate) const DRIVER_NODES: &str = "apis/storage.k8s.io/v1/csinodes";
 pub(crate) const ATTACHMENTS: &str = "apis/storage.k8s.io/v1/volumeattachments";
 pub(crate) const DAEMONS: &str = "apis/apps/v1/daemonsets";
+pub(crate) const CONTENTS: &str = "apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents";
 pub(crate) const SNAPSHOTS: &str = "apis/snapshot.storage.k8s.io/v1/volumesnapshots";
 
 /// Kinds of objects without a namespace.
@@ -218,10 +219,23 @@ impl TestNamespace {
 
     /// Waits until a pod has ended; returns its log.
     pub(crate) fn output(&self, pod: &str) -> String {
-        let phase = self.wait(&format!("pod {pod} has ended"), || {
-            let phase = at(&self.get(PODS, pod), "/status/phase");
-            ["Succeeded", "Failed"].contains(&phase.as_str()).then_some(phase)
-        });
+        let what = format!("pod {pod} has ended");
+        self.output_at(pod, &self.wait(&what, || self.end_of(pod)))
+    }
+
+    /// Like [`TestNamespace::output`], for a pod that works for long.
+    pub(crate) fn output_long(&self, pod: &str) -> String {
+        let what = format!("pod {pod} has ended");
+        self.output_at(pod, &self.wait_long(&what, || self.end_of(pod)))
+    }
+
+    /// The phase of a pod that has ended.
+    fn end_of(&self, pod: &str) -> Option<String> {
+        let phase = at(&self.get(PODS, pod), "/status/phase");
+        ["Succeeded", "Failed"].contains(&phase.as_str()).then_some(phase)
+    }
+
+    fn output_at(&self, pod: &str, phase: &str) -> String {
         let log = self.log(pod);
         assert_eq!(phase, "Succeeded", "pod {pod} failed: {log}");
         log
