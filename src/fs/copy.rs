@@ -7,7 +7,7 @@
 //! memory for each level of depth.
 //!
 //! A copy is made in passes. The first one copies everything; each further one walks the source and the copy side by side
-//! and brings the copy up to date with what has changed since. [`Catalogue`] knows what was seen of each file.
+//! and brings the copy up to date with what has changed since. The catalogue knows what was seen of each file.
 //!
 //! After a failure the destination contains an incomplete copy; the caller removes it.
 
