@@ -1,6 +1,7 @@
 //! System calls that rustix lacks, each behind a safe function. The only module that contains `unsafe`.
 
 pub mod file_flags;
+pub mod file_handle;
 pub mod mount_setattr;
 pub mod namespace;
 pub mod probe;

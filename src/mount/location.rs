@@ -132,7 +132,7 @@ pub fn below<'a>(path: &'a [u8], above: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// Returns the path of an open file, as the kernel reports it.
-pub(super) fn path_of(file: BorrowedFd<'_>) -> Result<Vec<u8>> {
+pub(crate) fn path_of(file: BorrowedFd<'_>) -> Result<Vec<u8>> {
     let link = fd_link(file);
     let path = rustix::fs::readlinkat(CWD, &link, Vec::new()).context(|| format!("read {link}"))?;
     Ok(path.into_bytes())

@@ -27,13 +27,15 @@ const MAX_RUNNING: usize = 8;
 pub(super) struct Volumes {
     locations: Vec<FsLocation>,
     st_devs: Vec<Device>,
+    dirs: Vec<OwnedFd>,
 }
 
 impl Volumes {
     /// Locates these directories.
     pub(super) fn of(dirs: &[BorrowedFd<'_>]) -> Result<Self> {
-        let mut volumes = Self { locations: Vec::new(), st_devs: Vec::new() };
+        let mut volumes = Self { locations: Vec::new(), st_devs: Vec::new(), dirs: Vec::new() };
         for dir in dirs {
+            volumes.dirs.push(dir.try_clone_to_owned().context(|| "duplicate a descriptor")?);
             let dir = MountedDir::of(*dir)?;
             let containing = ContainingMount::find(dir.mount)?.ok_or_else(|| {
                 Error::new(Kind::Unavailable, "the mount of the pool is no longer attached: restart orlop")
@@ -217,8 +219,8 @@ impl Look {
 
     /// Fails if a process outside of the cgroups of the plan can write to a volume.
     fn refuse_writers(&self, volumes: &Volumes, plan: &Plan, progress: &Progress) -> Result<()> {
-        let (locations, st_devs) = (&volumes.locations[..], &volumes.st_devs[..]);
-        let writers = Writers { volumes: locations, st_devs, mounts: &self.mounts };
+        let Volumes { locations, st_devs, dirs } = volumes;
+        let writers = Writers { volumes: locations, st_devs, dirs, mounts: &self.mounts };
         let is_trusted = |seen: &&Seen| seen.pid == 1 || Some(seen.pid) == self.own_pid;
         for seen in self.processes.iter().filter(|seen| !is_trusted(seen)) {
             progress.at(seen.pid)?;

@@ -13,8 +13,9 @@ use rustix::io::Errno;
 
 use super::mounts::Mounts;
 use super::process::{Process, each_number};
-use crate::mount::location::FsLocation;
+use crate::mount::location::{FsLocation, below, path_of};
 use crate::mount::mountinfo::Device;
+use crate::sys::file_handle::open_through;
 
 /// The volumes, and what is known about mounts.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(super) struct Writers<'a> {
     pub(super) volumes: &'a [FsLocation],
     /// Their filesystems as `stat` reports them, which differs from the mount table on btrfs.
     pub(super) st_devs: &'a [Device],
+    /// Their directories.
+    pub(super) dirs: &'a [OwnedFd],
     /// The mounts of all namespaces.
     pub(super) mounts: &'a Mounts,
 }
@@ -115,8 +118,8 @@ impl Writers<'_> {
         self.volumes.iter().any(|volume| volume.device == device)
     }
 
-    /// Reports whether a regular file that has not been deleted is in a volume. A file on a mount that is in no table
-    /// counts if it is on the same filesystem, and one whose path is too long if its mount has a part of a volume.
+    /// Reports whether a regular file that has not been deleted is in a volume. If neither its mount nor its handle tells, it
+    /// counts as one of a volume.
     fn is_in_volume(&self, file: &OwnedFd, path: Option<&[u8]>) -> Result<bool, Errno> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
         let mask = StatxFlags::TYPE | StatxFlags::NLINK | StatxFlags::MNT_ID;
@@ -133,7 +136,17 @@ impl Writers<'_> {
             Some(path) => self.mounts.is_in(self.volumes, stat.stx_mnt_id, path),
             None => self.mounts.may_show(self.volumes, stat.stx_mnt_id),
         };
-        Ok(is_in.unwrap_or(true))
+        // A mount that is in no table was unmounted lazily, or is in the namespace of a thread.
+        Ok(is_in.or_else(|| self.has_in_own_namespace(file)).unwrap_or(true))
+    }
+
+    /// Reports whether a file is in a volume, by its path in this mount namespace; `None` if it cannot be opened there.
+    fn has_in_own_namespace(&self, file: &OwnedFd) -> Option<bool> {
+        self.dirs.iter().try_fold(false, |found, dir| {
+            let opened = open_through(file.as_fd(), dir.as_fd()).ok()?;
+            let (path, volume) = (path_of(opened.as_fd()).ok()?, path_of(dir.as_fd()).ok()?);
+            Some(found || below(&path, &volume).is_some())
+        })
     }
 }
 

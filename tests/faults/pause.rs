@@ -193,6 +193,27 @@ fn a_process_of_the_host_that_can_write_is_refused_by_name() {
 }
 
 #[test]
+fn a_writer_through_a_mount_that_is_gone_is_refused_only_for_its_own_volume() {
+    in_each_hierarchy(|volume, _| {
+        let other = volume.base.join("other");
+        fs::create_dir_all(&other).unwrap();
+        let through_lost_mount = |dir: &Path| {
+            let at = volume.base.join("lost");
+            fs::create_dir_all(&at).unwrap();
+            let (dir, at) = (dir.display(), at.display());
+            let script =
+                format!("mount --bind {dir} {at}; exec 5>> {at}/held; umount -l {at}; echo ready; read end");
+            Program::start("unshare", &["--mount", "--propagation", "private", "sh", "-ec", &script])
+        };
+        let harmless = through_lost_mount(&other);
+        assert!(volume.pause().unwrap().is_none(), "nothing consumes the volume");
+        let writer = through_lost_mount(&volume.data);
+        volume.assert_refused(&[&format!("process {}", writer.pid()), "open for writing (descriptor 5)"]);
+        drop((harmless, writer));
+    });
+}
+
+#[test]
 fn a_writer_is_found_through_a_mapping_alone() {
     in_each_hierarchy(|volume, _| {
         let path = volume.data.join("mapped");
