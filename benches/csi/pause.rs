@@ -120,7 +120,7 @@ pub(crate) async fn run(table: &mut Table, sizes: &Sizes, dir: &Path) {
     ];
     for (name, files, bytes, (changing, pause), most) in trees {
         let client = server.client().await;
-        client.create(name, None).await;
+        client.create_large(name, None).await;
         trees::files(&server.data(name), files, bytes);
         rustix::fs::sync();
         table.section(&format!("pauses for a volume of {files} files of {} KiB", bytes >> 10));
