@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::backend;
 use crate::mount::users::Users;
-use crate::pool::{check_outside_pools, check_shareable, read_marker};
+use crate::pool::{check_outside_pools, check_projects, check_shareable, read_marker};
 use crate::sys::probe::Call;
 use crate::volume::PoolName;
 
@@ -140,6 +140,10 @@ fn check_pool(facts: &mut Vec<Fact>, name: &PoolName, path: &Path) {
     facts.push(match check_shareable(directory.as_fd()) {
         Ok(()) => fact(Verdict::Ok, &pool, "sharing", "yes: several processes may use the pool at once"),
         Err(error) => fact(Verdict::Note, &pool, "sharing", format!("no: {}", error.chain())),
+    });
+    facts.push(match check_projects(directory.as_fd(), path) {
+        Ok(()) => fact(Verdict::Ok, &pool, "project ids", "none that forbid renames within the pool"),
+        Err(error) => fact(Verdict::Bad, &pool, "project ids", error.chain()),
     });
     facts.push(match supports_reflink(path) {
         Ok(true) => fact(Verdict::Ok, &pool, "reflink", "yes: snapshots and clones share blocks"),

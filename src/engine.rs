@@ -16,7 +16,7 @@ mod snapshot;
 mod source;
 
 use std::convert::Infallible;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::loop_devices::loop_device_in;
+use crate::mount::overlays::overlay_in;
 use crate::mount::users::Users;
 use crate::pause::Pauser;
 use crate::pool::locks::{LockGuard, LockTable, Mode};
@@ -231,18 +232,28 @@ impl Engine {
     fn refuse_if_used(&self, locked: &LockedVolume) -> Result<()> {
         let id = &locked.id;
         let Some(data) = locked.pool.store.data(ObjectKind::Volumes, &id.name)? else { return Ok(()) };
-        let users = self.users.of(data.as_fd()).context(|| format!("find the users of volume {id}"))?;
-        let more = if users.len() > 1 { format!(" and {} more", users.len() - 1) } else { String::new() };
-        let user = match users.first() {
-            Some(first) => Some(format!("{first}{more}")),
-            None => loop_device_in(data.as_fd()).context(|| format!("find the users of volume {id}"))?,
-        };
-        match user {
+        let path = locked.pool.path_of_data(&id.name);
+        match self.user_of(data.as_fd(), &path).context(|| format!("find the users of volume {id}"))? {
             None => Ok(()),
             Some(user) => {
                 let text = format!("volume {id} is in use by {user}: stop it and retry");
                 Err(Error::new(Kind::InUse, text))
             }
+        }
+    }
+
+    /// The first user of a directory that is found.
+    fn user_of(&self, data: BorrowedFd<'_>, path: &Path) -> Result<Option<String>> {
+        let users = self.users.of(data)?;
+        if let Some(first) = users.first() {
+            let more = if users.len() > 1 { format!(" and {} more", users.len() - 1) } else { String::new() };
+            return Ok(Some(format!("{first}{more}")));
+        }
+        match loop_device_in(data)? {
+            None if self.users.may_be_overlays() => {
+                Ok(overlay_in(data, path)?.map(|overlay| overlay.to_string()))
+            }
+            device => Ok(device),
         }
     }
 

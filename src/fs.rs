@@ -16,11 +16,12 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, fremovexattr, openat, openat2,
-    statx,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, StatxTimestamp, fremovexattr,
+    openat, openat2, statx,
 };
 use rustix::io::{Errno, Result as ErrnoResult};
 use rustix::path::{Arg, DecInt};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{Context, Error, Kind, Result};
 
@@ -81,6 +82,13 @@ fn fstatat(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<Statx> {
     statx(at, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
 }
 
+/// The project id that new entries of an open directory inherit; `None` if they inherit none, also on a filesystem without
+/// project ids.
+#[must_use]
+pub fn inherited_project(dir: BorrowedFd<'_>) -> Option<u32> {
+    crate::sys::project::inherited_project(dir).ok().flatten()
+}
+
 /// Identifies a directory among all filesystems of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DirIdentity {
@@ -105,6 +113,16 @@ impl DirIdentity {
         statx(CWD, path, AtFlags::empty(), StatxFlags::INO).map(|stat| Self::from_stat(&stat))
     }
 
+    /// Like [`DirIdentity::at`], with the time at which an entry of the directory was last added, removed or renamed.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn with_change_time(path: &Path) -> ErrnoResult<(Self, ChangeTime)> {
+        let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::INO | StatxFlags::CTIME)?;
+        let StatxTimestamp { tv_sec, tv_nsec, .. } = stat.stx_ctime;
+        Ok((Self::from_stat(&stat), ChangeTime { seconds: tv_sec, nanoseconds: tv_nsec }))
+    }
+
     /// The identity of an entry of a directory. A symbolic link is not followed, and a mount point has that of the mount.
     ///
     /// # Errors
@@ -115,6 +133,21 @@ impl DirIdentity {
 
     fn from_stat(stat: &Statx) -> Self {
         Self { device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino }
+    }
+}
+
+/// The time of a directory's last change, by the clock of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangeTime {
+    seconds: i64,
+    nanoseconds: u32,
+}
+
+impl ChangeTime {
+    /// Whether a change that happens now would have another time. The kernel's timestamps can be coarse: 10 ms at most.
+    #[must_use]
+    pub fn is_past(self) -> bool {
+        self.seconds.saturating_add(1) < clock_gettime(ClockId::Realtime).tv_sec
     }
 }
 

@@ -35,7 +35,7 @@ const POOL_GAUGES: [PoolGauge; 11] = [
     ),
     (
         "orlop_pool_refuses_volumes",
-        "Whether nothing can be created in the available pool: its filesystem is read-only or has no inodes",
+        "Whether nothing can be created in the available pool: its filesystem is read-only or has no inodes, or its project ids forbid renames",
         |pool| u64::from(pool.refuses.is_some()),
     ),
     ("orlop_pool_capacity_bytes", "Size of the pool's filesystem", |pool| pool.total),

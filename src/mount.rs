@@ -6,6 +6,7 @@ pub mod location;
 pub mod loop_devices;
 pub mod mountinfo;
 pub mod options;
+pub mod overlays;
 
 pub mod users;
 

@@ -4,7 +4,7 @@
 //! process counts as a writer only if it has a file of the volume open for writing or mapped. A pause is refused
 //! when there is such a process, and when a cgroup of a consumer holds what the host depends on.
 //!
-//! A helper process does the freezing ([`helper`]), so that no container stays frozen when orlop ends or hangs. What
+//! A helper process does the freezing (`helper.rs`), so that no container stays frozen when orlop ends or hangs. What
 //! both leave when they are killed together is in a [`PauseRecord`], by which [`thaw`] cleans up.
 //!
 //! Not detected: namespaces of processes that `/proc` does not show (the node's pod needs `hostPID`), a thread with a

@@ -24,6 +24,7 @@ mod lock_files;
 mod marker;
 mod medium;
 mod parents;
+mod projects;
 mod watch;
 
 use std::ops::ControlFlow;
@@ -40,20 +41,22 @@ use self::cache::IndexCache;
 use self::known::KnownPool;
 use self::layout::Layout;
 use self::marker::MARKER;
+use self::object::ObjectKind;
 use self::reaper::{Reaper, ReaperQueue};
 use self::store::Store;
 use self::usage::UsageCache;
 use crate::backend::{self, Backend};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::fs::DirIdentity;
+use crate::fs::{ChangeTime, DirIdentity};
 use crate::mount::mountinfo;
-use crate::volume::PoolName;
+use crate::volume::{DATA, Name, PoolName};
 
 pub use capacity::{FsStats, Reservation};
 pub use index::{Index, SnapshotEntry, VolumeEntry};
 pub use marker::{Marker, read_marker};
 pub use medium::check_shareable;
 pub use parents::check_outside_pools;
+pub use projects::check_projects;
 
 /// The configuration of a pool.
 #[derive(Debug, Clone)]
@@ -109,6 +112,8 @@ pub struct OpenPool {
     pub usage: UsageCache,
     cache: IndexCache,
     identity: DirIdentity,
+    /// The change time of the pool's directory at the last complete check.
+    checked: Mutex<Option<ChangeTime>>,
 }
 
 /// A configured pool, available or not. Its background threads are its own, so a pool that does not respond affects no
@@ -169,7 +174,7 @@ impl Pool {
     #[must_use]
     pub fn get_if_open(&self) -> Option<Arc<OpenPool>> {
         // Not under the lock: the disk may not respond, and `loaded` must not wait for it.
-        self.loaded().filter(|pool| pool.is_in_place())
+        self.loaded().filter(|pool| pool.is_unchanged())
     }
 
     /// Returns the pool if it was opened, without any check that its directory is still there. Does no I/O.
@@ -237,6 +242,12 @@ impl Pool {
 }
 
 impl OpenPool {
+    /// The path of a volume's data, for messages and comparisons: files are opened by descriptor.
+    #[must_use]
+    pub fn path_of_data(&self, volume: &Name) -> PathBuf {
+        self.settings.path.join(ObjectKind::Volumes.directory()).join(volume.as_str()).join(DATA)
+    }
+
     fn open(configured: &Pool, last: Option<&Layout>) -> Result<Self> {
         let settings = &configured.settings;
         let root = open_root(&settings.path)?;
@@ -271,6 +282,7 @@ impl OpenPool {
             usage: configured.usage.clone(),
             cache: IndexCache::default(),
             identity,
+            checked: Mutex::new(None),
         })
     }
 
@@ -282,14 +294,31 @@ impl OpenPool {
         Err(Error::new(Kind::Unavailable, "the pool's directory has changed since the call began: retry"))
     }
 
+    /// Like [`OpenPool::is_in_place`], but the names in the directory are looked up only if the directory has changed since
+    /// the last time. A mount over one of them goes unnoticed; [`OpenPool::check_in_place`] finds it before each change.
+    fn is_unchanged(&self) -> bool {
+        let Ok((found, changed)) = DirIdentity::with_change_time(&self.settings.path) else { return false };
+        if found != self.identity {
+            return false;
+        }
+        let is_checked = *self.checked.lock().unwrap_or_else(PoisonError::into_inner) == Some(changed);
+        is_checked || self.has_directories(changed)
+    }
+
     /// Whether the path still refers to this pool. A disk that was unmounted, and directories that were moved away or
     /// replaced, must not be used.
     fn is_in_place(&self) -> bool {
-        let found = DirIdentity::at(&self.settings.path);
-        let has_marker = || fs::statat(self.store.root(), MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        found.is_ok_and(|found| found == self.identity)
-            && has_marker()
-            && self.store.layout().is_in_place(self.store.root())
+        let found = DirIdentity::with_change_time(&self.settings.path);
+        found.is_ok_and(|(found, changed)| found == self.identity && self.has_directories(changed))
+    }
+
+    fn has_directories(&self, changed: ChangeTime) -> bool {
+        let has_marker = fs::statat(self.store.root(), MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        let found = has_marker && self.store.layout().is_in_place(self.store.root());
+        // A change right after this check can have the same time.
+        let checked = (found && changed.is_past()).then_some(changed);
+        *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = checked;
+        found
     }
 }
 

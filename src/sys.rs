@@ -4,4 +4,5 @@ pub mod file_flags;
 pub mod mount_setattr;
 pub mod namespace;
 pub mod probe;
+pub mod project;
 pub mod write_back;

@@ -9,12 +9,14 @@ mod common;
 mod api {
     mod commands;
     mod copy;
+    mod copy_update;
     mod csi;
     mod endless;
     mod engine;
     mod hostile;
     mod live_copy;
     mod pools;
+    mod random_updates;
     mod records;
     mod removal;
     mod semantics;

@@ -8,7 +8,7 @@ use super::request::{Inspected, Records, StoredVolume};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::Pool;
 use crate::pool::object::ObjectKind;
-use crate::volume::{DATA, Name, VolumeId};
+use crate::volume::{Name, VolumeId};
 
 impl Engine {
     /// Reads the records of all volumes, ordered by id. A pool or record that cannot be read affects only itself.
@@ -78,7 +78,6 @@ impl Engine {
             Some(data) => self.users.of(data.as_fd()).context(|| format!("find the users of volume {id}"))?,
             None => Vec::new(),
         };
-        let volumes = pool.settings.path.join(ObjectKind::Volumes.directory());
-        Ok(Inspected { volume, path: volumes.join(id.name.as_str()).join(DATA), users })
+        Ok(Inspected { volume, path: pool.path_of_data(&id.name), users })
     }
 }

@@ -93,7 +93,7 @@ fn status(pool: &Pool) -> PoolStatus {
         Ok((stats, open)) => {
             let index = open.cached_index();
             (status.total, status.provisioned) = (stats.total, index.provisioned());
-            status.refuses = stats.refusal().map(|refusal| refusal.chain());
+            status.refuses = open.check_accepts(stats).err().map(|refusal| refusal.chain());
             status.allocatable = open.allocatable_beside(stats, index.provisioned());
             status.volumes = index.volumes().len() as u64;
             status.snapshots = index.snapshots().len() as u64;

@@ -219,7 +219,8 @@ pub struct PoolStatus {
     pub backend: Option<&'static str>,
     /// Why it is unavailable; `None` if it is available.
     pub unavailable: Option<String>,
-    /// Why nothing can be created in it although it is available: its filesystem is read-only or has no inodes.
+    /// Why nothing can be created in it although it is available: its filesystem is read-only or has no inodes, or its
+    /// directories have project ids that forbid renames.
     pub refuses: Option<String>,
     /// Since when it has been unavailable, if that is known.
     pub since: Option<Timestamp>,

@@ -65,6 +65,8 @@ impl Engine {
         let locks = CopyLocks::acquire(pool, (ObjectKind::Snapshots, id), pool, source)?;
         let volume = self.require_without_lock(pool, &request.source_volume)?;
         pool.store.refuse_if_deleted(ObjectKind::Snapshots, &id.name)?;
+        pool.check_accepts(pool.fs_stats()?)
+            .context(|| format!("pool {} refuses new snapshots", pool.settings.name))?;
         let mut snapshot = Snapshot {
             schema: SCHEMA,
             uid: uuid::Uuid::new_v4(),

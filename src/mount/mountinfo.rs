@@ -15,7 +15,7 @@ use super::options::MountFlags;
 use crate::error::{Context as _, Result};
 
 /// The table of the calling thread, which may be in another mount namespace than its process.
-const OWN_TABLE: &str = "/proc/thread-self/mountinfo";
+pub(super) const OWN_TABLE: &str = "/proc/thread-self/mountinfo";
 
 /// The suffix that the kernel adds to the root of a mount whose directory was removed.
 pub const DELETED: &[u8] = b"//deleted";
@@ -104,11 +104,23 @@ impl<'a> Line<'a> {
         fields.take_while(|field| *field != b"-").find_map(|field| parse_u64(field.strip_prefix(name)?))
     }
 
+    /// Returns the type of the filesystem, and its options as they are in the table, still escaped.
+    #[must_use]
+    pub fn filesystem(&self) -> (&'a [u8], &'a [u8]) {
+        let mut tail = self.tail();
+        (tail.next().unwrap_or_default(), tail.nth(1).unwrap_or_default())
+    }
+
+    /// The fields after the hyphen: type, source and options of the filesystem.
+    fn tail(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.rest.split(|byte| *byte == b' ').skip_while(|field| *field != b"-").skip(1)
+    }
+
     /// Copies and unescapes the fields.
     #[must_use]
     pub fn to_info(&self) -> MountInfo {
         let (root, root_deleted) = self.root();
-        let mut tail = self.rest.split(|byte| *byte == b' ').skip_while(|field| *field != b"-").skip(1);
+        let mut tail = self.tail();
         let mut next_field = || OsString::from_vec(unescape(tail.next().unwrap_or_default()).into_owned());
         MountInfo {
             id: self.id,
@@ -246,7 +258,7 @@ pub fn by_target(target: &[u8]) -> Result<Option<MountInfo>> {
 }
 
 /// Decodes the kernel's `\ooo` escapes; keeps any other backslash.
-fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
+pub(super) fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
     if !field.contains(&b'\\') {
         return Cow::Borrowed(field);
     }
@@ -303,6 +315,8 @@ mod tests {
         assert_eq!(Line::parse(line).unwrap().master(), Some(2));
         assert_eq!((info.fs_type.to_str(), info.source.to_str()), (Some("ext3"), Some("/dev/a b")));
         assert_eq!(info.super_options, "rw,errors=continue");
+        let (fs_type, options) = Line::parse(line).unwrap().filesystem();
+        assert_eq!((fs_type, options), (&b"ext3"[..], &b"rw,errors=continue"[..]));
     }
 
     #[test]

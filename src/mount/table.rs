@@ -65,8 +65,8 @@ fn list_of_device(device: Device, mut visit: impl FnMut(&[u8], &[u8])) -> Result
     let (mut ids, mut buffer) = (Vec::new(), MountBuffer::default());
     namespace::list_mounts(OWN_NAMESPACE, &mut ids)?;
     for id in ids {
-        let described = match namespace::mount_device(OWN_NAMESPACE, id, &mut buffer) {
-            Ok(of_mount) if Device::from(of_mount) != device => continue,
+        let described = match namespace::mounted_filesystem(OWN_NAMESPACE, id, &mut buffer) {
+            Ok(of_mount) if Device::from(of_mount.device) != device => continue,
             Ok(_) => namespace::describe_mount(OWN_NAMESPACE, id, &mut buffer),
             Err(error) => Err(error),
         };

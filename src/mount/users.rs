@@ -20,7 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 pub use self::user::{User, container_of_cgroup, pod_of_cgroup};
 
-use self::namespaces::DeviceCache;
+use self::namespaces::ScanCache;
 use self::scan::Scan;
 use crate::error::Result;
 use crate::mount::location::{FsLocation, MountId, MountedDir};
@@ -32,7 +32,7 @@ pub struct Users {
     proc: PathBuf,
     state: Mutex<State>,
     /// Locked by the running scan, of which there is at most one.
-    cache: Mutex<DeviceCache>,
+    cache: Mutex<ScanCache>,
     scan_ended: Condvar,
 }
 
@@ -44,6 +44,8 @@ struct State {
     /// Number of scans started.
     started: u64,
     running: bool,
+    /// Number of callers that wait for the running scan. Waking none costs a system call, too.
+    waiting: usize,
     /// The last scan that succeeded, and its number.
     last: Option<(u64, Arc<Scan>)>,
 }
@@ -88,6 +90,12 @@ impl Users {
         locations.iter().map(|location| user::identify(&self.proc, scan.mounts_in(location))).collect()
     }
 
+    /// Whether an overlay may be mounted, as of the last scan.
+    #[must_use]
+    pub fn may_be_overlays(&self) -> bool {
+        self.lock().last.as_ref().is_none_or(|(_, scan)| !scan.without_overlays)
+    }
+
     /// Returns the number of processes that could not be inspected, for lack of `CAP_SYS_PTRACE`. If it is not 0, users
     /// may go undetected.
     ///
@@ -114,7 +122,9 @@ impl Users {
             match &state.last {
                 Some((number, scan)) if *number >= earliest => return Ok(Arc::clone(scan)),
                 _ if state.running => {
+                    state.waiting += 1;
                     state = self.scan_ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state.waiting -= 1;
                 }
                 _ => break,
             }
@@ -148,7 +158,10 @@ struct RunningScan<'a>(&'a Users);
 
 impl Drop for RunningScan<'_> {
     fn drop(&mut self) {
-        self.0.lock().running = false;
-        self.0.scan_ended.notify_all();
+        let mut state = self.0.lock();
+        state.running = false;
+        if state.waiting > 0 {
+            self.0.scan_ended.notify_all();
+        }
     }
 }

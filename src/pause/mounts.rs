@@ -103,6 +103,16 @@ impl Mounts {
             volumes.iter().any(|volume| volume.device == device && below(&path, &volume.path).is_some())
         })
     }
+
+    /// Returns whether a mount shows a part of one of the volumes. `None`: that is unknown, because the mount is in no table.
+    pub(super) fn may_show(&self, volumes: &[FsLocation], mount: u64) -> Option<bool> {
+        let mut roots = self.mounts.iter().filter(|known| known.id == mount);
+        let shows = |mount: &Mount, volume: &FsLocation| {
+            mount.is_in(volume)
+                || (mount.device == volume.device && below(&volume.path, &mount.root).is_some())
+        };
+        roots.next().map(|mount| volumes.iter().any(|volume| shows(mount, volume)))
+    }
 }
 
 impl Mount {
@@ -190,6 +200,22 @@ mod tests {
             mount("other root", "/pool/a/data/b", "/kubelet/a", &[7]),
         ];
         assert_eq!(consuming(mounts), ["other name", "other root", "private"]);
+    }
+
+    #[test]
+    fn a_file_of_unknown_path_is_in_no_volume_that_its_mount_does_not_show() {
+        let volume = FsLocation { device: DEVICE, path: b"/pool/a/data".to_vec(), detached: false };
+        let may_show = |root: &str| {
+            let mounts = Mounts { mounts: vec![mount("a", root, "/data", &[])], ..Mounts::default() };
+            assert_eq!(mounts.may_show(&[volume.clone()], 1), None, "an unknown mount");
+            mounts.may_show(&[volume.clone()], 0)
+        };
+        for root in ["/", "/pool", "/pool/a/data", "/pool/a/data/sub"] {
+            assert_eq!(may_show(root), Some(true), "{root}");
+        }
+        for root in ["/pool/b/data", "/pool/a/datas", "/other"] {
+            assert_eq!(may_show(root), Some(false), "{root}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! A file of another filesystem is never accessed, since its server may be dead or hostile. So the mount of a descriptor
 //! and the device of a mapping are compared first, which the kernel tells without the filesystem.
 
+use std::ffi::CString;
 use std::io::{BufRead as _, BufReader};
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -14,10 +15,6 @@ use super::mounts::Mounts;
 use super::process::{Process, each_number};
 use crate::mount::location::FsLocation;
 use crate::mount::mountinfo::Device;
-
-/// Stands for a path that is longer than the kernel tells. Such a file counts as one of a volume if it is on the same
-/// filesystem; on others it does not matter.
-const TOO_LONG: &[u8] = b"/(a path that is too long)";
 
 /// The volumes, and what is known about mounts.
 #[derive(Debug)]
@@ -69,12 +66,8 @@ impl Writers<'_> {
         if link.st_mode & 0o200 == 0 {
             return Ok(None);
         }
-        let path = match rustix::fs::readlinkat(fds, &name, Vec::new()) {
-            Ok(path) => path.into_bytes(),
-            Err(Errno::NAMETOOLONG) => TOO_LONG.to_vec(),
-            Err(error) => return Err(error),
-        };
-        if path.first() != Some(&b'/') {
+        let path = unless_too_long(rustix::fs::readlinkat(fds, &name, Vec::new()).map(CString::into_bytes))?;
+        if path.as_ref().is_some_and(|path| path.first() != Some(&b'/')) {
             return Ok(None);
         }
         let info = process.text(&format!("fdinfo/{name}"))?;
@@ -83,8 +76,8 @@ impl Writers<'_> {
             return Ok(None);
         }
         let file = process.file(&format!("fd/{name}"), OFlags::PATH)?;
-        let is_in = self.is_in_volume(&file, &path)?;
-        Ok(is_in.then(|| format!("has {} open for writing (descriptor {name})", path.escape_ascii())))
+        let is_in = self.is_in_volume(&file, path.as_deref())?;
+        Ok(is_in.then(|| format!("has {} open for writing (descriptor {name})", shown(path.as_deref()))))
     }
 
     fn find_mapping(&self, process: &Process) -> Result<Option<String>, Errno> {
@@ -103,18 +96,15 @@ impl Writers<'_> {
                 continue;
             }
             let name = format!("map_files/{range}");
-            let path = process.link(&name).or_else(|error| match error {
-                Errno::NAMETOOLONG => Ok(TOO_LONG.to_vec()),
-                error => Err(error),
-            });
+            let path = unless_too_long(process.link(&name));
             let mapped = path.and_then(|path| Ok((process.file(&name, OFlags::PATH)?, path)));
             match mapped {
                 // Unmapped meanwhile.
                 Err(Errno::NOENT) => {}
                 mapped => {
                     let (file, path) = mapped?;
-                    if self.is_in_volume(&file, &path)? {
-                        return Ok(Some(format!("has mapped {} for shared writing", path.escape_ascii())));
+                    if self.is_in_volume(&file, path.as_deref())? {
+                        return Ok(Some(format!("has mapped {} for shared writing", shown(path.as_deref()))));
                     }
                 }
             }
@@ -126,8 +116,8 @@ impl Writers<'_> {
     }
 
     /// Reports whether a regular file that has not been deleted is in a volume. A file on a mount that is in no table
-    /// counts if it is on the same filesystem.
-    fn is_in_volume(&self, file: &OwnedFd, path: &[u8]) -> Result<bool, Errno> {
+    /// counts if it is on the same filesystem, and one whose path is too long if its mount has a part of a volume.
+    fn is_in_volume(&self, file: &OwnedFd, path: Option<&[u8]>) -> Result<bool, Errno> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
         let mask = StatxFlags::TYPE | StatxFlags::NLINK | StatxFlags::MNT_ID;
         let stat = rustix::fs::statx(file, "", flags, mask)?;
@@ -139,11 +129,24 @@ impl Writers<'_> {
         if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::RegularFile || stat.stx_nlink == 0 {
             return Ok(false);
         }
-        if path == TOO_LONG {
-            return Ok(true);
-        }
-        Ok(self.mounts.is_in(self.volumes, stat.stx_mnt_id, path).unwrap_or(true))
+        let is_in = match path {
+            Some(path) => self.mounts.is_in(self.volumes, stat.stx_mnt_id, path),
+            None => self.mounts.may_show(self.volumes, stat.stx_mnt_id),
+        };
+        Ok(is_in.unwrap_or(true))
     }
+}
+
+/// `None` for a path that is longer than the kernel tells.
+fn unless_too_long(path: Result<Vec<u8>, Errno>) -> Result<Option<Vec<u8>>, Errno> {
+    match path {
+        Err(Errno::NAMETOOLONG) => Ok(None),
+        path => path.map(Some),
+    }
+}
+
+fn shown(path: Option<&[u8]>) -> String {
+    path.map_or_else(|| "a file with a long path".to_owned(), |path| path.escape_ascii().to_string())
 }
 
 /// Returns the range and the device of a line of `/proc/PID/maps` if it is of a mapping that is shared and writable.

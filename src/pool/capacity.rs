@@ -121,22 +121,33 @@ impl OpenPool {
         Ok(self.allocatable_beside(stats, provisioned))
     }
 
+    /// Refuses a new object that the pool cannot take, however many bytes are free: its filesystem cannot be written or has
+    /// no inodes, or project ids forbid to move the object into place.
+    ///
+    /// # Errors
+    /// `NoSpace` without inodes; otherwise `Unavailable`.
+    pub fn check_accepts(&self, stats: FsStats) -> Result<()> {
+        stats.refusal().map_or(Ok(()), Err)?;
+        self.store.projects().check(&self.settings.path)
+    }
+
     /// Bytes that can be provisioned beside those that are provisioned.
     #[must_use]
     pub fn allocatable_beside(&self, stats: FsStats, provisioned: u64) -> u64 {
+        if self.check_accepts(stats).is_err() {
+            return 0;
+        }
         allocatable(stats, provisioned, self.settings.overcommit_percent, self.settings.reserve)
     }
 
     /// Reserves bytes for a volume.
     ///
     /// # Errors
-    /// `NoSpace` when the pool cannot provision them; `Unavailable` when its filesystem is read-only.
+    /// `NoSpace` when the pool cannot provision them; `Unavailable` when nothing can be made in it.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation> {
         let stats = self.fs_stats()?;
-        if let Some(refusal) = stats.refusal() {
-            return Err(refusal)
-                .context(|| format!("pool {} refuses new and larger volumes", self.settings.name));
-        }
+        self.check_accepts(stats)
+            .context(|| format!("pool {} refuses new and larger volumes", self.settings.name))?;
         let mut index = self.index()?;
         let provisioned = index.provisioned();
         let left = allocatable(stats, provisioned, self.settings.overcommit_percent, self.settings.reserve);
@@ -191,9 +202,6 @@ fn provisionable(stats: FsStats, overcommit_percent: u32) -> u64 {
 }
 
 fn allocatable(stats: FsStats, provisioned: u64, overcommit_percent: u32, reserve: u64) -> u64 {
-    if stats.refusal().is_some() {
-        return 0;
-    }
     let limit = provisionable(stats, overcommit_percent);
     stats.free.min(limit.saturating_sub(provisioned)).saturating_sub(reserve)
 }
@@ -210,10 +218,17 @@ mod tests {
         assert_eq!(allocatable(stats, 70, 200, 0), 60, "with overcommit");
         assert_eq!(allocatable(stats, 70, 100, 10), 20, "less the reserve");
         assert_eq!(allocatable(stats, 120, 100, 10), 0, "never negative");
-        assert_eq!(allocatable(FsStats { read_only: true, ..stats }, 0, 100, 0), 0, "read-only");
-        assert_eq!(allocatable(FsStats { inodes: 9, inodes_free: 2, ..stats }, 0, 100, 0), 0, "no inodes");
-        assert_eq!(allocatable(FsStats { inodes: 9, inodes_free: 3, ..stats }, 0, 100, 0), 60);
         let huge = FsStats { total: u64::MAX, free: u64::MAX, ..stats };
         assert_eq!(allocatable(huge, 0, 1000, 0), u64::MAX);
+    }
+
+    #[test]
+    fn a_filesystem_that_is_read_only_or_has_no_inodes_is_refused() {
+        let stats = FsStats { total: 100, free: 60, inodes: 0, inodes_free: 0, read_only: false };
+        let kind = |stats: FsStats| stats.refusal().map(|refusal| refusal.kind());
+        assert_eq!(kind(stats), None, "inodes are made as they are needed");
+        assert_eq!(kind(FsStats { read_only: true, ..stats }), Some(Kind::Unavailable));
+        assert_eq!(kind(FsStats { inodes: 9, inodes_free: 2, ..stats }), Some(Kind::NoSpace));
+        assert_eq!(kind(FsStats { inodes: 9, inodes_free: 3, ..stats }), None);
     }
 }

@@ -73,8 +73,7 @@ pub(super) fn explain_rename<T>(renamed: rustix::io::Result<T>) -> Result<T> {
     match renamed {
         Err(Errno::XDEV) => renamed.context(|| {
             "the two directories have different project ids, or are in different layers of an overlay: clear the \
-             project id and its inheritance (on xfs: `xfs_io -c 'chproj 0' -c 'chattr -P' DIRECTORY`), or use the \
-             upper filesystem"
+             project id and its inheritance (`chattr -p 0 -P DIRECTORY`), or use the upper filesystem"
         }),
         renamed => renamed.context(|| "rename"),
     }

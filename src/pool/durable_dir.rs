@@ -24,6 +24,8 @@ struct Syncs {
     ended: u64,
     /// The number of the last sync that failed. The kernel reports a failed write to one sync only.
     failed: Option<(u64, io::Errno)>,
+    /// Number of waiting callers. Waking none costs a system call, too.
+    waiting: usize,
 }
 
 impl DurableDir {
@@ -44,8 +46,13 @@ impl DurableDir {
     /// Waits for the sync with this number, or a later one. Runs it unless another caller does.
     fn share(&self, needed: u64, fsync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let waits = |syncs: &mut Syncs| syncs.ended < needed && syncs.started > syncs.ended;
-        let waited = self.ended_of(needed).wait_while(self.lock(), waits);
-        let mut syncs = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut syncs = self.lock();
+        if waits(&mut syncs) {
+            syncs.waiting += 1;
+            let waited = self.ended_of(needed).wait_while(syncs, waits);
+            syncs = waited.unwrap_or_else(PoisonError::into_inner);
+            syncs.waiting -= 1;
+        }
         if syncs.ended < needed {
             syncs.started += 1;
             drop(syncs);
@@ -55,9 +62,11 @@ impl DurableDir {
             if let Err(error) = synced {
                 syncs.failed = Some((syncs.ended, error));
             }
-            self.ended_of(syncs.ended).notify_all();
-            // One of those that need the next sync runs it.
-            self.ended_of(syncs.ended + 1).notify_one();
+            if syncs.waiting > 0 {
+                self.ended_of(syncs.ended).notify_all();
+                // One of those that need the next sync runs it.
+                self.ended_of(syncs.ended + 1).notify_one();
+            }
         }
         match syncs.failed {
             Some((number, error)) if number >= needed => Err(error),

@@ -366,7 +366,7 @@ mod tests {
         pool.get_or_open().unwrap();
         std::fs::rename(&path, &elsewhere).unwrap();
         assert!(pool.get_or_open().is_err());
-        std::fs::create_dir(elsewhere.join("trash/due.0.0123456789abcdef")).unwrap();
+        std::fs::create_dir(elsewhere.join("trash/due.0+0.0123456789abcdef")).unwrap();
         std::fs::rename(&elsewhere, &path).unwrap();
         pool.get_or_open().unwrap();
         assert!(pool.reaper.wait_until_idle(Duration::from_secs(10)));
@@ -401,10 +401,10 @@ mod tests {
         let pool = pool(dir.path());
         let open = pool.get_or_open().unwrap();
         let trash = dir.path().join("trash");
-        for entry in ["due.0.0123456789abcdef", "kept.keep.0123456789abcdef", "foreign"] {
+        for entry in ["due.0+0.0123456789abcdef", "kept.keep.0123456789abcdef", "foreign"] {
             std::fs::create_dir(trash.join(entry)).unwrap();
         }
-        let key = ObjectKey::Trash("due.0.0123456789abcdef".to_owned());
+        let key = ObjectKey::Trash("due.0+0.0123456789abcdef".to_owned());
         let held = open.store.locks().try_lock(key, Mode::Exclusive).unwrap();
         pool.reaper.queue.shared.list(&open);
         pool.reaper.queue.shared.changed.notify_all();

@@ -23,8 +23,10 @@ use super::layout::{Directories, Layout};
 use super::lock_files::LockFiles;
 use super::locks::{LockGuard, LockTable, Mode};
 use super::object::{ObjectKey, ObjectKind};
+use super::projects::Projects;
 use super::trash::{Retention, Trash, TrashEntry};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::inherited_project;
 use crate::volume::{DATA, Name, Snapshot, Volume};
 pub use change::RecordChange;
 pub(super) use change::parse_new_record_name;
@@ -102,6 +104,16 @@ impl Store {
     /// The pool's directories.
     pub(super) fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// The project ids that the entries of the directories inherit.
+    pub(super) fn projects(&self) -> Projects {
+        Projects {
+            volumes: inherited_project(self.volumes.as_fd()),
+            snapshots: inherited_project(self.snapshots.as_fd()),
+            work: inherited_project(self.work.as_fd()),
+            trash: inherited_project(self.trash.dir()),
+        }
     }
 
     /// The pool's trash.

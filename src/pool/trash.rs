@@ -22,8 +22,6 @@ pub enum Retention {
         /// The time in seconds; 0: it is removed at once.
         seconds: i64,
     },
-    /// Until this time in seconds since 1970. orlop reads such a name and writes none.
-    Until(i64),
     /// Until an administrator removes it.
     Forever,
 }
@@ -63,7 +61,6 @@ impl Retention {
             Self::For { deleted, seconds } if now.is_set() => {
                 Some(now.boot_time_of(deleted).saturating_add(seconds))
             }
-            Self::Until(until) => Some(now.boot.saturating_add(until.saturating_sub(now.host))),
             Self::For { .. } | Self::Forever => None,
         }
     }
@@ -73,7 +70,6 @@ impl fmt::Display for Retention {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::For { deleted, seconds } => write!(f, "{deleted}+{seconds}"),
-            Self::Until(until) => write!(f, "{until}"),
             Self::Forever => f.write_str("keep"),
         }
     }
@@ -183,13 +179,8 @@ fn retention_of(directory: &str) -> Retention {
 }
 
 fn parse(text: &str) -> Option<Retention> {
-    match text.split_once('+') {
-        Some((deleted, seconds)) => {
-            let (deleted, seconds) = (deleted.parse().ok()?, seconds.parse().ok()?);
-            Some(Retention::For { deleted, seconds })
-        }
-        None => text.parse().ok().map(Retention::Until),
-    }
+    let (deleted, seconds) = text.split_once('+')?;
+    Some(Retention::For { deleted: deleted.parse().ok()?, seconds: seconds.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -199,7 +190,6 @@ mod tests {
     #[test]
     fn the_name_of_a_trash_entry_holds_its_retention() {
         let nonce = "0123456789abcdef";
-        assert_eq!(retention_of(&format!("pvc.1.2.1700000000.{nonce}")), Retention::Until(1_700_000_000));
         assert_eq!(retention_of(&format!("a.keep.{nonce}")), Retention::Forever);
         let week = Retention::For { deleted: 1_790_000_000, seconds: 604_800 };
         assert_eq!(retention_of(&format!("pvc.1.1790000000+604800.{nonce}")), week);
@@ -215,6 +205,7 @@ mod tests {
             &format!(".1.{nonce}"),
             &format!("1.{nonce}"),
             &format!("a.1+x.{nonce}"),
+            &format!("a.1700000000.{nonce}"),
         ] {
             assert_eq!(retention_of(foreign), Retention::Forever, "{foreign}");
         }

@@ -152,13 +152,26 @@ pub fn list_mounts(namespace: u64, ids: &mut Vec<u64>) -> Result<(), Errno> {
     }
 }
 
-/// Returns the device number (major, minor) of a mount's filesystem, which never changes.
+/// The filesystem of a mount, which never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountedFilesystem {
+    /// Its device number (major, minor).
+    pub device: (u32, u32),
+    /// Its type, as in `statfs(2)`.
+    pub magic: u64,
+}
+
+/// Returns the filesystem of a mount.
 ///
 /// # Errors
 /// `ENOENT` if the mount no longer exists.
-pub fn mount_device(namespace: u64, mount: u64, buffer: &mut MountBuffer) -> Result<(u32, u32), Errno> {
+pub fn mounted_filesystem(
+    namespace: u64,
+    mount: u64,
+    buffer: &mut MountBuffer,
+) -> Result<MountedFilesystem, Errno> {
     let stat = statmount(namespace, mount, kernel::STATMOUNT_SB_BASIC.into(), buffer)?;
-    Ok((stat.sb_dev_major, stat.sb_dev_minor))
+    Ok(MountedFilesystem { device: (stat.sb_dev_major, stat.sb_dev_minor), magic: stat.sb_magic })
 }
 
 /// Returns the filesystem, the root, the mount point and the peer groups of a mount.
@@ -236,7 +249,8 @@ mod tests {
         let mut buffer = MountBuffer::default();
         let mut found = 0;
         for id in &ids {
-            let Ok((major, minor)) = mount_device(info.id, *id, &mut buffer) else { continue };
+            let Ok(filesystem) = mounted_filesystem(info.id, *id, &mut buffer) else { continue };
+            let (major, minor) = filesystem.device;
             let Ok(mount) = describe_mount(info.id, *id, &mut buffer) else { continue };
             let target = String::from_utf8_lossy(&mount.target).into_owned();
             found += usize::from(table.contains(&format!(" {major}:{minor} ")) && table.contains(&target));

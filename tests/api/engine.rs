@@ -107,7 +107,7 @@ fn an_engine_for_a_command_sweeps_nothing_and_makes_no_pool() {
 
     let volume = open(dir.path()).create(&request("a", MIB)).unwrap();
     fs::create_dir(dir.path().join("work/draft")).unwrap();
-    fs::create_dir(dir.path().join("trash/a.1.0123456789abcdef")).unwrap();
+    fs::create_dir(dir.path().join("trash/a.1+0.0123456789abcdef")).unwrap();
     let before = contents_and_times(dir.path());
     let engine = for_command();
     assert_eq!(engine.get(&volume.id).unwrap(), volume);

@@ -454,9 +454,9 @@ fn foreign_entries_are_kept_in_trash_and_removed_from_work() {
         fs::create_dir(trash.join(name)).unwrap();
         fs::write(trash.join(name).join("file"), "kept").unwrap();
     }
-    symlink(sandbox.canary(), trash.join("link.0.0123456789abcdef")).unwrap();
-    fs::create_dir(trash.join("ours.0.0123456789abcdef")).unwrap();
-    symlink(sandbox.canary(), trash.join("ours.0.0123456789abcdef/link")).unwrap();
+    symlink(sandbox.canary(), trash.join("link.0+0.0123456789abcdef")).unwrap();
+    fs::create_dir(trash.join("ours.0+0.0123456789abcdef")).unwrap();
+    symlink(sandbox.canary(), trash.join("ours.0+0.0123456789abcdef/link")).unwrap();
     symlink(sandbox.canary(), work.join("link")).unwrap();
     fs::create_dir(work.join(OsStr::from_bytes(b"\xff\xfe"))).unwrap();
     fs::create_dir(work.join("x".repeat(255))).unwrap();

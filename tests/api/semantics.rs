@@ -11,8 +11,8 @@ use orlop::error::{Error, Kind};
 use orlop::volume::{Enforced, Limit, OnDelete, Policy, PolicyChange, SizeRange, Source, Volume, VolumeId};
 
 use crate::common::pool::{
-    MIB, clone_request, kind, memory_dir, names, open, open_with, read_record, request, settings,
-    settings_of, snapshot_request, volume_record,
+    MIB, clone_request, id, kind, long_waits, memory_dir, names, open, open_with, read_record, request,
+    settings, settings_of, snapshot_request, volume_record,
 };
 use crate::common::wait::within_seconds;
 
@@ -438,4 +438,53 @@ fn a_pool_under_another_name_is_unavailable() {
     drop(open(dir.path()));
     let engine = Engine::open(vec![settings_of("other", dir.path())], Tuning::default()).unwrap();
     assert!(engine.pools()[0].unavailable.as_ref().unwrap().contains("this is pool \"p\""));
+}
+
+#[test]
+fn a_failed_copy_that_nobody_asks_about_does_not_keep_its_name() {
+    let dir = memory_dir();
+    let engine = open_with(dir.path(), Tuning { copy_wait: Duration::ZERO, ..long_waits() });
+    let [large, small] = ["large", "small"].map(|name| engine.create(&request(name, MIB)).unwrap().id);
+    std::fs::write(dir.path().join("volumes/large/data/file"), vec![1; 2 << 20]).unwrap();
+    let until_it_is_copied = |create: &dyn Fn() -> Result<(), Error>| {
+        within_seconds(60, "the name is used again", || match create() {
+            Ok(()) => true,
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Busy, "{}", error.chain());
+                false
+            }
+        });
+    };
+    for from in [Some(&small), None] {
+        // A copy that has failed before its request looks has told its error.
+        within_seconds(60, "a copy fails later", || {
+            kind(engine.create(&clone_request("a", &large))) == Kind::Busy
+        });
+        within_seconds(60, "it has failed", || engine.active_jobs() == 0);
+        let other = from.map_or_else(|| request("a", MIB), |from| clone_request("a", from));
+        until_it_is_copied(&|| engine.create(&other).map(drop));
+        engine.delete(&id("a")).unwrap();
+    }
+    engine.create_snapshot(&snapshot_request("s", &large)).unwrap();
+    within_seconds(60, "it has failed", || engine.active_jobs() == 0);
+    engine.create_snapshot(&snapshot_request("s", &small)).unwrap();
+}
+
+#[test]
+fn a_volume_whose_move_into_the_trash_was_interrupted_can_be_moved_back() {
+    let dir = memory_dir();
+    let engine = open(dir.path());
+    let mut request = request("a", MIB);
+    request.policy.on_delete = OnDelete::Retain;
+    let volume = engine.create(&request).unwrap();
+    engine.delete(&volume.id).unwrap();
+    drop(engine);
+    let trash = dir.path().join("trash");
+    let entry = trash.join(names(&trash).first().unwrap());
+    // A deletion in place was killed after the move and before the last chmod.
+    fs::set_permissions(&entry, fs::Permissions::from_mode(0o1000)).unwrap();
+    let engine = open(dir.path());
+    assert_eq!(fs::metadata(&entry).unwrap().permissions().mode() & 0o7777, 0o700);
+    fs::rename(&entry, dir.path().join("volumes/a")).unwrap();
+    assert_eq!(engine.get(&volume.id).unwrap(), volume);
 }

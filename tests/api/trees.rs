@@ -37,6 +37,11 @@ impl Facts {
         let parts = if other.parts.is_some() { self.parts.clone() } else { None };
         Self { data: None, parts, ..self.clone() }
     }
+
+    /// Without the ranges that contain data: a block of zeros may be a hole.
+    pub(crate) fn without_holes(&self) -> Self {
+        Self { parts: None, ..self.clone() }
+    }
 }
 
 /// Reads a tree without changing access times, except those of symlinks.

@@ -7,6 +7,7 @@ pub(crate) mod container;
 pub(crate) mod csi;
 pub(crate) mod disk;
 pub(crate) mod isolation;
+pub(crate) mod mapper;
 pub(crate) mod pool;
 pub(crate) mod random;
 pub(crate) mod server;

@@ -101,13 +101,13 @@ fn trash_with_a_mount() {
     let dir = memory_dir();
     fs::create_dir(dir.path().join("pool")).unwrap();
     drop(Engine::open(vec![settings(&dir.path().join("pool"))], long_waits()).unwrap());
-    let mounted = dir.path().join("pool/trash/v.0.0123456789abcdef/data/mounted");
+    let mounted = dir.path().join("pool/trash/v.0+0.0123456789abcdef/data/mounted");
     fs::create_dir_all(&mounted).unwrap();
     rustix::mount::mount("tmpfs", &mounted, "tmpfs", MountFlags::empty(), None).unwrap();
     let log = File::create(dir.path().join("log")).unwrap();
     let server = Server::spawn_with_log(dir.path(), log.into());
     within_seconds(60, "the server serves", || server.log_lines("serving") == 1);
-    let begin = "trash cannot be removed; retrying pool=\"p\" cause=\"trash/v.0.0123456789abcdef: ";
+    let begin = "trash cannot be removed; retrying pool=\"p\" cause=\"trash/v.0+0.0123456789abcdef: ";
     check_log(&server, begin, "trash is removed again", (1, 0));
     server.http("/metrics");
     assert_eq!(server.log_lines("trash cannot be removed"), 1);

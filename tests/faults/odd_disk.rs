@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use orlop::check::Verdict;
 use orlop::engine::Engine;
 use orlop::error::{Error, Kind};
 use orlop::volume::{OnDelete, PolicyChange, SizeRange};
@@ -15,6 +16,13 @@ use crate::common::wait::within_seconds;
 /// Sets the project id of a directory, and whether new entries inherit it.
 fn set_project(directory: &Path, project: &str, inherit: &str) {
     run("xfs_io", &["-c", &format!("chproj {project}"), "-c", inherit, directory.to_str().unwrap()]);
+}
+
+/// What `orlop check` finds bad.
+fn check_bad(pool: &Path) -> Option<String> {
+    let name = "p".parse().unwrap();
+    let facts = orlop::check::inspect([(&name, pool)]);
+    facts.into_iter().find(|fact| fact.verdict == Verdict::Bad).map(|fact| fact.found)
 }
 
 #[track_caller]
@@ -70,6 +78,51 @@ fn a_project_id_that_forbids_a_rename_is_named_and_deleting_works() {
 }
 
 #[test]
+fn project_ids_that_forbid_renames_are_found_when_the_pool_is_opened() {
+    if !is_root() {
+        return;
+    }
+    in_own_mount_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::new(&dir.path().join("disk"), 320, &["mkfs.xfs"]);
+        let pool = disk.path();
+        let engine = open(pool);
+        for name in ["a", "b", "c", "d"] {
+            engine.create(&request(name, MIB)).unwrap();
+        }
+        drop(engine);
+        for (name, volume) in [("volumes", "a"), ("snapshots", "b"), ("trash", "c"), ("work", "d")] {
+            let directory = pool.join(name);
+            set_project(&directory, "42", "chattr +P");
+            let remedy = format!("chattr -p 0 -P {}", directory.display());
+            assert!(check_bad(pool).unwrap().contains(&remedy), "{name}");
+            let engine = open(pool);
+            let status = engine.pools().remove(0);
+            assert!(status.refuses.unwrap().contains(&remedy) && status.allocatable == 0, "{name}");
+            assert_eq!(engine.capacity(None).unwrap().available, 0);
+            names_the_project(engine.create(&request("new", MIB)));
+            names_the_project(engine.create_snapshot(&snapshot_request("s", &id(volume))));
+            names_the_project(expand(&engine, volume));
+            assert!(names(&pool.join("work")).is_empty(), "refused before anything is made");
+            engine.delete(&id(volume)).unwrap();
+            run("chattr", &["-p", "0", "-P", directory.to_str().unwrap()]);
+            assert_eq!((check_bad(pool), engine.pools().remove(0).refuses), (None, None));
+            within_seconds(60, "it is removed", || engine.create(&request(volume, MIB)).is_ok());
+        }
+        for name in ["volumes", "snapshots", "trash", "work"] {
+            set_project(&pool.join(name), "42", "chattr +P");
+        }
+        assert_eq!(check_bad(pool), None, "one id for all");
+        let engine = open(pool);
+        engine.create(&request("e", MIB)).unwrap();
+        expand(&engine, "e").unwrap();
+        engine.create_snapshot(&snapshot_request("s", &id("e"))).unwrap();
+        engine.delete(&id("e")).unwrap();
+        check(&engine, pool);
+    });
+}
+
+#[test]
 fn a_volume_in_a_lower_layer_of_an_overlay_is_deleted() {
     if !is_root() {
         return;
@@ -105,6 +158,13 @@ fn a_volume_in_a_lower_layer_of_an_overlay_is_deleted() {
         });
         engine.create(&request("a", MIB)).unwrap();
         check(&engine, &merged);
+        modify(&engine, "b").unwrap();
+        engine.delete(&id("b")).unwrap();
+        let alarm = || {
+            engine.pools().remove(0).trash_failure.is_some_and(|text| text.contains("layers of an overlay"))
+        };
+        within_seconds(60, "the volume that is retained is named", alarm);
+        assert_eq!(std::fs::read(merged.join("volumes/b/data/file")).unwrap(), b"b");
         drop(engine);
         run("umount", &["--lazy", merged.to_str().unwrap()]);
     });

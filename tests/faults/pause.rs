@@ -368,7 +368,7 @@ fn a_container_that_forks_all_the_time_is_paused() {
         let forks = "echo ready; while :; do (echo x >> $DIR/file) & (echo y >> $DIR/file) & wait; done";
         // Its processes end with their parent's cgroup: the shell is killed, and the others end by themselves.
         let container = volume.container(&cgroup, forks);
-        for _ in 0..20 {
+        for _ in 0..5 {
             assert_growing(&volume.data);
             let pause = volume.pause().unwrap().unwrap();
             let before = state(&volume.data);

@@ -1,5 +1,6 @@
 //! Pools on disks that are unmounted and mounted again.
 
+use std::ffi::CString;
 use std::fs;
 use std::path::Path;
 
@@ -93,5 +94,45 @@ fn something_mounted_over_a_volume_or_over_all_is_named_and_the_data_below_is_ke
         }
         assert_eq!(fs::read_to_string(disk.join("volumes/a/data/file")).unwrap(), "kept");
         engine.delete(&volume.id).unwrap();
+    });
+}
+
+#[test]
+fn a_volume_with_a_layer_of_an_overlay_is_in_use() {
+    with_a_disk(|disk, path| {
+        let link = disk.join("link");
+        std::os::unix::fs::symlink(disk.join("pool"), &link).unwrap();
+        fs::create_dir(disk.join("pool")).unwrap();
+        let engine = open(&link);
+        let [a, b] = ["a", "ab"].map(|name| engine.create(&request(name, MIB)).unwrap().id);
+        for dir in ["lower", "upper", "work"] {
+            fs::create_dir(disk.join(dir)).unwrap();
+            fs::create_dir(disk.join("pool/volumes/a/data").join(dir)).unwrap();
+        }
+        mount_bind(disk.join("pool"), path).unwrap();
+        let elsewhere = |layer: &str| disk.join(layer);
+        for pool in [&disk.join("pool"), &link, path] {
+            let inside = |layer: &str| pool.join("volumes/a/data").join(layer);
+            for layers in [
+                [inside("lower"), elsewhere("upper"), elsewhere("work")],
+                [elsewhere("lower"), inside("upper"), inside("work")],
+            ] {
+                let merged = disk.join("merged");
+                fs::create_dir(&merged).unwrap();
+                let [lower, upper, work] = layers.each_ref().map(|layer| layer.display());
+                let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+                let options = CString::new(options).unwrap();
+                rustix::mount::mount("overlay", &merged, "overlay", MountFlags::empty(), &*options).unwrap();
+                let error = engine.delete(&a).unwrap_err();
+                let text = error.chain();
+                assert_eq!(error.kind(), Kind::InUse, "{text}");
+                assert!(text.contains(&format!("the overlay at {}", merged.display())), "{text}");
+                engine.delete(&b).unwrap();
+                engine.create(&request("ab", MIB)).unwrap();
+                unmount(&merged, UnmountFlags::empty()).unwrap();
+                fs::remove_dir(&merged).unwrap();
+            }
+        }
+        engine.delete(&a).unwrap();
     });
 }

@@ -25,15 +25,17 @@ impl TreeCopier<'_> {
         let key = (seen.stat.stx_nlink > 1).then(|| inode_key(&seen.stat));
         if let Some(key) = &key {
             match self.links.link(key, self.to.dir(), name)? {
-                LinkResult::Linked if self.pass.is_first() => {
-                    self.count_created()?;
-                    return self.size_of_link(seen, name).map(Some);
-                }
-                LinkResult::Linked if self.is_same_kind(seen, name)? => {
-                    self.count_created()?;
-                    return self.update_file(seen, name);
-                }
                 LinkResult::Linked => {
+                    let copy = fstatat(self.to.dir(), name).context(|| "stat the new hard link")?;
+                    if self.pass.is_first() {
+                        self.count_created()?;
+                        return Ok(Some(if kind_of(&copy).is_file() { copy.stx_size } else { 0 }));
+                    }
+                    if self.is_same_kind(&copy, seen, name)? {
+                        self.count_created()?;
+                        let record = self.catalogue.get(copy.stx_ino)?;
+                        return self.update_file(seen, name, copy, record);
+                    }
                     self.remove(name)?;
                     self.links.forget(key)?;
                 }
@@ -49,13 +51,6 @@ impl TreeCopier<'_> {
             }
         }
         Ok(created)
-    }
-
-    fn size_of_link(&self, seen: &Seen, name: &CStr) -> Result<u64> {
-        if !kind_of(&seen.stat).is_file() {
-            return Ok(0);
-        }
-        Ok(fstatat(self.to.dir(), name).context(|| "stat the new hard link")?.stx_size)
     }
 
     fn create_inode(&mut self, seen: &Seen, name: &CStr) -> Result<Option<u64>> {

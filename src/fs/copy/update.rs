@@ -22,14 +22,14 @@ impl TreeCopier<'_> {
         if self.pass.is_first() {
             return self.create_file(seen, name);
         }
-        match self.stat_copy(name)? {
-            Some(copy) if self.is_copy_of(&copy, seen, name)? => self.update_file(seen, name),
-            Some(_) => {
-                self.remove(name)?;
-                self.create_file(seen, name)
-            }
-            None => self.create_file(seen, name),
+        let Some(copy) = self.stat_copy(name)? else { return self.create_file(seen, name) };
+        let record = self.catalogue.get(copy.stx_ino)?;
+        // Where nothing is known of the inode, its other names may be those of another file.
+        if record.is_some_and(|record| record.is_of(&seen.stat)) && self.is_same_kind(&copy, seen, name)? {
+            return self.update_file(seen, name, copy, record);
         }
+        self.remove(name)?;
+        self.create_file(seen, name)
     }
 
     /// The attributes of a name of the copy, if it exists.
@@ -40,20 +40,12 @@ impl TreeCopier<'_> {
         }
     }
 
-    /// Whether a name of the copy is a copy of this file, up to date or not, and so are all other names of its inode. A file
-    /// of which nothing is known is not.
-    fn is_copy_of(&self, copy: &Statx, seen: &Seen, name: &CStr) -> Result<bool> {
-        let record = self.catalogue.get(copy.stx_ino)?;
-        Ok(record.is_some_and(|record| record.is_of(&seen.stat)) && self.is_same_kind(seen, name)?)
-    }
-
     /// Whether a name of the copy agrees with the source in what cannot be changed: its type, the target of a symlink, the
     /// number of a device.
-    pub(super) fn is_same_kind(&self, seen: &Seen, name: &CStr) -> Result<bool> {
-        let Some(copy) = self.stat_copy(name)? else { return Ok(false) };
+    pub(super) fn is_same_kind(&self, copy: &Statx, seen: &Seen, name: &CStr) -> Result<bool> {
         let stat = &seen.stat;
         let kind = kind_of(stat);
-        if kind_of(&copy) != kind {
+        if kind_of(copy) != kind {
             return Ok(false);
         }
         if kind == FileType::Symlink {
@@ -65,17 +57,22 @@ impl TreeCopier<'_> {
         Ok(device == (copy.stx_rdev_major, copy.stx_rdev_minor))
     }
 
-    /// Brings an existing copy of a file up to date. Returns as [`TreeCopier::copy_file`].
-    pub(super) fn update_file(&mut self, seen: &Seen, name: &CStr) -> Result<Option<u64>> {
-        let stat_copy = || fstatat(self.to.dir(), name).context(|| "stat the copy");
-        let mut copy = stat_copy()?;
+    /// Brings an existing copy of a file up to date, given what is known of the copy. Returns as
+    /// [`TreeCopier::copy_file`].
+    pub(super) fn update_file(
+        &mut self,
+        seen: &Seen,
+        name: &CStr,
+        mut copy: Statx,
+        mut record: Option<Record>,
+    ) -> Result<Option<u64>> {
         if seen.stat.stx_nlink > 1
             && self.links.unite(&inode_key(&seen.stat), self.to.dir(), name, copy.stx_ino)?
         {
-            copy = stat_copy()?;
+            copy = fstatat(self.to.dir(), name).context(|| "stat the copy")?;
+            record = self.catalogue.get(copy.stx_ino)?;
         }
         let is_file = kind_of(&seen.stat).is_file();
-        let record = self.catalogue.get(copy.stx_ino)?;
         match record {
             // By another name of the same file, or the directory has returned this name twice.
             Some(record) if record.pass == self.pass.number => {

@@ -18,7 +18,7 @@ use crate::error::{Context as _, Result};
 use crate::mount::location::{ContainingMount, FsLocation, MountId, below};
 use crate::mount::mountinfo::{Device, Reader};
 
-use super::namespaces::{self, DeviceCache};
+use super::namespaces::{self, FoundMounts, ScanCache};
 use super::record::MountRecord;
 
 /// The result of a scan.
@@ -32,6 +32,8 @@ pub(super) struct Scan {
     pub(super) uninspectable: usize,
     /// Whether the namespaces were scanned without their processes, so that the users of a mount are unknown.
     pub(super) users_unknown: bool,
+    /// Whether it is known that no namespace has an overlay.
+    pub(super) without_overlays: bool,
 }
 
 impl Scan {
@@ -87,12 +89,11 @@ fn may_be_below(root: &[u8], suffix: &[u8]) -> bool {
 
 /// Scans for mounts of the filesystems that the mounts `wanted` are of: by namespaces where the kernel allows that,
 /// otherwise by the processes of `proc`.
-pub(super) fn run(proc: &Path, wanted: &BTreeMap<MountId, Device>, cache: &mut DeviceCache) -> Result<Scan> {
-    let dir = open_proc(proc)?;
+pub(super) fn run(proc: &Path, wanted: &BTreeMap<MountId, Device>, cache: &mut ScanCache) -> Result<Scan> {
     let (mut scan, devices) = Scan::new(wanted)?;
-    match namespaces::mounts_in_all_namespaces(dir.as_fd(), &devices, cache) {
-        Some(records) => {
-            scan.records = records;
+    match namespaces::mounts_in_all_namespaces(proc, &devices, cache) {
+        Some(FoundMounts { records, any_overlay }) => {
+            (scan.records, scan.without_overlays) = (records, !any_overlay);
             scan.users_unknown = true;
             scan.records.sort_unstable();
             Ok(scan)
@@ -112,7 +113,7 @@ pub(super) fn run_over_proc(proc: &Path, wanted: &BTreeMap<MountId, Device>) -> 
     Ok(scanner.scan)
 }
 
-fn open_proc(proc: &Path) -> Result<OwnedFd> {
+pub(super) fn open_proc(proc: &Path) -> Result<OwnedFd> {
     open(CWD, proc, OFlags::DIRECTORY).context(|| format!("open {}", proc.display()))
 }
 
@@ -298,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_missing_proc_is_an_error() {
-        assert!(run(Path::new("/nonexistent"), &BTreeMap::new(), &mut DeviceCache::default()).is_err());
+        assert!(run(Path::new("/nonexistent"), &BTreeMap::new(), &mut ScanCache::default()).is_err());
     }
 
     #[test]
@@ -306,7 +307,7 @@ mod tests {
         use crate::mount::location::MountedDir;
         let root = std::fs::File::open("/").unwrap();
         let dir = MountedDir::of(root.as_fd()).unwrap();
-        let (wanted, mut cache) = (BTreeMap::from([(dir.mount, dir.device)]), DeviceCache::default());
+        let (wanted, mut cache) = (BTreeMap::from([(dir.mount, dir.device)]), ScanCache::default());
         let mounts = |scan: &Scan| -> BTreeSet<_> {
             let records = scan.records.iter();
             records.map(|record| (record.root.clone(), record.target.clone(), record.group)).collect()

@@ -21,6 +21,7 @@ const FOREIGN_PAUSE: Duration = Duration::from_secs(600);
 impl Store {
     /// Removes what processes that have ended left behind: thaws what they have frozen, moves their drafts into the trash, to
     /// be removed at once, and unlinks new records that are not in place. The creator of a draft holds the lock of its name.
+    /// Entries of the trash lose the mark of a deletion in place.
     ///
     /// # Errors
     /// The error of the failed system call.
@@ -41,7 +42,8 @@ impl Store {
                 }
             }
         }
-        self.sweep_new_records()
+        self.sweep_new_records()?;
+        self.unmark_buried()
     }
 
     fn sweep_new_records(&self) -> Result<()> {

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::{DIRECTORY, ObjectKind, PRIVATE, Store, open_inside, parse, read_file};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::remove::Removed;
+use crate::pool::dirs::for_each_name;
 use crate::pool::trash::{Retention, TrashEntry};
 use crate::volume::{DATA, Name, OnDelete, Volume};
 
@@ -60,10 +61,6 @@ impl Store {
     /// data, so that a directory of an administrator with this mode is not taken for one.
     pub(in crate::pool) fn is_deleted(&self, kind: ObjectKind, name: &Name) -> bool {
         let stat = |path: &str| fs::statat(self.directory(kind), path, AtFlags::SYMLINK_NOFOLLOW);
-        let has_mark = |stat: fs::Stat| {
-            FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-                && Mode::from_raw_mode(stat.st_mode) == DELETED
-        };
         let exists = |file: &str| stat(&format!("{name}/{file}")).is_ok();
         stat(name.as_str()).is_ok_and(has_mark) && (exists(kind.record()) || !exists(DATA))
     }
@@ -156,6 +153,39 @@ impl Store {
         Self::unmark_deleted(&dir);
         Ok(entry)
     }
+
+    /// Takes the mark off the entries of the trash that a process which has ended left marked: moved back by an
+    /// administrator, they would count as deleted.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub(super) fn unmark_buried(&self) -> Result<()> {
+        let trash = self.trash().dir();
+        let mut marked = Vec::new();
+        for_each_name(trash, |entry| {
+            if fs::statat(trash, entry, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(has_mark) {
+                marked.push(entry.to_owned());
+            }
+        })
+        .context(|| "list trash/")?;
+        if marked.is_empty() {
+            return Ok(());
+        }
+        self.trash().sync()?;
+        self.sync(ObjectKind::Volumes)?;
+        for entry in marked {
+            // Another process may have removed it.
+            if let Ok(dir) = open_inside(trash, entry.as_str(), DIRECTORY) {
+                Self::unmark_deleted(&dir);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn has_mark(stat: fs::Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+        && Mode::from_raw_mode(stat.st_mode) == DELETED
 }
 
 /// Whether a rename into the trash failed because there is no space for it, or because the trash has another project id or
