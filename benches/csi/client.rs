@@ -11,8 +11,10 @@ use orlop::csi::proto::*;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-/// Requested size of every volume.
-const SIZE: i64 = 64 << 10;
+/// Requested size of most volumes.
+const SMALL: i64 = 64 << 10;
+/// Requested size of volumes full of files, beyond which no copy of them goes.
+const LARGE: i64 = 8 << 30;
 
 /// Name of the pool.
 pub(crate) const POOL: &str = "p";
@@ -29,11 +31,20 @@ impl Client {
         Self { controller: ControllerClient::new(controller), node: NodeClient::new(node) }
     }
 
-    /// Creates a volume, empty or from a source; retries while the source is being copied.
+    /// Creates a small volume, empty or from a source; retries while the source is being copied.
     pub(crate) async fn create(&self, name: &str, source: Option<volume_content_source::Type>) {
+        self.create_of_size(SMALL, name, source).await;
+    }
+
+    /// Like [`Client::create`], for a volume that can have many files.
+    pub(crate) async fn create_large(&self, name: &str, source: Option<volume_content_source::Type>) {
+        self.create_of_size(LARGE, name, source).await;
+    }
+
+    async fn create_of_size(&self, size: i64, name: &str, source: Option<volume_content_source::Type>) {
         let request = CreateVolumeRequest {
             name: name.to_owned(),
-            capacity_range: Some(CapacityRange { required_bytes: SIZE, limit_bytes: 0 }),
+            capacity_range: Some(CapacityRange { required_bytes: size, limit_bytes: 0 }),
             volume_capabilities: capability().into_iter().collect(),
             volume_content_source: source.map(|source| VolumeContentSource { r#type: Some(source) }),
             ..CreateVolumeRequest::default()

@@ -29,7 +29,7 @@ struct Times {
 pub(crate) async fn run(table: &mut Table, sizes: &Sizes, dir: &Path) {
     let server = Server::orlop(dir).await;
     let client = server.client().await;
-    client.create("full", None).await;
+    client.create_large("full", None).await;
     let data = server.data("full");
     trees::files(&data, sizes.files, 4096);
     rustix::fs::sync();
@@ -67,7 +67,7 @@ async fn time_copies(client: &Client, data: &Path, to: &Path, turn: usize, times
         0 => Type::Snapshot(SnapshotSource { snapshot_id: id("snapshot-0") }),
         _ => Type::Volume(VolumeSource { volume_id: id("full") }),
     };
-    client.create(&format!("clone-{turn}"), Some(source)).await;
+    client.create_large(&format!("clone-{turn}"), Some(source)).await;
     times.clone.push(began.elapsed().as_secs_f64());
 }
 

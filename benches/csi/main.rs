@@ -16,6 +16,7 @@ mod copy;
 mod least;
 mod lifecycle;
 mod many;
+mod pause;
 mod server;
 mod shared;
 mod table;
@@ -49,6 +50,8 @@ struct Sizes {
     files: usize,
     /// Entries of a huge tree.
     huge: usize,
+    /// Files of a large volume under load, of 1 MiB each.
+    large: usize,
     /// Numbers of concurrent callers.
     callers: &'static [usize],
 }
@@ -61,6 +64,7 @@ const FULL: Sizes = Sizes {
     many: 100_000,
     files: 100_000,
     huge: 1_000_000,
+    large: 3000,
     callers: &[1, 8, 32],
 };
 const QUICK: Sizes = Sizes {
@@ -71,14 +75,19 @@ const QUICK: Sizes = Sizes {
     many: 10_000,
     files: 10_000,
     huge: 50_000,
+    large: 1000,
     callers: &[1, 8, 32],
 };
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == least::ARGUMENT) {
+    let first = arguments.next();
+    if first.as_ref().is_some_and(|first| first == least::ARGUMENT) {
         least::run(arguments);
         return ExitCode::SUCCESS;
+    }
+    if first.is_some_and(|first| first == pause::ARGUMENT) {
+        pause::write(arguments);
     }
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     if !rustix::process::geteuid().is_root() {
@@ -138,6 +147,9 @@ async fn run(sizes: &Sizes, parts: &[String]) -> ExitCode {
     }
     if selected("copy") {
         copy::run(&mut table, sizes, &base.join("copy")).await;
+    }
+    if selected("pause") {
+        pause::run(&mut table, sizes, &base.join("pause")).await;
     }
     if selected("huge") {
         copy::run_huge(&mut table, sizes, &base.join("huge")).await;

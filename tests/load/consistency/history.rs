@@ -238,8 +238,11 @@ fn a_step_may_be_incomplete_only_if_it_is_the_next_one() {
     }
 }
 
+/// Makes a part of the step after this one visible.
+type Begin = fn(&Path, u64);
+
 /// Files with steps that have a middle, and what makes a part of the step after this one visible.
-fn begun_steps() -> [(u64, fn(&Path, u64)); 4] {
+fn begun_steps() -> [(u64, Begin); 4] {
     fn fill_half(dir: &Path, file: u64, last: u64) {
         let mut bytes = contents(file, last);
         let half = bytes.len() / 2;
