@@ -13,25 +13,24 @@ use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, c_int, c_short, flock};
 use rustix::mount::{MountFlags, mount};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::common::isolation::in_own_mount_namespace;
+use crate::common::isolation::{in_own_mount_namespace, unmount_all};
 
 /// Mounts the server's root on a host and opens this file there. The mount ends with the file.
-#[expect(clippy::print_stderr, reason = "the suite shows how long a mount takes")]
 fn open_on(host: &str, name: &str) -> File {
     let mut opened = None;
     in_own_mount_namespace(|| {
         let network = File::open(Path::new("/run/netns").join(host)).unwrap();
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let start = Instant::now();
         // Without `soft`, a server that is gone would hold this test for ever.
         let options = CString::new("addr=10.80.0.1,vers=4.2,soft,timeo=300").unwrap();
-        mount("10.80.0.1:/", dir.path(), "nfs4", MountFlags::empty(), options.as_c_str()).unwrap();
-        eprintln!("{host}: mounted in {} ms", start.elapsed().as_millis());
+        timed(&format!("mount on {host}"), || {
+            mount("10.80.0.1:/", dir.path(), "nfs4", MountFlags::empty(), options.as_c_str()).unwrap();
+        });
         let path = dir.path().join(name);
         opened =
             Some(File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap());
-        crate::common::isolation::unmount_all(dir.path());
+        unmount_all(dir.path());
     });
     opened.unwrap()
 }
@@ -44,11 +43,21 @@ fn lock(file: &File, kind: c_int) -> Result<(), Errno> {
     fcntl(file, FcntlArg::F_OFD_SETLK(&range)).map(drop)
 }
 
+/// The time that a call takes, for the figures in tests/vm/README.md.
+#[expect(clippy::print_stderr, reason = "the suite shows figures")]
+fn timed<T>(what: &str, call: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = call();
+    eprintln!("{what}: {:.1} ms", start.elapsed().as_secs_f64() * 1000.0);
+    result
+}
+
 #[test]
 fn a_range_lock_of_one_client_excludes_the_other() {
     let (a, b) = (open_on("a", "lock"), open_on("b", "lock"));
-    lock(&a, F_WRLCK).unwrap();
-    assert_eq!(lock(&b, F_WRLCK), Err(Errno::EAGAIN));
+    timed("first lock", || lock(&a, F_WRLCK)).unwrap();
+    assert_eq!(timed("first conflict", || lock(&b, F_WRLCK)), Err(Errno::EAGAIN));
+    assert_eq!(timed("next conflict", || lock(&b, F_WRLCK)), Err(Errno::EAGAIN));
     assert_eq!(lock(&b, F_RDLCK), Err(Errno::EAGAIN));
     lock(&a, F_UNLCK).unwrap();
     lock(&b, F_RDLCK).unwrap();
