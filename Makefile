@@ -4,7 +4,7 @@ SHELL := bash
 # Architectures of the static binaries and the image: amd64, arm64 or both.
 ARCH ?= $(shell uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 
-.PHONY: help demo test lint deny sanity bench static image manifest chart cluster-up cluster-down e2e e2e-storage figures
+.PHONY: help demo test test-vm lint deny sanity bench static image manifest chart cluster-up cluster-down e2e e2e-storage figures
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,11 @@ sanity: ## run csi-sanity only
 	@tests/install rust go
 	@echo 'Building csi-sanity (about a minute the first time) and running it twice …'
 	tests/sanity/run
+
+test-vm: ## run the tests that need NFS or project quotas, in a virtual machine
+	@tests/install rust test vm
+	tests/vm/build
+	tests/vm/suite
 
 bench: ## run the benchmarks, compared with the least driver and with bare system calls
 	@tests/install rust

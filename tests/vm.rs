@@ -1,0 +1,10 @@
+//! Tests that need a kernel with NFS and project quotas. Run by `make test-vm`, in the virtual machine of `tests/vm`,
+//! where `tests/vm/inside` prepares filesystems, an NFS server and its clients.
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+mod common;
+
+mod vm {
+    mod nfs;
+    mod quota;
+}
