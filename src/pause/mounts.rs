@@ -207,8 +207,9 @@ mod tests {
         let volume = FsLocation { device: DEVICE, path: b"/pool/a/data".to_vec(), detached: false };
         let may_show = |root: &str| {
             let mounts = Mounts { mounts: vec![mount("a", root, "/data", &[])], ..Mounts::default() };
-            assert_eq!(mounts.may_show(&[volume.clone()], 1), None, "an unknown mount");
-            mounts.may_show(&[volume.clone()], 0)
+            let volumes = std::slice::from_ref(&volume);
+            assert_eq!(mounts.may_show(volumes, 1), None, "an unknown mount");
+            mounts.may_show(volumes, 0)
         };
         for root in ["/", "/pool", "/pool/a/data", "/pool/a/data/sub"] {
             assert_eq!(may_show(root), Some(true), "{root}");

@@ -441,7 +441,7 @@ fn a_pool_under_another_name_is_unavailable() {
 }
 
 #[test]
-fn a_failed_copy_that_nobody_asks_about_does_not_keep_its_name() {
+fn a_failed_copy_without_a_waiting_call_does_not_keep_its_name() {
     let dir = memory_dir();
     let engine = open_with(dir.path(), Tuning { copy_wait: Duration::ZERO, ..long_waits() });
     let [large, small] = ["large", "small"].map(|name| engine.create(&request(name, MIB)).unwrap().id);

@@ -270,7 +270,7 @@ fn a_file_that_has_lost_an_earlier_step_is_found() {
 }
 
 #[test]
-fn a_file_of_nobody_is_found() {
+fn a_file_that_belongs_to_no_history_is_found() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), 1234);
     fs::write(dir.path().join("plain-50"), "").unwrap();
