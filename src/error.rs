@@ -63,6 +63,13 @@ impl Error {
         Self { kind, message: message.into(), source: Some(Box::new(source)) }
     }
 
+    /// An error that a failed system call caused, of the kind of that failure.
+    #[must_use]
+    pub fn of_system_call(cause: impl Into<io::Error>, message: impl Into<String>) -> Self {
+        let cause: io::Error = cause.into();
+        Self::caused(kind_of(&cause), message, cause)
+    }
+
     /// The kind.
     #[must_use]
     pub fn kind(&self) -> Kind {
@@ -97,10 +104,7 @@ pub trait Context<T> {
 
 impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
     fn context<S: Into<String>>(self, message: impl FnOnce() -> S) -> Result<T> {
-        self.map_err(|cause| {
-            let cause: io::Error = cause.into();
-            Error::caused(kind_of(&cause), message(), cause)
-        })
+        self.map_err(|cause| Error::of_system_call(cause, message()))
     }
 }
 

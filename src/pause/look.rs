@@ -266,14 +266,13 @@ impl Failure {
 }
 
 fn uninspectable(errno: Errno) -> Error {
-    let cause = std::io::Error::from(errno);
     match errno {
         Errno::ACCESS | Errno::PERM => {
             let text =
                 "a process cannot be inspected: run orlop with CAP_SYS_PTRACE, or use consistency: none";
-            Error::caused(Kind::Unsupported, text, cause)
+            Error::caused(Kind::Unsupported, text, std::io::Error::from(errno))
         }
-        _ => Error::caused(Kind::Internal, "read the processes", cause),
+        _ => Error::of_system_call(errno, "read the processes"),
     }
 }
 
