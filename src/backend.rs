@@ -84,6 +84,8 @@ pub struct CopySpec {
     pub limits: Limits,
     /// The most bytes of data that the copy may take.
     pub max_bytes: Option<u64>,
+    /// Whether further passes follow the first one. A copy in one pass need not remember what it has seen.
+    pub in_passes: bool,
 }
 
 /// A copy in passes. The writers of the source need to be paused during the last one only.
@@ -164,7 +166,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ) -> Result<Box<dyn TreeCopy + 'a>> {
         let enforced = self.create(draft, &spec.state, spec.limits)?;
         let to = open_directory(draft, DATA).context(|| "open the new data directory")?;
-        let copier = TreeCopier::new(from, to.as_fd(), draft, spec.max_bytes, progress)?;
+        let copier = if spec.in_passes {
+            TreeCopier::new(from, to.as_fd(), draft, spec.max_bytes, progress)?
+        } else {
+            TreeCopier::in_one_pass(from, to.as_fd(), spec.max_bytes, progress)?
+        };
         Ok(Box::new(FileCopy { copier, enforced }))
     }
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fs::copy::Manifest;
 use crate::pool::OpenPool;
 use crate::pool::store::Draft;
-use crate::volume::{CopyRecord, Size, Source};
+use crate::volume::{Consistency, CopyRecord, Size, Source};
 
 /// What a job copies into a draft.
 pub(super) struct CopyTask<'a> {
@@ -38,7 +38,10 @@ pub(super) struct Copied {
 impl CopyTask<'_> {
     pub(super) fn run(&self) -> Result<Copied> {
         let (data, progress) = (self.from.open()?, &self.job.progress);
-        let mut copy = self.pool.backend.begin_copy(data.as_fd(), self.draft.dir(), self.spec, progress)?;
+        let in_passes = matches!(self.from.source(), Source::Volume(_))
+            && self.consistency.consistency == Consistency::Crash;
+        let spec = CopySpec { in_passes, ..self.spec.clone() };
+        let mut copy = self.pool.backend.begin_copy(data.as_fd(), self.draft.dir(), &spec, progress)?;
         let Source::Volume(id) = self.from.source() else {
             copy.live()?;
             return Ok(Copied { stats: copy.finish()?, record: None });

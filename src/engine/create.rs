@@ -138,7 +138,8 @@ impl Engine {
             let draft = pool_of_job.store.draft()?;
             volume.backend = pool_of_job.backend.allot()?;
             let max_bytes = max_bytes(&job.from, size);
-            let spec = CopySpec { state: volume.backend.clone(), limits: limits(&volume), max_bytes };
+            let (state, limits) = (volume.backend.clone(), limits(&volume));
+            let spec = CopySpec { state, limits, max_bytes, ..CopySpec::default() };
             let (pauses, pool, from) = (&pauses, &pool_of_job, &from);
             let task = CopyTask { pauses, pool, from, draft: &draft, spec: &spec, consistency, job };
             let copied = task.run().map_err(|error| {

@@ -103,7 +103,7 @@ impl Progress {
 /// # Errors
 /// Those of either function.
 pub fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, progress: &Progress) -> Result<Manifest> {
-    let mut copier = TreeCopier::with_catalogue(from, to, Catalogue::none(), None, progress)?;
+    let mut copier = TreeCopier::in_one_pass(from, to, None, progress)?;
     copier.live()?;
     copier.finish()
 }
@@ -155,6 +155,19 @@ impl<'a> TreeCopier<'a> {
         progress: &'a Progress,
     ) -> Result<Self> {
         Self::with_catalogue(from, to, Catalogue::new(scratch)?, max_bytes, progress)
+    }
+
+    /// Like [`TreeCopier::new`], for a copy that [`TreeCopier::live`] is called for once.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn in_one_pass(
+        from: BorrowedFd<'a>,
+        to: BorrowedFd<'_>,
+        max_bytes: Option<u64>,
+        progress: &'a Progress,
+    ) -> Result<Self> {
+        Self::with_catalogue(from, to, Catalogue::none(), max_bytes, progress)
     }
 
     fn with_catalogue(

@@ -4,7 +4,6 @@
 //! `ORLOP_SNAPSHOTS` is the number of copies; the default is 50.
 #![expect(clippy::disallowed_methods, reason = "compiles and runs the writer")]
 
-mod container;
 mod history;
 
 use std::path::{Path, PathBuf};
@@ -14,11 +13,11 @@ use std::time::{Duration, Instant};
 use orlop::csi::proto::controller_client::ControllerClient;
 use orlop::csi::proto::volume_capability::access_mode::Mode;
 use orlop::csi::proto::*;
-use tonic::Code;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
-use self::container::Container;
 use self::history::last_step;
+use crate::common::container::Container;
 use crate::common::csi::{MIB, capability, create_request, from_volume, map, size};
 use crate::common::disk::{Disk, run};
 use crate::common::isolation::{in_own_process, skip};
@@ -32,6 +31,9 @@ const CLONES: u32 = 10;
 /// A busy machine needs longer than the default: the test is about order and not about time.
 const PAUSED: [(&str, &str); 2] = [("consistency", "crash"), ("maxPause", "60s")];
 const NOT_PAUSED: [(&str, &str); 1] = [("consistency", "none")];
+
+/// How long a copy is tried.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn number_of_snapshots() -> u32 {
     std::env::var("ORLOP_SNAPSHOTS").map_or(50, |text| text.parse().unwrap())
@@ -83,11 +85,12 @@ impl Load {
             parameters: map(parameters),
             ..CreateSnapshotRequest::default()
         };
+        let deadline = Instant::now() + PATIENCE;
         let snapshot = loop {
             let answer = self.controller.create_snapshot(request.clone()).await;
             match answer.map(|answer| answer.into_inner().snapshot.unwrap()) {
                 Ok(snapshot) if snapshot.ready_to_use => break snapshot,
-                Err(status) if status.code() != Code::Aborted => panic!("{status}"),
+                Err(status) if !is_retried(&status, deadline) => panic!("{status}"),
                 _ => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         };
@@ -105,10 +108,11 @@ impl Load {
             parameters: map(parameters),
             ..create_request("clone")
         };
+        let deadline = Instant::now() + PATIENCE;
         let volume = loop {
             match self.controller.create_volume(request.clone()).await {
                 Ok(answer) => break answer.into_inner().volume.unwrap(),
-                Err(status) if status.code() != Code::Aborted => panic!("{status}"),
+                Err(status) if !is_retried(&status, deadline) => panic!("{status}"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         };
@@ -117,6 +121,12 @@ impl Load {
         self.controller.delete_volume(request).await.unwrap();
         copy
     }
+}
+
+/// Whether the sidecars of Kubernetes repeat a request after this answer: also one that was refused, for example because the
+/// writer did not freeze within a second on a busy disk.
+fn is_retried(status: &Status, deadline: Instant) -> bool {
+    matches!(status.code(), Code::Aborted | Code::FailedPrecondition) && Instant::now() < deadline
 }
 
 /// What a copy shows.
