@@ -223,7 +223,8 @@ impl Jobs {
 }
 
 impl Job {
-    fn has_ended(&self) -> bool {
+    /// Whether it is neither waiting nor running.
+    pub(super) fn has_ended(&self) -> bool {
         self.result.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 

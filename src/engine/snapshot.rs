@@ -130,7 +130,7 @@ impl Engine {
     /// `NotFound`; `Unavailable` if its pool is.
     pub fn get_snapshot(&self, id: &VolumeId) -> Result<Snapshot> {
         let pool = self.pool(&id.pool)?;
-        match self.jobs.find(&JobKey::Snapshot(id.clone())) {
+        match self.jobs.find(&JobKey::Snapshot(id.clone())).filter(|job| !job.has_ended()) {
             Some(job) => Ok(pending(id, &job)),
             None => self.require_snapshot(&pool, id),
         }

@@ -465,8 +465,9 @@ fn a_failed_copy_without_a_waiting_call_does_not_keep_its_name() {
         until_it_is_copied(&|| engine.create(&other).map(drop));
         engine.delete(&id("a")).unwrap();
     }
-    engine.create_snapshot(&snapshot_request("s", &large)).unwrap();
+    let pending = engine.create_snapshot(&snapshot_request("s", &large)).unwrap();
     within_seconds(60, "it has failed", || engine.active_jobs() == 0);
+    assert_eq!(kind(engine.get_snapshot(&pending.id)), Kind::NotFound, "no copy is running");
     engine.create_snapshot(&snapshot_request("s", &small)).unwrap();
 }
 
