@@ -8,6 +8,7 @@ use rustix::fs::{SeekFrom, Statx, copy_file_range, ftruncate, ioctl_ficlone, see
 use rustix::io::{Errno, pread, pwrite};
 
 use super::Progress;
+use super::patch::Patcher;
 use crate::error::{Context, Error, Kind, Result};
 use crate::fs::fstat;
 
@@ -24,8 +25,8 @@ pub(super) struct Contents<'a> {
     /// Whether `copy_file_range` works.
     can_copy_range: bool,
     pub(super) buffer: Vec<u8>,
-    /// What the copy has, compared with `buffer`.
-    pub(super) other: Vec<u8>,
+    /// Compare the copy with its source, one in each thread.
+    pub(super) patchers: Vec<Patcher>,
     pub(super) progress: &'a Progress,
     /// The most bytes of data that the copy may take.
     max_bytes: Option<u64>,
@@ -37,12 +38,11 @@ pub(super) struct Contents<'a> {
 
 impl<'a> Contents<'a> {
     pub(super) fn new(max_bytes: Option<u64>, progress: &'a Progress) -> Self {
-        let (buffer, other) = (vec![0; BUFFER], vec![0; BUFFER]);
         Self {
             can_clone: true,
             can_copy_range: true,
-            buffer,
-            other,
+            buffer: vec![0; BUFFER],
+            patchers: Patcher::for_all_threads(),
             progress,
             max_bytes,
             taken: 0,
