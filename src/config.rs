@@ -76,7 +76,7 @@ impl TryFrom<Serve> for Settings {
         }
         // A csi-resizer in front of a process without volumes must leave expansion to the nodes.
         let controller_expand = flags.controller_expand && !flags.no_pools;
-        let identity = Identity { driver, node, controller_expand };
+        let identity = Identity { driver, node, controller_expand, topology: flags.topology };
         Ok(Self {
             identity,
             pools,

@@ -91,6 +91,8 @@ pub struct Identity {
     pub node: String,
     /// Whether the controller advertises `EXPAND_VOLUME`. Without it, Kubernetes expands volumes on the node only.
     pub controller_expand: bool,
+    /// Whether a volume is only on the node that made it. Otherwise all nodes can use it, and the driver has no topology.
+    pub topology: bool,
 }
 
 /// The CSI services, and the state that they share.

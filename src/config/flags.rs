@@ -105,6 +105,11 @@ pub struct Serve {
     #[arg(long, env = "ORLOP_CONTROLLER_EXPAND", default_value_t = true, action = clap::ArgAction::Set)]
     pub controller_expand: bool,
 
+    /// Whether a volume can be used only on the node that made it. Set it to false if every node has the same pools, as
+    /// on a file server: the driver then has no topology
+    #[arg(long, env = "ORLOP_TOPOLOGY", default_value_t = true, action = clap::ArgAction::Set)]
+    pub topology: bool,
+
     /// Format of the log
     #[arg(long, value_name = "FORMAT", env = "ORLOP_LOG_FORMAT", value_enum, default_value_t)]
     pub log_format: Output,

@@ -24,13 +24,13 @@ const CONTROLLER: [C; 13] = [
 const NODE: [N; 5] =
     [N::GetVolumeStats, N::ExpandVolume, N::SingleNodeMultiWriter, N::GetVolumeHealth, N::GetStorageHealth];
 
-/// Capabilities of the plugin. They do not depend on the settings of the instance.
-pub(super) fn plugin() -> Vec<PluginCapability> {
+/// Capabilities of the plugin: `VOLUME_ACCESSIBILITY_CONSTRAINTS` if its volumes have a topology.
+pub(super) fn plugin(topology: bool) -> Vec<PluginCapability> {
     let service = |kind: S| plugin::Type::Service(plugin::Service { r#type: kind.into() });
     let online = plugin::Type::VolumeExpansion(plugin::VolumeExpansion { r#type: E::Online.into() });
-    [service(S::ControllerService), service(S::VolumeAccessibilityConstraints), online]
-        .map(|kind| PluginCapability { r#type: Some(kind) })
-        .into()
+    let constraints = topology.then(|| service(S::VolumeAccessibilityConstraints));
+    let kinds = [service(S::ControllerService), online].into_iter().chain(constraints);
+    kinds.map(|kind| PluginCapability { r#type: Some(kind) }).collect()
 }
 
 /// Capabilities of the controller. Without `EXPAND_VOLUME`, a resizer for the whole cluster leaves expansion to the

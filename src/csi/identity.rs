@@ -25,7 +25,9 @@ impl Identity for Driver {
         &self,
         _: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: capabilities::plugin() }))
+        Ok(Response::new(GetPluginCapabilitiesResponse {
+            capabilities: capabilities::plugin(self.identity.topology),
+        }))
     }
 
     /// Always ready. A pool whose disk is missing is reported by `/readyz`, the metrics and the health RPCs, not here:

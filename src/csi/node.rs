@@ -154,7 +154,7 @@ impl Node for Driver {
         Ok(Response::new(NodeGetInfoResponse {
             node_id: self.identity.node.clone(),
             max_volumes_per_node: 0,
-            accessible_topology: Some(self.identity.own_topology()),
+            accessible_topology: self.identity.own_topology(),
         }))
     }
 

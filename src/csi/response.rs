@@ -36,7 +36,7 @@ fn new_volume(identity: &Identity, id: &VolumeId, size: u64, source: Option<&Sou
         volume_id: id.to_string(),
         volume_context: [].into(),
         content_source,
-        accessible_topology: vec![identity.own_topology()],
+        accessible_topology: identity.own_topology().into_iter().collect(),
     }
 }
 

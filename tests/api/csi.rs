@@ -14,6 +14,7 @@ use crate::common::csi::{
 };
 use crate::common::isolation::is_root;
 use crate::common::server::{ORLOP, Options, Server};
+use crate::common::wait::within_seconds;
 
 /// The topology of a node.
 fn topology(node: &str) -> Topology {
@@ -48,6 +49,26 @@ async fn the_driver_reports_its_identity_and_capabilities() {
     let capabilities =
         controller.controller_get_capabilities(ControllerGetCapabilitiesRequest {}).await.unwrap();
     assert_eq!(capabilities.into_inner().capabilities.len(), 13);
+}
+
+#[tokio::test]
+async fn a_driver_without_topology_makes_volumes_for_every_node() {
+    let base = tempfile::tempdir().unwrap();
+    std::fs::create_dir(base.path().join("pool")).unwrap();
+    let server = Server::spawn_with_flags(base.path(), &["--topology=false", "--driver=nfs.orlop.dev"]);
+    within_seconds(60, "the server listens", || server.socket().exists());
+    let plugin =
+        server.identity().await.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
+    assert_eq!(plugin.into_inner().capabilities.len(), 2, "no VOLUME_ACCESSIBILITY_CONSTRAINTS");
+    let node = server.node().await.node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(node.accessible_topology, None);
+    let mut controller = server.controller().await;
+    let requirement = TopologyRequirement { requisite: vec![topology("n2")], preferred: vec![] };
+    let request = CreateVolumeRequest { accessibility_requirements: Some(requirement), ..create("a") };
+    let volume = controller.create_volume(request).await.unwrap().into_inner().volume.unwrap();
+    assert_eq!(volume.accessible_topology, []);
+    let elsewhere = GetCapacityRequest { accessible_topology: Some(topology("n2")), ..Default::default() };
+    assert!(controller.get_capacity(elsewhere).await.unwrap().into_inner().available_capacity > 0);
 }
 
 #[tokio::test]

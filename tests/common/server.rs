@@ -62,6 +62,15 @@ impl Server {
         Self { child: command.spawn().unwrap(), base: base.to_owned(), temporary: None }
     }
 
+    /// Starts a server of the pool `p` with more flags, in an existing directory, and does not wait for it.
+    pub(crate) fn spawn_with_flags(base: &Path, flags: &[&str]) -> Self {
+        let mut command = Command::new(ORLOP);
+        command.args(["serve", "--node-id", "n1", "--log", "off"]).args(flags);
+        command.arg("--csi").arg(base.join("csi.sock")).arg("--http").arg(base.join("http.sock"));
+        command.arg(format!("--pool=p={}", base.join("pool").display()));
+        Self { child: command.spawn().unwrap(), base: base.to_owned(), temporary: None }
+    }
+
     /// Starts a server of the pool `p` that logs each call, in an existing directory, and does not wait for it.
     pub(crate) fn spawn_with_log(base: &Path, log: Stdio) -> Self {
         let mut command = Command::new(ORLOP);
