@@ -65,10 +65,18 @@ fn of_snapshot(name: &str) -> Source {
     Source::Snapshot(id(name))
 }
 
+fn incompressible(length: u32) -> Vec<u8> {
+    let byte = |i: u32| {
+        let [_, byte, ..] = i.wrapping_mul(2_654_435_761).to_le_bytes();
+        byte
+    };
+    (0..length).map(byte).collect()
+}
+
 /// Writes to a new file until the limit; returns the number of bytes that are on the disk.
 fn fill(file: &Path) -> u64 {
     let mut file = OpenOptions::new().create(true).append(true).open(file).unwrap();
-    let block: Vec<u8> = (0..128 * 1024_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let block = incompressible(128 << 10);
     loop {
         let written = file.write_all(&block).and_then(|()| file.sync_all());
         if let Err(error) = written {
@@ -321,8 +329,7 @@ fn a_copy_of_files_ends_at_the_limit_of_the_new_volume() {
         assert!(enable_quotas(pool, QUOTA_GROUPS));
         let engine = open(pool);
         fs::create_dir_all(data(pool, "mine")).unwrap();
-        let block: Vec<u8> =
-            (0..4096 * 1024_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let block = incompressible(4 << 20);
         for i in 0..8 {
             fs::write(data(pool, "mine").join(i.to_string()), &block).unwrap();
         }
@@ -356,6 +363,23 @@ fn without_quotas_a_hard_limit_is_refused_and_others_are_recorded_as_not_enforce
 }
 
 #[test]
+fn a_mount_in_a_deleted_volume_is_detached_and_its_files_remain() {
+    on_btrfs("a_mount_in_a_deleted_volume_is_detached_and_its_files_remain", |pool| {
+        let engine = open(pool);
+        engine.create(&request("v", MIB)).unwrap();
+        let at = data(pool, "v").join("mount");
+        fs::create_dir(&at).unwrap();
+        run("mount", &["-t", "tmpfs", "tmpfs", at.to_str().unwrap()]);
+        fs::write(at.join("file"), "not of the volume").unwrap();
+        let mounted = File::open(&at).unwrap();
+        engine.delete(&id("v")).unwrap();
+        wait_until_reaped(&engine, pool);
+        let still = rustix::fs::statat(&mounted, "file", rustix::fs::AtFlags::empty()).unwrap();
+        assert_eq!(still.st_size, 17);
+    });
+}
+
+#[test]
 fn a_kept_volume_keeps_its_data_in_the_trash() {
     on_btrfs("a_kept_volume_keeps_its_data_in_the_trash", |pool| {
         let engine = open(pool);
@@ -371,7 +395,6 @@ fn a_kept_volume_keeps_its_data_in_the_trash() {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "prints the figures")]
 fn a_snapshot_of_many_files_and_its_restore_are_quicker_than_a_copy() {
     on_btrfs("a_snapshot_of_many_files_and_its_restore_are_quicker_than_a_copy", |pool| {
         let engine = open(pool);
