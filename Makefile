@@ -20,8 +20,9 @@ test: ## run all tests that this machine supports, including csi-sanity
 	@tests/install rust test go
 	@echo 'Building, then running the tests of the project (about 7 minutes the first time) …'
 	cargo test
-	@echo 'Building csi-sanity (about a minute the first time) and running it twice …'
+	@echo 'Building csi-sanity (about a minute the first time) and running it on two filesystems …'
 	tests/sanity/run
+	tests/sanity/run btrfs
 
 lint: ## check formatting, clippy, documentation and shell scripts
 	@tests/install rust lint
@@ -35,9 +36,10 @@ deny: ## check licences, sources and versions of the dependencies
 	PATH="$${ORLOP_TOOLS:-$$HOME/.cache/orlop-tools}/bin:$$PATH" cargo deny check bans licenses sources
 
 sanity: ## run csi-sanity only
-	@tests/install rust go
-	@echo 'Building csi-sanity (about a minute the first time) and running it twice …'
+	@tests/install rust test go
+	@echo 'Building csi-sanity (about a minute the first time) and running it on two filesystems …'
 	tests/sanity/run
+	tests/sanity/run btrfs
 
 test-vm: ## run the tests that need NFS or project quotas, in a virtual machine
 	@tests/install rust test vm

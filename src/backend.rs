@@ -2,6 +2,7 @@
 //!
 //! The default methods work on every filesystem: they use [`crate::fs`], enforce no limit and keep no state.
 
+mod btrfs;
 mod dir;
 mod file_copy;
 
@@ -11,11 +12,12 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{Mode, mkdirat};
 
 use self::file_copy::FileCopy;
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::{Manifest, Progress, TreeCopier};
 pub use crate::fs::copy::{Pass, SourceState};
 use crate::fs::remove::{Removed, Slice, remove_tree};
-use crate::fs::{DiskUsage, open_directory, remove_acls};
+use crate::fs::subvolume::is_btrfs;
+use crate::fs::{open_directory, remove_acls};
 use crate::volume::{BackendState, DATA, Enforced, Limits};
 
 /// The kinds of backend. A pool's marker records the kind of its backend.
@@ -23,6 +25,8 @@ use crate::volume::{BackendState, DATA, Enforced, Limits};
 pub enum BackendKind {
     /// Plain directories on any filesystem.
     Dir,
+    /// Subvolumes of btrfs.
+    Btrfs,
 }
 
 impl BackendKind {
@@ -31,6 +35,7 @@ impl BackendKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Dir => "dir",
+            Self::Btrfs => "btrfs",
         }
     }
 }
@@ -55,6 +60,8 @@ pub enum LimitSupport {
 pub enum CopySupport {
     /// File by file; blocks are shared if the filesystem supports it.
     Files,
+    /// By one call, whatever the size.
+    Instant,
 }
 
 /// How a backend measures the space that a volume takes.
@@ -62,6 +69,8 @@ pub enum CopySupport {
 pub enum UsageSupport {
     /// By walking the tree.
     Walk,
+    /// By a counter of the kernel.
+    Counter,
 }
 
 /// What a backend can do.
@@ -86,6 +95,8 @@ pub struct CopySpec {
     pub max_bytes: Option<u64>,
     /// Whether further passes follow the first one. A copy in one pass need not remember what it has seen.
     pub in_passes: bool,
+    /// Whether the new object is never written to.
+    pub read_only: bool,
 }
 
 /// A copy in passes. The writers of the source need to be paused during the last one only.
@@ -94,6 +105,12 @@ pub struct CopySpec {
 /// After a `freeze_point` that failed or was in vain, it may call `live` and `freeze_point` again. Dropping a copy cancels
 /// it; the caller removes the draft.
 pub trait TreeCopy {
+    /// Whether the copy is made by `freeze_point` alone, in one call of the kernel, so that it shows what a power failure
+    /// would have left at that moment. Its writers need not be paused.
+    fn is_instant(&self) -> bool {
+        false
+    }
+
     /// Copies everything while the source is in use. Later calls bring the copy up to date with what has changed since.
     /// Reports what this call had to copy.
     ///
@@ -117,8 +134,10 @@ pub trait TreeCopy {
 /// Result of a finished copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyStats {
-    /// What was copied, and what was left out.
-    pub copied: Manifest,
+    /// What was copied, and what was left out; `None` if the copy did not look at the files.
+    pub copied: Option<Manifest>,
+    /// Number of btrfs subvolumes of the tenant, directly in the source, that were left out; at most 255.
+    pub skipped_subvolumes: u64,
     /// The limits of the new object that the kernel enforces, as reported by the kernel.
     pub enforced: Enforced,
 }
@@ -158,20 +177,13 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// Same as [`Backend::create`].
     fn begin_copy<'a>(
-        &self,
+        &'a self,
         from: BorrowedFd<'a>,
         draft: BorrowedFd<'_>,
         spec: &CopySpec,
         progress: &'a Progress,
     ) -> Result<Box<dyn TreeCopy + 'a>> {
-        let enforced = self.create(draft, &spec.state, spec.limits)?;
-        let to = open_directory(draft, DATA).context(|| "open the new data directory")?;
-        let copier = if spec.in_passes {
-            TreeCopier::new(from, to.as_fd(), draft, spec.max_bytes, progress)?
-        } else {
-            TreeCopier::in_one_pass(from, to.as_fd(), spec.max_bytes, progress)?
-        };
-        Ok(Box::new(FileCopy { copier, enforced }))
+        begin_file_copy(self, from, draft, spec, progress)
     }
 
     /// Changes the limits of an object; returns the enforced limits as reported by the kernel.
@@ -182,11 +194,16 @@ pub trait Backend: fmt::Debug + Send + Sync {
         Ok(Enforced::No)
     }
 
-    /// The space that an object takes, as tracked by the kernel; `None` if the caller must walk the tree.
+    /// How an administrator lets the filesystem enforce limits, which it does not do now; `None` if there is no way.
+    fn how_to_limit(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The bytes that an object takes, as tracked by the kernel; `None` if the caller must walk the tree.
     ///
     /// # Errors
     /// The error of the failed system call.
-    fn usage(&self, _object: BorrowedFd<'_>, _state: &BackendState) -> Result<Option<DiskUsage>> {
+    fn used_bytes(&self, _object: BorrowedFd<'_>, _state: &BackendState) -> Result<Option<u64>> {
         Ok(None)
     }
 
@@ -200,8 +217,45 @@ pub trait Backend: fmt::Debug + Send + Sync {
     }
 }
 
-/// The backend for the filesystem of a pool's directory.
+/// Makes `data` in a draft, and starts to copy a directory into it, file by file.
+fn begin_file_copy<'a, B: Backend + ?Sized>(
+    backend: &B,
+    from: BorrowedFd<'a>,
+    draft: BorrowedFd<'_>,
+    spec: &CopySpec,
+    progress: &'a Progress,
+) -> Result<Box<dyn TreeCopy + 'a>> {
+    let enforced = backend.create(draft, &spec.state, spec.limits)?;
+    let to = open_directory(draft, DATA).context(|| "open the new data directory")?;
+    let copier = if spec.in_passes {
+        TreeCopier::new(from, to.as_fd(), draft, spec.max_bytes, progress)?
+    } else {
+        TreeCopier::in_one_pass(from, to.as_fd(), spec.max_bytes, progress)?
+    };
+    Ok(Box::new(FileCopy { copier, enforced }))
+}
+
+/// The kind of backend that a new pool in this directory gets.
 #[must_use]
-pub fn for_filesystem(_root: BorrowedFd<'_>) -> Box<dyn Backend> {
-    Box::new(dir::Dir)
+pub fn kind_for_new_pool(root: BorrowedFd<'_>) -> BackendKind {
+    if is_btrfs(root) { BackendKind::Btrfs } else { BackendKind::Dir }
+}
+
+/// The backend that a pool's marker names. A pool of plain directories stays one on every filesystem.
+///
+/// # Errors
+/// `Unavailable` when the filesystem of the pool's directory does not support it, or this version does not know it.
+pub fn open(root: BorrowedFd<'_>, name: &str) -> Result<Box<dyn Backend>> {
+    match name {
+        "dir" => Ok(Box::new(dir::Dir)),
+        "btrfs" if is_btrfs(root) => Ok(Box::new(btrfs::Btrfs::new(root)?)),
+        _ => {
+            let text = format!(
+                "the pool was made with backend {name:?}, but its filesystem gives backend {:?} here: check the mount \
+                 options and the version of orlop",
+                kind_for_new_pool(root).as_str()
+            );
+            Err(Error::new(Kind::Unavailable, text))
+        }
+    }
 }

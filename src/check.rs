@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use serde::Serialize;
 
-use crate::backend;
+use crate::backend::{self, Backend, LimitSupport};
 use crate::mount::users::Users;
 use crate::pool::{check_outside_pools, check_projects, check_shareable, read_marker};
 use crate::sys::probe::Call;
@@ -158,6 +158,16 @@ fn check_pool(facts: &mut Vec<Fact>, name: &PoolName, path: &Path) {
     });
 }
 
+/// The backend, and whether it enforces sizes.
+fn limits_of(backend: &dyn Backend) -> String {
+    let kind = backend.kind();
+    match (backend.capabilities().limits, backend.how_to_limit()) {
+        (LimitSupport::Bytes, _) => format!("backend {kind}, sizes are enforced"),
+        (LimitSupport::None, Some(how)) => format!("backend {kind}, sizes are not enforced: {how}"),
+        (LimitSupport::None, None) => format!("backend {kind}, sizes are not enforced"),
+    }
+}
+
 /// Checks whether a directory is the pool of this name, can become it, or is neither.
 fn check_marker(name: &PoolName, path: &Path) -> (Verdict, String) {
     let opened = open_directory(path).and_then(|root| Ok((root, count_entries(path)?)));
@@ -169,16 +179,10 @@ fn check_marker(name: &PoolName, path: &Path) -> (Verdict, String) {
         return (Verdict::Bad, error.chain());
     }
     match read_marker(root.as_fd()) {
-        Ok(Some(marker)) if marker.name == *name => {
-            let backend = backend::for_filesystem(root.as_fd()).kind();
-            if marker.backend == backend.as_str() {
-                return (Verdict::Ok, format!("uuid {}", marker.uuid));
-            }
-            (
-                Verdict::Bad,
-                format!("made with backend {:?}; its filesystem gives {backend} here", marker.backend),
-            )
-        }
+        Ok(Some(marker)) if marker.name == *name => match backend::open(root.as_fd(), &marker.backend) {
+            Ok(backend) => (Verdict::Ok, format!("uuid {}, {}", marker.uuid, limits_of(backend.as_ref()))),
+            Err(error) => (Verdict::Bad, error.chain()),
+        },
         Ok(Some(marker)) => {
             let (found, uuid) = (marker.name.as_str(), marker.uuid);
             (Verdict::Bad, format!("this is pool {found:?}, not {:?} (uuid {uuid})", name.as_str()))

@@ -5,6 +5,7 @@
 
 pub mod copy;
 pub mod remove;
+pub mod subvolume;
 
 mod budget;
 mod disk_usage;

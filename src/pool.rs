@@ -258,14 +258,14 @@ impl OpenPool {
             medium::check_shareable(root.as_fd())?;
         }
         check_outside_pools(root.as_fd(), &settings.path)?;
-        let backend = backend::for_filesystem(root.as_fd());
         let marker = match configured.purpose {
             Purpose::Serve => {
                 configured.known.note_mount();
-                marker::open_or_initialize(root.as_fd(), settings, &configured.known, backend.kind())?
+                marker::open_or_initialize(root.as_fd(), settings, &configured.known)?
             }
-            Purpose::Command => marker::open(root.as_fd(), settings, backend.kind())?,
+            Purpose::Command => marker::open(root.as_fd(), settings)?,
         };
+        let backend = backend::open(root.as_fd(), &marker.backend)?;
         configured.known.note(&marker)?;
         let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
         let store = Store::open_again(root, last, settings.exclusive, configured.lock_wait)?;

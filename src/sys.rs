@@ -1,5 +1,6 @@
 //! System calls that rustix lacks, each behind a safe function. The only module that contains `unsafe`.
 
+pub mod btrfs;
 pub mod file_flags;
 pub mod file_handle;
 pub mod mount_setattr;

@@ -7,6 +7,7 @@
 mod common;
 
 mod api {
+    mod btrfs;
     mod commands;
     mod copy;
     mod copy_update;

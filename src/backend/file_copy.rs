@@ -21,6 +21,7 @@ impl TreeCopy for FileCopy<'_> {
     }
 
     fn finish(self: Box<Self>) -> Result<CopyStats> {
-        Ok(CopyStats { copied: self.copier.finish()?, enforced: self.enforced })
+        let copied = Some(self.copier.finish()?);
+        Ok(CopyStats { copied, skipped_subvolumes: 0, enforced: self.enforced })
     }
 }

@@ -8,7 +8,7 @@ use super::consistency::{Part, Pauses};
 use super::jobs::{Job, JobKey};
 use super::request::ConsistencySpec;
 use super::source::CopySource;
-use crate::backend::{CopySpec, CopyStats};
+use crate::backend::{CopySpec, CopyStats, SourceState};
 use crate::error::{Error, Kind, Result};
 use crate::fs::copy::Manifest;
 use crate::pool::OpenPool;
@@ -42,6 +42,12 @@ impl CopyTask<'_> {
             && self.consistency.consistency == Consistency::Crash;
         let spec = CopySpec { in_passes, ..self.spec.clone() };
         let mut copy = self.pool.backend.begin_copy(data.as_fd(), self.draft.dir(), &spec, progress)?;
+        if copy.is_instant() {
+            copy.freeze_point(SourceState::Paused)?;
+            let is_volume = matches!(self.from.source(), Source::Volume(_));
+            let record = is_volume.then(|| CopyRecord::unpaused(Consistency::Crash));
+            return Ok(Copied { stats: copy.finish()?, record });
+        }
         let Source::Volume(id) = self.from.source() else {
             copy.live()?;
             return Ok(Copied { stats: copy.finish()?, record: None });
@@ -76,7 +82,10 @@ pub(super) fn log_copy(to: &JobKey, from: &Source, result: &Result<Copied>) {
     let (to, from) = (to.to_string(), from.to_string());
     match result {
         Err(error) => warn!(from, to, error = error.chain(), "copy failed"),
-        Ok(Copied { stats: CopyStats { copied, .. }, record }) => {
+        Ok(Copied { stats: CopyStats { copied: None, skipped_subvolumes, .. }, .. }) => {
+            info!(from, to, skipped_subvolumes, "snapshot of a subvolume finished");
+        }
+        Ok(Copied { stats: CopyStats { copied: Some(copied), .. }, record }) => {
             let Manifest { entries, bytes, skipped_xattrs, vanished } = *copied;
             let Some(CopyRecord { consistency, pause_ms, paused }) = record else {
                 return info!(from, to, entries, bytes, skipped_xattrs, vanished, "copy finished");

@@ -34,21 +34,19 @@ impl Engine {
         let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
         let data = data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} has no data")))?;
         let object = pool.store.object(ObjectKind::Volumes, &id.name)?;
-        let measured = match pool.backend.usage(object.as_fd(), &volume.backend)? {
-            Some(usage) => Some(usage),
-            None => pool.usage.measure(&id.name, reopen(data.as_fd())?, FIRST_MEASUREMENT)?,
+        let (used, used_inodes) = match pool.backend.used_bytes(object.as_fd(), &volume.backend)? {
+            Some(bytes) => (Some(bytes), None),
+            None => {
+                let measured = pool.usage.measure(&id.name, reopen(data.as_fd())?, FIRST_MEASUREMENT)?;
+                (measured.map(|usage| usage.bytes), measured.map(|usage| usage.inodes))
+            }
         };
-        let used = measured.map(|usage| usage.bytes);
         let available =
             if size == 0 { stats.free } else { size.saturating_sub(used.unwrap_or(0)).min(stats.free) };
         let total = if size == 0 { stats.total } else { size };
         Ok(Usage {
             bytes: Amounts { total, used, available },
-            inodes: Amounts {
-                total: stats.inodes,
-                used: measured.map(|usage| usage.inodes),
-                available: stats.inodes_free,
-            },
+            inodes: Amounts { total: stats.inodes, used: used_inodes, available: stats.inodes_free },
         })
     }
 

@@ -150,9 +150,10 @@ pub(super) fn check_limit(pool: &OpenPool, limit: Limit) -> Result<()> {
         return Ok(());
     }
     let text = format!(
-        "limit=hard: pool {} (backend {}) cannot enforce a size; use limit=auto or limit=none",
+        "limit=hard: pool {} (backend {}) cannot enforce a size; use limit=auto or limit=none{}",
         pool.settings.name,
         pool.backend.kind(),
+        pool.backend.how_to_limit().map(|how| format!("; {how}")).unwrap_or_default(),
     );
     Err(Error::new(Kind::Unsupported, text))
 }

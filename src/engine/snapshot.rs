@@ -74,10 +74,11 @@ impl Engine {
             requested_name: request.name.clone(),
             source_volume: volume.id.clone(),
             size: volume.size,
-            entries: 0,
-            bytes: 0,
+            entries: None,
+            bytes: None,
             skipped_xattrs: 0,
             vanished: 0,
+            skipped_subvolumes: 0,
             copied: CopyRecord::unpaused(Consistency::None),
             backend: BackendState::default(),
             labels: request.labels.clone(),
@@ -92,15 +93,18 @@ impl Engine {
             let draft = pool_of_job.store.draft()?;
             snapshot.backend = pool_of_job.backend.allot()?;
             let max_bytes = max_bytes(&job.from, snapshot.size);
-            let spec = CopySpec { state: snapshot.backend.clone(), max_bytes, ..CopySpec::default() };
+            let state = snapshot.backend.clone();
+            let spec = CopySpec { state, max_bytes, read_only: true, ..CopySpec::default() };
             let (pauses, pool, from) = (&pauses, &pool_of_job, &from);
             let task = CopyTask { pauses, pool, from, draft: &draft, spec: &spec, consistency, job };
             let copied = task.run().map_err(|error| {
                 too_large(error, &job.from, snapshot.size, "expand the volume, or remove data")
             })?;
-            let Manifest { entries, bytes, skipped_xattrs, vanished } = copied.stats.copied;
-            (snapshot.entries, snapshot.bytes) = (entries, bytes);
-            (snapshot.skipped_xattrs, snapshot.vanished) = (skipped_xattrs, vanished);
+            if let Some(Manifest { entries, bytes, skipped_xattrs, vanished }) = copied.stats.copied {
+                (snapshot.entries, snapshot.bytes) = (Some(entries), Some(bytes));
+                (snapshot.skipped_xattrs, snapshot.vanished) = (skipped_xattrs, vanished);
+            }
+            snapshot.skipped_subvolumes = copied.stats.skipped_subvolumes;
             snapshot.copied = copied.record.clone().unwrap_or(snapshot.copied);
             pool_of_job.commit_snapshot(draft, &snapshot).map(|()| copied)
         })
@@ -272,10 +276,11 @@ fn pending(id: &VolumeId, job: &Job) -> Snapshot {
         requested_name: id.name.to_string(),
         source_volume: job.from.id().clone(),
         size: 0,
-        entries: job.progress.entries(),
-        bytes: job.progress.bytes(),
+        entries: Some(job.progress.entries()),
+        bytes: Some(job.progress.bytes()),
         skipped_xattrs: 0,
         vanished: 0,
+        skipped_subvolumes: 0,
         copied: CopyRecord::unpaused(Consistency::None),
         backend: BackendState::default(),
         labels: Labels::new(),

@@ -16,6 +16,7 @@ use rustix::io::{Errno, Result as ErrnoResult};
 
 use super::{
     Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
+    subvolume,
 };
 use crate::error::{Context, Error, Kind, Result};
 use crate::sys::file_flags;
@@ -188,12 +189,7 @@ impl Remover<'_> {
             result = self.unlink(at, name, entry.kind);
         }
         match result {
-            Ok(()) => {
-                self.note_progress();
-                self.removed.entries += 1;
-                (self.directory_was_read, self.retries) = (false, 0);
-                Ok(Unlinked::Done)
-            }
+            Ok(()) => Ok(self.note_removed()),
             Err(Errno::NOENT) => Ok(Unlinked::Done),
             Err(Errno::NOTEMPTY | Errno::EXIST) => self.open_not_empty(at, name),
             Err(Errno::BUSY) => Err(Error::new(
@@ -203,6 +199,13 @@ impl Remover<'_> {
             Err(Errno::INTR) => Ok(Unlinked::SliceOver),
             Err(error) => Err(error).context(|| "unlink"),
         }
+    }
+
+    fn note_removed(&mut self) -> Unlinked {
+        self.note_progress();
+        self.removed.entries += 1;
+        (self.directory_was_read, self.retries) = (false, 0);
+        Unlinked::Done
     }
 
     /// Unlinks a file or an empty directory. `kind` is a hint: the entry may have been replaced. `INTR` at the end of the
@@ -276,6 +279,8 @@ impl Remover<'_> {
             return Err(Error::new(Kind::Busy, text));
         }
         match open_directory(at, name) {
+            // One call instead of a walk. A subvolume that contains others is entered until these are gone.
+            Ok(dir) if subvolume::destroy(at, name, dir.as_fd()) => Ok(self.note_removed()),
             Ok(dir) => Ok(Unlinked::NotEmpty(dir)),
             Err(Errno::NOENT) => Ok(Unlinked::Done),
             Err(Errno::XDEV) => Err(mounted_here(Kind::InUse)),

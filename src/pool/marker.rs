@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::PoolSettings;
 use super::known::KnownPool;
 use super::store::{parse, read_file, replace_file};
-use crate::backend::BackendKind;
+use crate::backend::kind_for_new_pool;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{PoolName, SCHEMA, Timestamp};
 
@@ -45,10 +45,10 @@ pub fn read_marker(root: BorrowedFd<'_>) -> Result<Option<Marker>> {
 /// # Errors
 /// `Unavailable` when the directory is no pool, or not the one that the settings describe; otherwise same as
 /// [`read_marker`].
-pub(super) fn open(root: BorrowedFd<'_>, settings: &PoolSettings, backend: BackendKind) -> Result<Marker> {
+pub(super) fn open(root: BorrowedFd<'_>, settings: &PoolSettings) -> Result<Marker> {
     let text = format!("the directory is not a pool: it has no {MARKER}");
     let marker = read_marker(root)?.ok_or_else(|| Error::new(Kind::Unavailable, text))?;
-    check(&marker, settings, backend).map(|()| marker)
+    check(&marker, settings).map(|()| marker)
 }
 
 /// The marker of a pool's directory. An empty directory becomes a pool, unless its path has had one.
@@ -59,24 +59,18 @@ pub(super) fn open_or_initialize(
     root: BorrowedFd<'_>,
     settings: &PoolSettings,
     known: &KnownPool,
-    backend: BackendKind,
 ) -> Result<Marker> {
     let marker = match read_marker(root)? {
         Some(marker) => marker,
-        None => initialize_alone(root, settings, known, backend)?,
+        None => initialize_alone(root, settings, known)?,
     };
-    check(&marker, settings, backend)?;
+    check(&marker, settings)?;
     Ok(marker)
 }
 
 /// Makes an empty directory a pool, unless another process has just done so. Locks the directory: two markers with
 /// different UUIDs could replace each other.
-fn initialize_alone(
-    root: BorrowedFd<'_>,
-    settings: &PoolSettings,
-    known: &KnownPool,
-    backend: BackendKind,
-) -> Result<Marker> {
+fn initialize_alone(root: BorrowedFd<'_>, settings: &PoolSettings, known: &KnownPool) -> Result<Marker> {
     match fs::flock(root, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => {
             return Err(Error::new(Kind::Unavailable, "another process is making it a pool: retry"));
@@ -85,14 +79,14 @@ fn initialize_alone(
     }
     let marker = read_marker(root).and_then(|made| match made {
         Some(marker) => Ok(marker),
-        None => known.check_unknown().and_then(|()| initialize(root, settings, backend)),
+        None => known.check_unknown().and_then(|()| initialize(root, settings)),
     });
     // The descriptor stays open as long as the pool.
     let _ = fs::flock(root, FlockOperation::Unlock);
     marker
 }
 
-fn check(marker: &Marker, settings: &PoolSettings, backend: BackendKind) -> Result<()> {
+fn check(marker: &Marker, settings: &PoolSettings) -> Result<()> {
     let unavailable = |text: String| Err(Error::new(Kind::Unavailable, text));
     if marker.name != settings.name {
         return unavailable(format!(
@@ -106,19 +100,11 @@ fn check(marker: &Marker, settings: &PoolSettings, backend: BackendKind) -> Resu
             marker.uuid
         ));
     }
-    if marker.backend != backend.as_str() {
-        return unavailable(format!(
-            "the pool was made with backend {:?}, but its filesystem gives backend {:?} here: check the mount options \
-             and the version of orlop",
-            marker.backend,
-            backend.as_str()
-        ));
-    }
     Ok(())
 }
 
 /// Makes an empty directory a pool.
-fn initialize(root: BorrowedFd<'_>, settings: &PoolSettings, backend: BackendKind) -> Result<Marker> {
+fn initialize(root: BorrowedFd<'_>, settings: &PoolSettings) -> Result<Marker> {
     let unavailable = |text: String| Err(Error::new(Kind::Unavailable, text));
     if let Some(uuid) = &settings.uuid {
         return unavailable(format!(
@@ -135,7 +121,7 @@ fn initialize(root: BorrowedFd<'_>, settings: &PoolSettings, backend: BackendKin
         schema: SCHEMA,
         uuid: uuid::Uuid::new_v4().to_string(),
         name: settings.name.clone(),
-        backend: backend.as_str().to_owned(),
+        backend: kind_for_new_pool(root).as_str().to_owned(),
         created: Timestamp::now(),
     };
     replace_file(root, MARKER, &marker).map(|()| marker)

@@ -81,16 +81,21 @@ pub struct Snapshot {
     pub source_volume: VolumeId,
     /// Provisioned size of that volume in bytes: the smallest size of a restored volume.
     pub size: u64,
-    /// Number of directory entries below the data directory.
-    pub entries: u64,
-    /// Apparent sizes of the regular files in bytes.
-    pub bytes: u64,
+    /// Number of directory entries below the data directory; `None` if they were not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    /// Apparent sizes of the regular files in bytes; `None` if they were not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     /// Number of extended attributes that could not be copied.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped_xattrs: u64,
     /// Number of names that were deleted or replaced while they were copied.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub vanished: u64,
+    /// Number of btrfs subvolumes of the tenant, directly in the volume, that are not in the snapshot; at most 255.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped_subvolumes: u64,
     /// How consistent the copy was made.
     #[serde(flatten, deserialize_with = "CopyRecord::of_snapshot")]
     pub copied: CopyRecord,

@@ -7,12 +7,14 @@ mod steps;
 use std::path::Path;
 
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+use proptest::test_runner::{FileFailurePersistence, TestRunner};
 use serde::{Deserialize, Serialize};
 
 use self::expected::Model;
 use self::steps::{Step, add_remains, step};
 use crate::common::child::{ChildProcess, serve};
+use crate::common::disk::Disk;
+use crate::common::isolation::in_own_process;
 use crate::common::pool::{Report, memory_dir, open};
 
 fn config(cases: u32) -> ProptestConfig {
@@ -24,20 +26,19 @@ fn config(cases: u32) -> ProptestConfig {
     }
 }
 
-fn run_in_one_process(steps: &[Step]) {
-    let dir = memory_dir();
-    let (mut engine, mut model) = (Some(open(dir.path())), Model::default());
+fn run_in_one_process(steps: &[Step], pool: &Path) {
+    let (mut engine, mut model) = (Some(open(pool)), Model::default());
     for step in steps {
         if matches!(step, Step::Restart | Step::CrashRemains) {
             engine = None;
         }
-        let expected = model.apply(step, dir.path());
+        let expected = model.apply(step, pool);
         if matches!(step, Step::CrashRemains) {
-            add_remains(dir.path());
+            add_remains(pool);
         }
-        let engine = engine.get_or_insert_with(|| open(dir.path()));
+        let engine = engine.get_or_insert_with(|| open(pool));
         assert_eq!(step.run(engine), expected, "{step:?}");
-        model.check(engine, dir.path());
+        model.check(engine, pool);
     }
 }
 
@@ -130,8 +131,23 @@ proptest! {
 
     #[test]
     fn engine_disk_and_model_agree_after_every_step(steps in prop::collection::vec(step(), 1..40)) {
-        run_in_one_process(&steps);
+        run_in_one_process(&steps, memory_dir().path());
     }
+}
+
+#[test]
+fn engine_disk_and_model_agree_on_btrfs() {
+    in_own_process("load::model::engine_disk_and_model_agree_on_btrfs", || {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let disk = Disk::new(&dir.path().join("disk"), 64 << 10, &["mkfs.btrfs"]);
+        let mut runner = TestRunner::new(config(20));
+        let run = |steps: Vec<Step>| {
+            let pool = tempfile::tempdir_in(disk.path()).unwrap();
+            run_in_one_process(&steps, pool.path());
+            Ok(())
+        };
+        runner.run(&prop::collection::vec(step(), 1..40), run).unwrap();
+    });
 }
 
 proptest! {

@@ -1,0 +1,138 @@
+//! Subvolumes of btrfs: a copy is a snapshot, made by one call whatever its size, and sizes are enforced by quota groups if
+//! the administrator has switched quotas on.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use super::{
+    Backend, BackendKind, Capabilities, CopySpec, CopyStats, CopySupport, LimitSupport, Pass, SourceState,
+    TreeCopy, UsageSupport, begin_file_copy,
+};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::copy::Progress;
+use crate::fs::open_directory;
+use crate::fs::subvolume::{self, Quotas, can_snapshot, is_subvolume};
+use crate::volume::{BackendState, DATA, Enforced, Limit, Limits};
+
+/// `data` of each object is a subvolume, except for what an administrator or another version has placed in the pool.
+#[derive(Debug)]
+pub(super) struct Btrfs {
+    root: OwnedFd,
+}
+
+/// A copy that one call makes.
+struct SnapshotCopy<'a> {
+    backend: &'a Btrfs,
+    source: BorrowedFd<'a>,
+    draft: OwnedFd,
+    spec: CopySpec,
+    /// The subvolumes that were left out, and what the kernel enforces; `None` until the copy is made.
+    made: Option<(u64, Enforced)>,
+}
+
+impl Btrfs {
+    pub(super) fn new(root: BorrowedFd<'_>) -> Result<Self> {
+        let root = root.try_clone_to_owned().context(|| "duplicate a descriptor")?;
+        Ok(Self { root })
+    }
+
+    fn quotas(&self) -> Result<Quotas> {
+        subvolume::quotas(self.root.as_fd())
+    }
+}
+
+impl Backend for Btrfs {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Btrfs
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let (limits, usage) = match self.quotas() {
+            Ok(Quotas::On) => (LimitSupport::Bytes, UsageSupport::Counter),
+            Ok(Quotas::Inconsistent) => (LimitSupport::Bytes, UsageSupport::Walk),
+            Ok(Quotas::Off) | Err(_) => (LimitSupport::None, UsageSupport::Walk),
+        };
+        Capabilities { limits, copies: CopySupport::Instant, usage }
+    }
+
+    fn how_to_limit(&self) -> Option<&'static str> {
+        Some(
+            "btrfs quotas are off: run `btrfs quota enable --simple PATH` (Linux 6.7), or `btrfs quota enable PATH`, with \
+             the path of the pool",
+        )
+    }
+
+    fn create(&self, draft: BorrowedFd<'_>, state: &BackendState, limits: Limits) -> Result<Enforced> {
+        subvolume::create(draft, c"data")?;
+        self.set_limit(draft, state, limits)
+    }
+
+    fn begin_copy<'a>(
+        &'a self,
+        from: BorrowedFd<'a>,
+        draft: BorrowedFd<'_>,
+        spec: &CopySpec,
+        progress: &'a Progress,
+    ) -> Result<Box<dyn TreeCopy + 'a>> {
+        if !can_snapshot(from, draft) {
+            return begin_file_copy(self, from, draft, spec, progress);
+        }
+        let draft = draft.try_clone_to_owned().context(|| "duplicate a descriptor")?;
+        Ok(Box::new(SnapshotCopy { backend: self, source: from, draft, spec: spec.clone(), made: None }))
+    }
+
+    fn set_limit(&self, object: BorrowedFd<'_>, _state: &BackendState, limits: Limits) -> Result<Enforced> {
+        let data = open_directory(object, DATA).context(|| "open the data directory")?;
+        let wanted = (limits.mode != Limit::None && limits.bytes != 0).then_some(limits.bytes);
+        let is_possible = is_subvolume(data.as_fd()) && self.quotas()? != Quotas::Off;
+        if is_possible && subvolume::limit(data.as_fd())? != wanted {
+            subvolume::set_limit(data.as_fd(), wanted)?;
+        }
+        let is_enforced = is_possible && subvolume::limit(data.as_fd())? == wanted;
+        match (wanted, limits.mode) {
+            (None, _) => Ok(Enforced::No),
+            (Some(_), _) if is_enforced => Ok(Enforced::Bytes),
+            (Some(_), Limit::Hard) => {
+                let text = "limit=hard: the kernel does not enforce the size of the volume: it is no subvolume, or quotas \
+                            were switched off; use limit=auto";
+                Err(Error::new(Kind::Unsupported, text))
+            }
+            (Some(_), Limit::Auto | Limit::None) => Ok(Enforced::No),
+        }
+    }
+
+    fn used_bytes(&self, object: BorrowedFd<'_>, _state: &BackendState) -> Result<Option<u64>> {
+        let data = open_directory(object, DATA).context(|| "open the data directory")?;
+        if !is_subvolume(data.as_fd()) || self.quotas()? != Quotas::On {
+            return Ok(None);
+        }
+        subvolume::charged_bytes(data.as_fd())
+    }
+}
+
+impl TreeCopy for SnapshotCopy<'_> {
+    fn is_instant(&self) -> bool {
+        true
+    }
+
+    fn live(&mut self) -> Result<Pass> {
+        Ok(Pass { files: 0, bytes: 0, duration: Duration::ZERO })
+    }
+
+    fn freeze_point(&mut self, _source: SourceState) -> Result<()> {
+        if self.made.is_some() {
+            return Err(Error::new(Kind::Internal, "a snapshot is made once"));
+        }
+        let draft = self.draft.as_fd();
+        let skipped = subvolume::snapshot(self.source, draft, c"data", self.spec.read_only)?;
+        let enforced = self.backend.set_limit(draft, &self.spec.state, self.spec.limits)?;
+        self.made = Some((skipped, enforced));
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<CopyStats> {
+        let (skipped_subvolumes, enforced) =
+            self.made.ok_or_else(|| Error::new(Kind::Internal, "the snapshot was not made"))?;
+        Ok(CopyStats { copied: None, skipped_subvolumes, enforced })
+    }
+}
