@@ -119,6 +119,7 @@ fn invalid(text: impl Into<String>) -> Error {
 fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>> {
     let from_flags = flags.iter().map(|flag| PoolSettings::new(flag.name.clone(), flag.path.clone()));
     let from_file = file.into_iter().map(|pool| PoolSettings {
+        worker: pool.isolated.then(|| pool.name.to_string()),
         name: pool.name,
         path: pool.path,
         mounted: pool.mounted,

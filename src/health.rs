@@ -233,7 +233,7 @@ fn log_change(status: &PoolStatus, unavailable_since: Option<Timestamp>) {
         Some(cause) => warn!(pool, %path, cause, "pool is unavailable"),
         None => {
             let since = unavailable_since.map(tracing::field::display);
-            let (backend, volumes) = (status.backend, status.volumes);
+            let (backend, volumes) = (status.backend.as_deref(), status.volumes);
             info!(pool, %path, backend, volumes, unavailable_since = since, "pool is available");
         }
     }

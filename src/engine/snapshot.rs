@@ -244,7 +244,7 @@ fn find_snapshot(pool: &OpenPool, id: &VolumeId, request: &CreateSnapshot) -> Re
 /// Reads the record of a snapshot. The id is that of the directory, as for volumes.
 fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
     let found = pool.store.snapshot(&id.name)?;
-    Ok(found.map(|snapshot| Snapshot { id: id.clone(), ..snapshot }))
+    Ok(found.map(|snapshot| Snapshot { id: id.clone(), ready: true, ..snapshot }))
 }
 
 /// The entry for the result of [`read`]: `None` if the result says nothing about the snapshot.
