@@ -54,3 +54,4 @@ pub mod socket;
 pub mod sys;
 pub mod telemetry;
 pub mod volume;
+pub mod worker;

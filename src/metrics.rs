@@ -137,7 +137,16 @@ impl Collector for PoolCollector {
                 metric.encode_family(&label)?.encode_gauge(&saturating_i64(value(pool)))?;
             }
         }
-        let jobs = u64::try_from(self.0.active_jobs()).unwrap_or(u64::MAX);
+        let help = "Worker processes that were killed and do not end, since their disk does not respond";
+        let name = "orlop_workers_left_behind";
+        let mut left = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (group, count) in self.0.workers_left_behind() {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            left.encode_family(&[("group", group.as_str())])?.encode_gauge(&count)?;
+        }
+        drop(left);
+        let activity = self.0.activity();
+        let jobs = u64::try_from(activity.jobs).unwrap_or(u64::MAX);
         let gauges = [
             ("orlop_jobs", "Copies that are running or waiting", jobs),
             ("process_resident_memory_bytes", "Resident memory of this process", resident_memory()),
@@ -147,7 +156,7 @@ impl Collector for PoolCollector {
                 .encode_descriptor(name, help, None, MetricType::Gauge)?
                 .encode_gauge(&saturating_i64(value))?;
         }
-        encode_pauses(&mut encoder, &self.0.pauses())?;
+        encode_pauses(&mut encoder, &activity.pauses)?;
         let help = "The version of this program";
         let mut build = encoder.encode_descriptor("orlop_build_info", help, None, MetricType::Gauge)?;
         build.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?.encode_gauge(&1_i64)
