@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::error::{Error, Kind, Result};
 use crate::pause::HELPER_COMMAND;
-use crate::worker::WORKER_COMMAND;
 use crate::volume::{PoolName, shorten};
+use crate::worker::WORKER_COMMAND;
 
 /// Named, sized volumes kept as plain directories, for Kubernetes and other orchestrators.
 #[derive(Debug, Parser)]

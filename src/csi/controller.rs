@@ -198,8 +198,9 @@ impl Controller for Driver {
     ) -> Result<Response<proto::ListVolumesResponse>, Status> {
         let request = request.into_inner();
         let range = paging::parse(Listing::Volumes, request.max_entries, &request.starting_token)?;
-        let page =
-            self.list(call::List { after: range.after, max: range.max }, range.max, |listed| &listed.id).await?;
+        let page = self
+            .list(call::List { after: range.after, max: range.max }, range.max, |listed| &listed.id)
+            .await?;
         let entries = page.items.iter().map(|volume| response::list_entry(&self.identity, volume)).collect();
         let next_token = paging::token(Listing::Volumes, page.next.as_ref());
         Ok(Response::new(proto::ListVolumesResponse { entries, next_token }))

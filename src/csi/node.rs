@@ -113,8 +113,7 @@ impl Node for Driver {
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let (id, path, size) = expand(request.into_inner())?;
-        let expanded =
-            self.run(&Lane::of(&id), call::ExpandPublished { id, path, size }).await;
+        let expanded = self.run(&Lane::of(&id), call::ExpandPublished { id, path, size }).await;
         let volume = expanded.map_err(status::for_node_expand)?;
         Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: response::saturating_i64(volume.size) }))
     }

@@ -46,7 +46,8 @@ mod tests {
 
     #[test]
     fn pages_of_several_processes_become_one_in_the_order_of_the_ids() {
-        let merge = |max| merged(vec![page(&["a/v", "c/v"], false), page(&["b/v", "b/w"], false)], max, |id| id);
+        let merge =
+            |max| merged(vec![page(&["a/v", "c/v"], false), page(&["b/v", "b/w"], false)], max, |id| id);
         assert_eq!(merge(9), page(&["a/v", "b/v", "b/w", "c/v"], false));
         assert_eq!(merge(4), page(&["a/v", "b/v", "b/w", "c/v"], false));
         assert_eq!(merge(3), page(&["a/v", "b/v", "b/w"], true));

@@ -127,8 +127,7 @@ impl Dispatch {
         let group = parsed.as_ref().and_then(|id| self.group_of(&id.pool).map(|group| (id, group)));
         if let Some((volume, _)) = group {
             let lane = Lane::Unmount(volume.pool.clone());
-            let was_there =
-                self.call(&lane, Unmount { id: id.clone(), target: target.clone() }).await?;
+            let was_there = self.call(&lane, Unmount { id: id.clone(), target: target.clone() }).await?;
             // The names of inline volumes are digests.
             if volume.name.is_plain() {
                 return Ok(());

@@ -27,7 +27,8 @@ pub(super) fn send(
     let body = serde_json::to_vec(message)
         .map_err(|error| Error::caused(Kind::Internal, "write a message", error))?;
     let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_BYTES);
-    let length = length.ok_or_else(|| Error::new(Kind::Internal, "a message between processes is too long"))?;
+    let length =
+        length.ok_or_else(|| Error::new(Kind::Internal, "a message between processes is too long"))?;
     let mut frame = length.to_le_bytes().to_vec();
     frame.extend(body);
     let descriptors: Vec<_> = descriptor.iter().map(|descriptor| descriptor.as_raw_fd()).collect();
@@ -42,7 +43,9 @@ pub(super) fn send(
                 rest = rest.get(sent..).unwrap_or_default();
             }
             Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(std::io::Error::from(error)).context(|| "send to another process of orlop"),
+            Err(error) => {
+                return Err(std::io::Error::from(error)).context(|| "send to another process of orlop");
+            }
         }
     }
     Ok(())

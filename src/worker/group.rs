@@ -33,7 +33,11 @@ pub struct Launch {
 impl Default for Launch {
     /// This program again.
     fn default() -> Self {
-        Self { program: "/proc/self/exe".into(), arguments: vec![WORKER_COMMAND.into()], environment: Vec::new() }
+        Self {
+            program: "/proc/self/exe".into(),
+            arguments: vec![WORKER_COMMAND.into()],
+            environment: Vec::new(),
+        }
     }
 }
 

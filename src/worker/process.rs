@@ -117,7 +117,9 @@ impl Process {
     fn ended(&self) -> Error {
         let (group, was_killed) = (&self.group, self.was_killed());
         let text = if was_killed {
-            format!("pool {group} does not respond, and its worker process was killed: check its disk and retry")
+            format!(
+                "pool {group} does not respond, and its worker process was killed: check its disk and retry"
+            )
         } else {
             format!("the worker process of pool {group} has ended: the call may have been completed; retry")
         };

@@ -34,7 +34,8 @@ pub fn connect() -> Result<(Worker, Setup, BTreeMap<String, OwnedFd>)> {
     ignored.thread_block().map_err(std::io::Error::from).context(|| "block signals")?;
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context(|| "open the socket of the parent")?;
     let mut kept = BTreeMap::new();
-    let not_a_parent = || Error::new(Kind::Invalid, "this command is internal: it reads its task from a socket");
+    let not_a_parent =
+        || Error::new(Kind::Invalid, "this command is internal: it reads its task from a socket");
     loop {
         match frames::receive(socket.as_fd()).map_err(|_| not_a_parent())? {
             Some((Request::Descriptor { name }, Some(descriptor))) => drop(kept.insert(name, descriptor)),

@@ -183,7 +183,10 @@ async fn timed<T>(call: impl Future<Output = Result<T, Status>>) -> Duration {
 }
 
 /// The call is answered with UNAVAILABLE in time, and the message names the pool and since when it hangs.
-pub(super) async fn is_unavailable<T: std::fmt::Debug>(what: &str, call: impl Future<Output = Result<T, Status>>) {
+pub(super) async fn is_unavailable<T: std::fmt::Debug>(
+    what: &str,
+    call: impl Future<Output = Result<T, Status>>,
+) {
     let answered = tokio::time::timeout(CALL_TIMEOUT + SLACK, call).await;
     let status = answered.unwrap_or_else(|_| panic!("{what} is not answered")).unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{what}: {status:?}");
