@@ -5,6 +5,7 @@
 mod calls;
 mod lane;
 mod listing;
+mod names;
 mod remote;
 
 use std::any::Any;

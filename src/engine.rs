@@ -33,6 +33,7 @@ use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
 use crate::pool::{OpenPool, Pool, Purpose};
 use crate::volume::{PolicyChange, PoolName, Size, SizeRange, Source, Volume, VolumeId};
+pub use claims::NameClaim;
 use claims::NameClaims;
 use consistency::Pauses;
 use jobs::{JobKey, Jobs};

@@ -134,9 +134,8 @@ impl Driver {
     async fn create_or_relocate(&self, request: CreateVolume) -> Result<Volume> {
         let claim = PendingClaim::from_request(&request);
         self.require_pools()?;
-        let request = CreateVolume { pool: Some(self.dispatch.resolve_pool(request.pool)?), ..request };
-        let lane = self.dispatch.lane_of_create(&request);
-        let result = self.run(&lane, call::Create { request }).await;
+        let pool = self.dispatch.resolve_pool(request.pool.clone())?;
+        let result = self.dispatch.create(pool, request).await;
         if let (Err(error), Some(claim), Some(relocator)) = (&result, claim, &self.relocator)
             && error.kind() == Kind::NoSpace
         {
@@ -251,8 +250,8 @@ impl Controller for Driver {
         request: Request<proto::CreateSnapshotRequest>,
     ) -> Result<Response<proto::CreateSnapshotResponse>, Status> {
         let request = create_snapshot(request.into_inner(), &self.identity)?;
-        let lane = Lane::of(&request.source_volume);
-        let snapshot = self.run(&lane, call::TakeSnapshot { request }).await?;
+        self.require_pools()?;
+        let snapshot = self.dispatch.create_snapshot(request).await?;
         Ok(Response::new(proto::CreateSnapshotResponse { snapshot: response::snapshot(&snapshot) }))
     }
 

@@ -96,6 +96,8 @@ calls! {
     GetUsage { id: VolumeId, path: PathBuf } -> Usage = |engine| engine.stats(&id, &path);
     ExpandPublished { id: VolumeId, path: PathBuf, size: SizeRange } -> Volume =
         |engine| engine.expand_published(&id, &path, size);
+    CheckVolumeName { id: VolumeId } -> () = |engine| engine.claim_volume_name(&id).map(drop);
+    CheckSnapshotName { id: VolumeId } -> () = |engine| engine.claim_snapshot_name(&id).map(drop);
     GetStatus { pool: PoolName } -> Option<PoolStatus> = |engine| Ok(engine.status_of(&pool));
     GetActivity { } -> Activity = |engine| Ok(engine.activity());
 }

@@ -84,9 +84,8 @@ fn receive_first(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<Option<(Opti
         Err(Errno::CONNRESET) => 0,
         received => received.context(|| "receive from another process of orlop")?.bytes,
     };
-    let descriptors = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
+    let descriptors = control.drain().filter_map(|message| {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message { Some(descriptors) } else { None }
     });
     let descriptor = descriptors.flatten().next();
     Ok((bytes > 0).then_some((descriptor, bytes)))

@@ -126,6 +126,14 @@ impl Group {
         parse(&answer?)
     }
 
+    /// Asks the worker what it has in memory, if one is running. `None` if it does not answer in time.
+    pub async fn ask_running<C: EngineCall>(&self, call: C, timeout: Duration) -> Option<Result<C::Answer>> {
+        let process = lock(&self.processes).last().filter(|process| process.ended_at().is_none()).cloned()?;
+        let asked = process.call(call.into(), Instant::now() + timeout, false);
+        let answer = tokio::time::timeout(timeout, asked).await.ok()?;
+        Some(answer.and_then(|answer| parse(&answer)))
+    }
+
     /// Reads the status of a pool. Never kills the worker.
     ///
     /// # Errors

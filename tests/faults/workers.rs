@@ -160,6 +160,22 @@ fn listings_contain_the_volumes_of_all_processes_in_order() {
 }
 
 #[test]
+fn a_name_is_unique_across_the_pools_of_all_processes() {
+    run("a_name_is_unique_across_the_pools_of_all_processes", async |base: &Path| {
+        let (_server, mut client) = serve(base).await;
+        client.create("ok", "a").await.unwrap();
+        client.create("own", "b").await.unwrap();
+        for (pool, taken) in [("own", "a"), ("ok", "b")] {
+            let error = client.create(pool, taken).await.unwrap_err();
+            assert_eq!(error.code(), Code::AlreadyExists, "{error:?}");
+        }
+        within_async(60, async || snapshot(&mut client.clone(), "s", "own/b").await.is_ok()).await;
+        let error = snapshot(&mut client, "s", "ok/a").await.unwrap_err();
+        assert_eq!(error.code(), Code::AlreadyExists, "{error:?}");
+    });
+}
+
+#[test]
 fn a_copy_between_pools_of_different_processes_is_refused() {
     run("a_copy_between_pools_of_different_processes_is_refused", async |base: &Path| {
         let (_server, mut client) = serve(base).await;
@@ -245,7 +261,6 @@ fn a_worker_whose_disk_hangs_is_killed_and_harms_no_other_pool() {
     hanging("a_worker_whose_disk_hangs_is_killed_and_harms_no_other_pool", async |setup: Setup| {
         let (server, mut client) = setup.serve().await;
         client.create("slow", "mine").await.unwrap();
-        client.publish("slow/mine").await.unwrap();
         let first = worker(&server);
         let threads = server.threads();
         for _ in 0..2 {
@@ -284,7 +299,6 @@ fn a_worker_whose_disk_hangs_is_killed_and_harms_no_other_pool() {
                 && server.http("/readyz").contains("pool slow: available")
         });
         within_seconds(60, "the threads end", || server.threads() <= threads + 4);
-        client.unpublish("slow/mine").await.unwrap();
         client.delete("slow/mine").await.unwrap();
     });
 }
