@@ -2,17 +2,23 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use orlop::csi::proto::*;
+use orlop::engine::request::Tuning;
+use orlop::engine::{Engine, call};
+use orlop::error::{Error, Kind};
+use orlop::worker::{Group, Launch, Probe, Setup as WorkerSetup};
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::{Code, Status};
 
 use super::hanging_pool::{CALL_TIMEOUT, Client, SLACK, Setup, is_unavailable, run_with, within_async};
 use crate::common::csi::{MIB, create_request, from_snapshot, from_volume, map, size};
 use crate::common::isolation::in_own_process;
-use crate::common::pool::memory_dir;
+use crate::common::pool::{memory_dir, settings};
 use crate::common::server::Server;
 use crate::common::wait::within_seconds;
 
@@ -320,4 +326,98 @@ fn volumes_are_unpublished_and_orlop_stops_while_a_worker_hangs() {
         assert!(server.terminate().success());
         assert!(started.elapsed() < CALL_TIMEOUT * 3 + SLACK, "{:?}", started.elapsed());
     });
+}
+
+/// Set in a worker that is this test program again.
+const WORKER: &str = "ORLOP_TEST_WORKER";
+
+#[test]
+fn a_deposited_lock_survives_its_worker_and_reaches_the_next_one() {
+    let test = "a_deposited_lock_survives_its_worker_and_reaches_the_next_one";
+    if let Some(base) = std::env::var_os(WORKER) {
+        return work_with_lock(Path::new(&base));
+    }
+    let dir = memory_dir();
+    let base = dir.path().to_owned();
+    fs::create_dir(base.join("pool")).unwrap();
+    let lock = fs::File::create(base.join("lock")).unwrap();
+    let arguments = ["--exact", &format!("faults::workers::{test}"), "--nocapture", "--test-threads=1"];
+    let launch = Launch {
+        program: std::env::current_exe().unwrap(),
+        arguments: arguments.iter().map(Into::into).collect(),
+        environment: vec![(WORKER.into(), base.clone().into())],
+    };
+    let setup = WorkerSetup {
+        group: "p".to_owned(),
+        pools: vec![settings(&base.join("pool"))],
+        tuning: Tuning::default(),
+        known_pools: base.join("known"),
+        log: "off".to_owned(),
+        log_as_json: false,
+    };
+    let group = Group::new(launch, setup, None);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let call = || {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        runtime.block_on(group.call(call::List { after: None, max: 1 }, deadline)).unwrap()
+    };
+    call();
+    assert!(!try_lock(&lock), "the worker holds the lock");
+    let worker = fs::read_to_string(base.join("pid")).unwrap().parse().unwrap();
+    send(worker, Signal::KILL);
+    within_seconds(60, "the worker is reaped", || !exists(worker));
+    assert!(!try_lock(&lock), "its parent keeps the lock");
+    call();
+    assert!(base.join("inherited").exists());
+    within_seconds(60, "the next worker releases the lock", || try_lock(&lock));
+    runtime.block_on(group.shutdown(Duration::from_secs(60)));
+}
+
+/// A worker that takes a lock, or releases the one that its predecessor took.
+fn work_with_lock(base: &Path) {
+    let (worker, setup, mut kept) = orlop::worker::connect().unwrap();
+    fs::write(base.join("pid"), std::process::id().to_string()).unwrap();
+    if let Some(lock) = kept.remove("lock") {
+        fs::write(base.join("inherited"), "").unwrap();
+        drop(lock);
+        worker.release("lock").unwrap();
+    } else {
+        let lock = fs::File::options().write(true).open(base.join("lock")).unwrap();
+        assert!(try_lock(&lock));
+        worker.deposit("lock", lock.as_fd()).unwrap();
+    }
+    let engine = Engine::open(setup.pools, setup.tuning).unwrap();
+    worker.serve(&Arc::new(engine)).unwrap();
+}
+
+/// Locks a file for this open file description, unless another one has it locked.
+fn try_lock(file: &fs::File) -> bool {
+    let lock = nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as nix::libc::c_short,
+        l_whence: nix::libc::SEEK_SET as nix::libc::c_short,
+        l_start: 0,
+        l_len: 1,
+        l_pid: 0,
+    };
+    nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)).is_ok()
+}
+
+#[test]
+fn a_probe_that_fails_refuses_calls_and_starts_no_worker() {
+    let dir = memory_dir();
+    let setup = WorkerSetup {
+        group: "p".to_owned(),
+        pools: vec![settings(dir.path())],
+        tuning: Tuning::default(),
+        known_pools: dir.path().join("known"),
+        log: "off".to_owned(),
+        log_as_json: false,
+    };
+    let launch = Launch { program: "/nonexistent".into(), ..Launch::default() };
+    let probe = Probe::new(|| Err(Error::new(Kind::Unavailable, "server x does not answer")));
+    let group = Group::new(launch, setup, Some(probe));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let error = runtime.block_on(group.call(call::List { after: None, max: 1 }, deadline)).unwrap_err();
+    assert_eq!((error.kind(), error.chain().as_str()), (Kind::Unavailable, "server x does not answer"));
 }
