@@ -393,8 +393,8 @@ fn work_with_lock(base: &Path) {
 /// Locks a file for this open file description, unless another one has it locked.
 fn try_lock(file: &fs::File) -> bool {
     let lock = nix::libc::flock {
-        l_type: nix::libc::F_WRLCK as nix::libc::c_short,
-        l_whence: nix::libc::SEEK_SET as nix::libc::c_short,
+        l_type: nix::libc::F_WRLCK.try_into().unwrap(),
+        l_whence: nix::libc::SEEK_SET.try_into().unwrap(),
         l_start: 0,
         l_len: 1,
         l_pid: 0,
