@@ -14,7 +14,7 @@ use crate::config::flags::{Check, Cli, Command, Inspect, Ls, Output, Pools, Prob
 use crate::engine::Engine;
 use crate::error::{Context, Error, Kind, Result};
 use crate::volume::Timestamp;
-use crate::{check, command, config, pause, run, socket, telemetry};
+use crate::{check, command, config, pause, run, socket, telemetry, worker};
 
 /// Parses and runs the command line. Exit codes: 0 success, 1 failure, 2 invalid usage; for commands on volumes also
 /// 3 not found, 4 in use.
@@ -29,6 +29,7 @@ pub fn main() -> ExitCode {
         Command::Rm(flags) => rm(&flags),
         #[cfg(feature = "kube")]
         Command::ReleaseNode(flags) => release_node(flags),
+        Command::Worker => work(),
         Command::FreezeHelper => pause::serve_helper().map(|()| ExitCode::SUCCESS),
     };
     match result {
@@ -45,6 +46,14 @@ pub fn main() -> ExitCode {
 fn serve(flags: Serve) -> Result<ExitCode> {
     let _log = telemetry::init(flags.log_format == Output::Json, &flags.log)?;
     run::serve(Settings::try_from(flags)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a worker. Returns when its parent has ended, although calls may still hang.
+fn work() -> Result<ExitCode> {
+    let (worker, setup, _kept) = worker::connect()?;
+    let _log = telemetry::init(setup.log_as_json, &setup.log)?;
+    run::work(&worker, setup)?;
     Ok(ExitCode::SUCCESS)
 }
 

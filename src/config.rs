@@ -30,6 +30,10 @@ pub struct Settings {
     pub csi: PathBuf,
     /// Directory in which the host's pools are recorded.
     pub known_pools: PathBuf,
+    /// Filter of the log, for worker processes.
+    pub log: String,
+    /// Whether the log is JSON.
+    pub log_as_json: bool,
     /// Address of the HTTP endpoints; `None` if they are not served.
     pub http: Option<Address>,
     /// Registration with kubelet; `None` if another program registers the driver.
@@ -83,6 +87,8 @@ impl TryFrom<Serve> for Settings {
             tuning: tuning(file.tuning)?,
             csi,
             known_pools,
+            log: flags.log,
+            log_as_json: flags.log_format == flags::Output::Json,
             http,
             registration,
             #[cfg(feature = "kube")]
@@ -119,6 +125,7 @@ fn invalid(text: impl Into<String>) -> Error {
 fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>> {
     let from_flags = flags.iter().map(|flag| PoolSettings::new(flag.name.clone(), flag.path.clone()));
     let from_file = file.into_iter().map(|pool| PoolSettings {
+        worker: pool.isolated.then(|| pool.name.to_string()),
         name: pool.name,
         path: pool.path,
         mounted: pool.mounted,

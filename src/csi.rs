@@ -24,7 +24,7 @@ use tokio::net::UnixListener;
 use tonic::transport::Server;
 
 use crate::dispatch::{Dispatch, Lane};
-use crate::engine::Engine;
+use crate::engine::call::EngineCall;
 use crate::error::{Error, Kind, Result};
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -118,12 +118,13 @@ impl Driver {
     }
 
     /// Runs one engine call in a lane.
-    async fn run<T: Send + 'static>(
-        &self,
-        lane: &Lane,
-        call: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        if self.dispatch.engine().has_pools() { self.dispatch.run(lane, call).await } else { Err(no_pools()) }
+    async fn run<C: EngineCall>(&self, lane: &Lane, call: C) -> Result<C::Answer> {
+        self.require_pools()?;
+        self.dispatch.call(lane, call).await
+    }
+
+    fn require_pools(&self) -> Result<()> {
+        if self.dispatch.has_pools() { Ok(()) } else { Err(no_pools()) }
     }
 
     /// Serves CSI on a listener until `stop` completes, and then until the running calls are answered.

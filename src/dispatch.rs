@@ -4,19 +4,25 @@
 
 mod calls;
 mod lane;
+mod listing;
+mod names;
+mod remote;
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinError;
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
 use self::calls::{Calls, MAX_THREADS};
 use crate::engine::Engine;
+use crate::engine::request::PoolSettings;
 use crate::error::{Error, Kind, Result};
 use crate::volume::{PoolName, Timestamp};
+use crate::worker::Group;
 
 pub use lane::Lane;
 
@@ -26,17 +32,29 @@ pub struct Dispatch {
     engine: Arc<Engine>,
     timeout: Duration,
     lanes: Arc<HashMap<Lane, Arc<Calls>>>,
+    /// All pools, in the order of the settings.
+    pools: Arc<[PoolSettings]>,
+    /// The pools whose calls run in worker processes.
+    groups: Arc<[Arc<Group>]>,
 }
 
 impl Dispatch {
     /// Creates the lanes of an engine's pools.
     #[must_use]
     pub fn new(engine: Arc<Engine>) -> Self {
+        let pools = engine.pool_settings().cloned().collect();
+        Self::with_groups(engine, pools, Vec::new())
+    }
+
+    /// Creates the lanes of all pools, in the order of the settings: those of the engine, and those of the groups, whose
+    /// calls run in worker processes.
+    #[must_use]
+    pub fn with_groups(engine: Arc<Engine>, pools: Vec<PoolSettings>, groups: Vec<Arc<Group>>) -> Self {
         let timeout = engine.tuning().call_timeout;
-        let pools: Vec<_> = engine.pool_settings().map(|pool| pool.name.clone()).collect();
-        let lanes = lane::all(&pools).into_iter();
+        let names: Vec<_> = pools.iter().map(|pool| pool.name.clone()).collect();
+        let lanes = lane::all(&names).into_iter();
         let lanes = lanes.map(|lane| (lane.clone(), Arc::new(Calls::new(lane.subject(), timeout))));
-        Self { timeout, lanes: Arc::new(lanes.collect()), engine }
+        Self { timeout, lanes: Arc::new(lanes.collect()), engine, pools: pools.into(), groups: groups.into() }
     }
 
     /// The most threads that the calls of this many pools can occupy.
@@ -78,21 +96,19 @@ impl Dispatch {
             result
         });
         match timeout_at(deadline, task).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(error)) => Err(match error.try_into_panic() {
-                Ok(panic) => {
-                    let text = format!("a bug in orlop caused a panic: {}", panic_message(&*panic));
-                    Error::new(Kind::Internal, text)
-                }
-                Err(cancelled) => Error::caused(Kind::Unavailable, "orlop is stopping", cancelled),
-            }),
+            Ok(ended) => ended.unwrap_or_else(|error| Err(task_failed(error))),
             Err(_) => Err(calls.overdue(started)),
         }
     }
 
-    /// The time since which a pool's calls have waited, if its lane is stalled.
+    /// The time since which a pool's calls have waited, if its lane or its worker is stalled.
     #[must_use]
     pub fn stalled_since(&self, pool: &PoolName) -> Option<Timestamp> {
+        let of_worker = self.group_of(pool).and_then(|group| group.stalled_since());
+        self.stalled_lane_since(pool).into_iter().chain(of_worker).min()
+    }
+
+    fn stalled_lane_since(&self, pool: &PoolName) -> Option<Timestamp> {
         self.lanes.get(&Lane::Pool(pool.clone()))?.stalled_since()
     }
 
@@ -125,6 +141,17 @@ impl Dispatch {
     }
 }
 
+/// The error of a call that panicked, or was cancelled because orlop is stopping.
+fn task_failed(error: JoinError) -> Error {
+    match error.try_into_panic() {
+        Ok(panic) => {
+            let text = format!("a bug in orlop caused a panic: {}", panic_message(&*panic));
+            Error::new(Kind::Internal, text)
+        }
+        Err(cancelled) => Error::caused(Kind::Unavailable, "orlop is stopping", cancelled),
+    }
+}
+
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic")
@@ -136,7 +163,7 @@ mod tests {
 
     use super::calls::MAX_CALLS;
     use super::*;
-    use crate::engine::request::{PoolSettings, Tuning};
+    use crate::engine::request::Tuning;
 
     const TIMEOUT: Duration = Duration::from_secs(1);
 

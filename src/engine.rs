@@ -1,5 +1,6 @@
 //! The volume logic. Synchronous, and independent of any protocol. Methods follow the sequence *lock, load, act, commit*.
 
+pub mod call;
 pub mod jobs;
 pub mod request;
 
@@ -32,12 +33,13 @@ use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
 use crate::pool::{OpenPool, Pool, Purpose};
 use crate::volume::{PolicyChange, PoolName, Size, SizeRange, Source, Volume, VolumeId};
+pub use claims::NameClaim;
 use claims::NameClaims;
 use consistency::Pauses;
 use jobs::{JobKey, Jobs};
 use locked::{LockedVolume, ensure_no_copy_creates};
 use publish::Target;
-use request::{PauseStats, PoolSettings, Tuning};
+use request::{Activity, PauseStats, PoolSettings, Tuning};
 
 /// The pools of this process and the operations on their contents.
 #[derive(Debug)]
@@ -308,6 +310,12 @@ impl Engine {
     #[must_use]
     pub fn active_jobs(&self) -> usize {
         self.jobs.count()
+    }
+
+    /// What this process does and did.
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        Activity { jobs: self.active_jobs(), pauses: self.pauses() }
     }
 
     /// What became of the pauses of this process.

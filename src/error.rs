@@ -7,11 +7,13 @@ use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 /// A result with an [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The kind of an error: what the caller can do about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// The request is wrong in itself: correct it.
     Invalid,
@@ -74,6 +76,26 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The message and those of all causes, for another process.
+    #[must_use]
+    pub fn messages(&self) -> Vec<String> {
+        let mut messages = vec![self.message.clone()];
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            messages.push(error.to_string());
+            cause = error.source();
+        }
+        messages
+    }
+
+    /// The error of another process, from its [`Error::messages`].
+    #[must_use]
+    pub fn from_messages(kind: Kind, messages: Vec<String>) -> Self {
+        let mut messages = messages.into_iter().rev();
+        let innermost = Self::new(kind, messages.next().unwrap_or_default());
+        messages.fold(innermost, |cause, message| Self::caused(kind, message, cause))
     }
 
     /// Returns the message and those of all causes in one line, separated by colons. A cause that the text already
@@ -166,6 +188,15 @@ mod tests {
             error.chain(),
             "create volume p/a: write volume.json: No space left on device (os error 28)"
         );
+    }
+
+    #[test]
+    fn an_error_of_another_process_keeps_its_kind_and_its_causes() {
+        let failed: io::Result<()> = Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        let error = failed.context(|| "write volume.json").context(|| "create volume p/a").unwrap_err();
+        let received = Error::from_messages(error.kind(), error.messages());
+        assert_eq!((received.kind(), received.chain()), (error.kind(), error.chain()));
+        assert_eq!(received.messages(), error.messages());
     }
 
     #[test]

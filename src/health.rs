@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use self::problems::Problems;
 use crate::dispatch::Dispatch;
-use crate::engine::request::{PauseStats, PoolSettings, PoolStatus};
+use crate::engine::request::{Activity, PoolSettings, PoolStatus};
 use crate::volume::Timestamp;
 
 /// How long reading the status of a pool may take before the pool counts as one that does not respond.
@@ -71,7 +71,7 @@ impl Health {
     /// Creates the status of an engine's pools. Until the first reading, they are unavailable.
     #[must_use]
     pub fn new(dispatch: Dispatch) -> Self {
-        let pools = dispatch.engine().pool_settings().map(|settings| Arc::new(Watched::new(settings)));
+        let pools = dispatch.pool_settings().map(|settings| Arc::new(Watched::new(settings)));
         Self { pools: pools.collect(), dispatch }
     }
 
@@ -107,8 +107,8 @@ impl Health {
     fn begin(&self) {
         for (pool, number) in self.pools.iter().filter_map(|pool| Some((pool, pool.begin()?))) {
             let (pool, dispatch) = (Arc::clone(pool), self.dispatch.clone());
-            tokio::task::spawn_blocking(move || {
-                let status = dispatch.engine().status(&pool.settings);
+            tokio::spawn(async move {
+                let Some(status) = read(&dispatch, &pool.settings).await else { return };
                 if status.unavailable.is_none() {
                     dispatch.note_response(&pool.settings.name);
                 }
@@ -123,17 +123,28 @@ impl Health {
         self.pools.iter().map(|pool| pool.status(self.dispatch.stalled_since(&pool.settings.name))).collect()
     }
 
-    /// What became of the pauses of containers for copies.
+    /// What this process and its workers do and did.
     #[must_use]
-    pub fn pauses(&self) -> PauseStats {
-        self.dispatch.engine().pauses()
+    pub fn activity(&self) -> Activity {
+        self.dispatch.activity()
     }
 
-    /// Number of copies that are running or waiting.
+    /// For each group of pools that worker processes serve: its name, and the number of workers that were killed and do
+    /// not end.
     #[must_use]
-    pub fn active_jobs(&self) -> usize {
-        self.dispatch.engine().active_jobs()
+    pub fn workers_left_behind(&self) -> Vec<(String, usize)> {
+        let groups = self.dispatch.groups().iter();
+        groups.map(|group| (group.name().to_owned(), group.left_behind())).collect()
     }
+}
+
+/// Reads the status of a pool, in its worker or on a thread. `None` if orlop is stopping.
+async fn read(dispatch: &Dispatch, settings: &PoolSettings) -> Option<PoolStatus> {
+    if let Some(status) = dispatch.status_of_worker(settings).await {
+        return Some(status);
+    }
+    let (engine, settings) = (Arc::clone(dispatch.engine()), settings.clone());
+    tokio::task::spawn_blocking(move || engine.status(&settings)).await.ok()
 }
 
 impl Watched {
@@ -233,7 +244,7 @@ fn log_change(status: &PoolStatus, unavailable_since: Option<Timestamp>) {
         Some(cause) => warn!(pool, %path, cause, "pool is unavailable"),
         None => {
             let since = unavailable_since.map(tracing::field::display);
-            let (backend, volumes) = (status.backend, status.volumes);
+            let (backend, volumes) = (status.backend.as_deref(), status.volumes);
             info!(pool, %path, backend, volumes, unavailable_since = since, "pool is available");
         }
     }

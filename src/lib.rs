@@ -9,6 +9,7 @@
 //! | Kubernetes client | `kube` | releases the claims of lost nodes, relocates claims to their source |
 //! | used by frontends | [`socket`], [`telemetry`], [`metrics`], [`health`], [`quantity`] | shared by frontends and configuration |
 //! | dispatch | [`dispatch`] | runs engine calls on threads; each pool has its own |
+//! | workers | [`worker`] | runs engine calls in another process |
 //! | engine | [`engine`] | every rule about volumes; synchronous; independent of any protocol |
 //! | pool | [`pool`] | a self-describing directory: marker, records, trash, index, capacity |
 //! | backend | [`backend`] | what a pool's filesystem can do for its volumes |
@@ -25,7 +26,7 @@
 //! # Request flow
 //!
 //! 1. A handler of [`csi`] parses its message into a type of [`engine::request`] and checks the form of every field.
-//! 2. [`dispatch::Dispatch::run`] runs the engine call on a blocking thread, where it continues if the caller disconnects.
+//! 2. [`dispatch::Dispatch::call`] runs the engine call on a blocking thread, or in a worker, where it continues if the caller disconnects.
 //! 3. A method of [`engine::Engine`] reads *lock, load, act, commit*: it locks the object, loads its record or its
 //!    mount, does the work in a draft or on a detached mount, and makes the result visible in one step.
 //! 4. An [`error::Error`] has a kind that is named for its remedy. `csi/status.rs` maps kinds to gRPC codes.
@@ -54,3 +55,4 @@ pub mod socket;
 pub mod sys;
 pub mod telemetry;
 pub mod volume;
+pub mod worker;

@@ -137,7 +137,9 @@ impl Collector for PoolCollector {
                 metric.encode_family(&label)?.encode_gauge(&saturating_i64(value(pool)))?;
             }
         }
-        let jobs = u64::try_from(self.0.active_jobs()).unwrap_or(u64::MAX);
+        encode_left_behind(&mut encoder, self.0.workers_left_behind())?;
+        let activity = self.0.activity();
+        let jobs = u64::try_from(activity.jobs).unwrap_or(u64::MAX);
         let gauges = [
             ("orlop_jobs", "Copies that are running or waiting", jobs),
             ("process_resident_memory_bytes", "Resident memory of this process", resident_memory()),
@@ -147,11 +149,21 @@ impl Collector for PoolCollector {
                 .encode_descriptor(name, help, None, MetricType::Gauge)?
                 .encode_gauge(&saturating_i64(value))?;
         }
-        encode_pauses(&mut encoder, &self.0.pauses())?;
+        encode_pauses(&mut encoder, &activity.pauses)?;
         let help = "The version of this program";
         let mut build = encoder.encode_descriptor("orlop_build_info", help, None, MetricType::Gauge)?;
         build.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?.encode_gauge(&1_i64)
     }
+}
+
+fn encode_left_behind(encoder: &mut DescriptorEncoder<'_>, groups: Vec<(String, usize)>) -> fmt::Result {
+    let help = "Worker processes that were killed and do not end, since their disk does not respond";
+    let mut metric = encoder.encode_descriptor("orlop_workers_left_behind", help, None, MetricType::Gauge)?;
+    for (group, count) in groups {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        metric.encode_family(&[("group", group.as_str())])?.encode_gauge(&count)?;
+    }
+    Ok(())
 }
 
 fn encode_pauses(encoder: &mut DescriptorEncoder<'_>, pauses: &PauseStats) -> fmt::Result {

@@ -36,6 +36,7 @@ use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use self::cache::IndexCache;
 use self::known::KnownPool;
@@ -59,7 +60,7 @@ pub use parents::check_outside_pools;
 pub use projects::check_projects;
 
 /// The configuration of a pool.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PoolSettings {
     /// The pool's name.
     pub name: PoolName,
@@ -76,13 +77,24 @@ pub struct PoolSettings {
     /// Whether this process has the pool for itself. Required on filesystems that are not known to let processes exclude
     /// each other.
     pub exclusive: bool,
+    /// The group of the pool, if a worker process serves it: the pools of one group share a worker.
+    pub worker: Option<String>,
 }
 
 impl PoolSettings {
     /// A pool without overcommit, reserve or checks of its directory.
     #[must_use]
     pub fn new(name: PoolName, path: PathBuf) -> Self {
-        Self { name, path, mounted: false, uuid: None, overcommit_percent: 100, reserve: 0, exclusive: false }
+        Self {
+            name,
+            path,
+            mounted: false,
+            uuid: None,
+            overcommit_percent: 100,
+            reserve: 0,
+            exclusive: false,
+            worker: None,
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Assembles the process: opens the engine, starts the frontends, and shuts them down in order.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,17 +9,19 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{info, info_span, warn};
 
 use crate::config::Settings;
 use crate::csi::{self, Driver};
 use crate::dispatch::Dispatch;
 use crate::engine::Engine;
+use crate::engine::request::PoolSettings;
 use crate::error::{Context, Error, Kind, Result};
 use crate::health::Health;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::socket;
+use crate::worker::{Group, Launch, Setup, Worker};
 
 /// Threads besides those of engine calls and of readings of the pools' status.
 const SPARE_BLOCKING_THREADS: usize = 16;
@@ -59,10 +62,12 @@ fn raise_file_limit() {
 
 async fn run_frontends(settings: Settings) -> Result<()> {
     let mut signals = Signals::new()?;
-    let (pools, tuning, records) = (settings.pools, settings.tuning, settings.known_pools);
+    let groups = groups(&settings);
+    let (all, tuning, records) = (settings.pools, settings.tuning, settings.known_pools);
+    let pools: Vec<_> = all.iter().filter(|pool| pool.worker.is_none()).cloned().collect();
     let opened = tokio::task::spawn_blocking(move || Engine::open_recorded(pools, tuning, &records));
     let engine = Arc::new(opened.await.map_err(|error| task_failed(error, "open the pools"))??);
-    let calls = Dispatch::new(Arc::clone(&engine));
+    let calls = Dispatch::with_groups(Arc::clone(&engine), all, groups);
     let health = Arc::new(Health::new(calls.clone()));
     // Logs the status of each pool.
     health.pools().await;
@@ -99,11 +104,58 @@ async fn run_frontends(settings: Settings) -> Result<()> {
     };
     stop.cancel();
     drain(&mut frontends, &calls).await;
+    stop_workers(&calls).await;
     let stopping = tokio::task::spawn_blocking(move || engine.shutdown());
     if tokio::time::timeout(STOP_TIMEOUT, stopping).await.is_err() {
         warn!("a job did not stop in time; the next start removes its draft");
     }
     result
+}
+
+/// The groups of pools that worker processes serve.
+fn groups(settings: &Settings) -> Vec<Arc<Group>> {
+    let mut groups: BTreeMap<String, Vec<PoolSettings>> = BTreeMap::new();
+    for pool in &settings.pools {
+        if let Some(group) = &pool.worker {
+            groups.entry(group.clone()).or_default().push(PoolSettings { worker: None, ..pool.clone() });
+        }
+    }
+    let group = |(group, pools)| {
+        let setup = Setup {
+            group,
+            pools,
+            tuning: settings.tuning.clone(),
+            known_pools: settings.known_pools.clone(),
+            log: settings.log.clone(),
+            log_as_json: settings.log_as_json,
+        };
+        Arc::new(Group::new(Launch::default(), setup, None))
+    };
+    groups.into_iter().map(group).collect()
+}
+
+/// Stops the workers side by side.
+async fn stop_workers(calls: &Dispatch) {
+    let mut stopping = JoinSet::new();
+    for group in calls.groups() {
+        let group = Arc::clone(group);
+        stopping.spawn(async move { group.shutdown(STOP_TIMEOUT).await });
+    }
+    while stopping.join_next().await.is_some() {}
+}
+
+/// Runs a worker until its parent ends.
+///
+/// # Errors
+/// When the engine cannot be opened, or the parent cannot be understood.
+pub fn work(worker: &Worker, setup: Setup) -> Result<()> {
+    raise_file_limit();
+    let _span = info_span!("worker", group = setup.group).entered();
+    let engine = Arc::new(Engine::open_recorded(setup.pools, setup.tuning, &setup.known_pools)?);
+    let served = worker.serve(&engine);
+    // Closing the files of a dead disk may hang; the exit does not wait for it.
+    std::mem::forget(engine);
+    served
 }
 
 /// Timeout of all requests to the API server that relocate one claim. After a timeout, the caller's retry tries again.

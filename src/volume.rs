@@ -22,7 +22,7 @@ pub use size::Size;
 pub const DATA: &str = "data";
 
 /// The sizes that a request accepts, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SizeRange {
     /// The smallest size; 0: no minimum.
     pub required: u64,
@@ -94,7 +94,7 @@ pub struct Policy {
 }
 
 /// A change of a policy. A field that is `None` is unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PolicyChange {
     /// New value of [`Policy::on_delete`].
     pub on_delete: Option<OnDelete>,

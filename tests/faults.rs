@@ -18,4 +18,5 @@ mod faults {
     mod paused_copies;
     mod reaper;
     mod refusing_disk;
+    mod workers;
 }

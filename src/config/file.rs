@@ -46,6 +46,9 @@ pub(super) struct PoolSection {
     /// processes exclude each other, such as FUSE.
     #[serde(default)]
     pub(super) exclusive: bool,
+    /// Whether a worker process of its own serves the pool, which is killed when the disk hangs.
+    #[serde(default)]
+    pub(super) isolated: bool,
 }
 
 /// The `[tuning]` section.

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::error::{Error, Kind, Result};
 use crate::pause::HELPER_COMMAND;
 use crate::volume::{PoolName, shorten};
+use crate::worker::WORKER_COMMAND;
 
 /// Named, sized volumes kept as plain directories, for Kubernetes and other orchestrators.
 #[derive(Debug, Parser)]
@@ -41,6 +42,9 @@ pub enum Command {
     /// Freeze and thaw cgroups for another process of orlop, which starts this and sends what to do
     #[command(name = HELPER_COMMAND, hide = true)]
     FreezeHelper,
+    /// Serve pools for another process of orlop, which starts this and sends the calls
+    #[command(name = WORKER_COMMAND, hide = true)]
+    Worker,
 }
 
 /// Flags of `orlop serve`.

@@ -6,7 +6,8 @@ use super::paging::{self, Listing};
 use super::proto::{self, controller_server::Controller, volume_content_source as content};
 use super::{Driver, Identity, PendingClaim, access, capabilities, fields, params, response, status};
 use crate::dispatch::Lane;
-use crate::engine::request::{Capacity, CreateSnapshot, CreateVolume, SnapshotFilter};
+use crate::engine::call::{self, EngineCall};
+use crate::engine::request::{Capacity, CreateSnapshot, CreateVolume, Page, SnapshotFilter};
 use crate::error::{Error, Kind, Result};
 use crate::telemetry;
 use crate::volume::{PolicyChange, PoolName, SizeRange, Source, Volume, VolumeId};
@@ -132,14 +133,31 @@ impl Driver {
     /// returns the error.
     async fn create_or_relocate(&self, request: CreateVolume) -> Result<Volume> {
         let claim = PendingClaim::from_request(&request);
-        let lane = self.dispatch.lane_of_create(&request);
-        let result = self.run(&lane, move |engine| engine.create(&request)).await;
+        self.require_pools()?;
+        let pool = self.dispatch.resolve_pool(request.pool.clone())?;
+        let result = self.dispatch.create(pool, request).await;
         if let (Err(error), Some(claim), Some(relocator)) = (&result, claim, &self.relocator)
             && error.kind() == Kind::NoSpace
         {
             relocator.relocate(claim).await;
         }
         result.map_err(params::add_pool_context)
+    }
+
+    async fn capacity(&self, pool: Option<PoolName>) -> Result<Capacity> {
+        self.require_pools()?;
+        let pool = self.dispatch.resolve_pool(pool)?;
+        let lane = Lane::Pool(pool.clone());
+        self.run(&lane, call::GetCapacity { pool: Some(pool) }).await
+    }
+
+    /// Lists at most `max` objects of all pools, ordered by id.
+    async fn list<T, C>(&self, call: C, max: usize, id_of: fn(&T) -> &VolumeId) -> Result<Page<T>>
+    where
+        C: EngineCall<Answer = Page<T>>,
+    {
+        self.require_pools()?;
+        self.dispatch.list(call, max, id_of).await
     }
 }
 
@@ -159,7 +177,7 @@ impl Controller for Driver {
         request: Request<proto::DeleteVolumeRequest>,
     ) -> Result<Response<proto::DeleteVolumeResponse>, Status> {
         if let Some(id) = fields::possible_id("volume_id", request.into_inner().volume_id)? {
-            self.run(&Lane::of(&id), move |engine| engine.delete(&id)).await?;
+            self.run(&Lane::of(&id), call::Delete { id }).await?;
         }
         Ok(Response::new(proto::DeleteVolumeResponse {}))
     }
@@ -169,7 +187,7 @@ impl Controller for Driver {
         request: Request<proto::ValidateVolumeCapabilitiesRequest>,
     ) -> Result<Response<proto::ValidateVolumeCapabilitiesResponse>, Status> {
         let (id, unsupported) = validate(request.get_ref())?;
-        self.run(&Lane::of(&id), move |engine| engine.get(&id)).await?;
+        self.run(&Lane::of(&id), call::Get { id }).await?;
         Ok(Response::new(validated(request.into_inner(), unsupported)))
     }
 
@@ -179,8 +197,9 @@ impl Controller for Driver {
     ) -> Result<Response<proto::ListVolumesResponse>, Status> {
         let request = request.into_inner();
         let range = paging::parse(Listing::Volumes, request.max_entries, &request.starting_token)?;
-        let page =
-            self.run(&Lane::AllPools, move |engine| engine.list(range.after.as_ref(), range.max)).await?;
+        let page = self
+            .list(call::List { after: range.after, max: range.max }, range.max, |listed| &listed.id)
+            .await?;
         let entries = page.items.iter().map(|volume| response::list_entry(&self.identity, volume)).collect();
         let next_token = paging::token(Listing::Volumes, page.next.as_ref());
         Ok(Response::new(proto::ListVolumesResponse { entries, next_token }))
@@ -191,7 +210,7 @@ impl Controller for Driver {
         request: Request<proto::ControllerGetVolumeRequest>,
     ) -> Result<Response<proto::ControllerGetVolumeResponse>, Status> {
         let id = fields::id("volume_id", request.into_inner().volume_id)?;
-        let volume = self.run(&Lane::of(&id), move |engine| engine.get(&id)).await?;
+        let volume = self.run(&Lane::of(&id), call::Get { id }).await?;
         let status = proto::controller_get_volume_response::VolumeStatus { published_node_ids: Vec::new() };
         let volume = response::volume(&self.identity, &volume);
         Ok(Response::new(proto::ControllerGetVolumeResponse { volume, status: Some(status) }))
@@ -208,8 +227,7 @@ impl Controller for Driver {
         let Ok(pool) = capacity(request) else {
             return Ok(Response::new(response::capacity(REFUSED_BY_CREATE)));
         };
-        let lane = self.dispatch.lane_of_pool(pool.as_ref());
-        let capacity = match self.run(&lane, move |engine| engine.capacity(pool.as_ref())).await {
+        let capacity = match self.capacity(pool).await {
             // As for an unavailable pool: after an error, the scheduler would use the last capacity.
             Err(error) if error.kind() == Kind::Unresponsive => Capacity::default(),
             // The pool is not configured.
@@ -232,8 +250,8 @@ impl Controller for Driver {
         request: Request<proto::CreateSnapshotRequest>,
     ) -> Result<Response<proto::CreateSnapshotResponse>, Status> {
         let request = create_snapshot(request.into_inner(), &self.identity)?;
-        let lane = Lane::of(&request.source_volume);
-        let snapshot = self.run(&lane, move |engine| engine.create_snapshot(&request)).await?;
+        self.require_pools()?;
+        let snapshot = self.dispatch.create_snapshot(request).await?;
         Ok(Response::new(proto::CreateSnapshotResponse { snapshot: response::snapshot(&snapshot) }))
     }
 
@@ -242,7 +260,7 @@ impl Controller for Driver {
         request: Request<proto::DeleteSnapshotRequest>,
     ) -> Result<Response<proto::DeleteSnapshotResponse>, Status> {
         if let Some(id) = fields::possible_id("snapshot_id", request.into_inner().snapshot_id)? {
-            self.run(&Lane::of(&id), move |engine| engine.delete_snapshot(&id)).await?;
+            self.run(&Lane::of(&id), call::DeleteSnapshot { id }).await?;
         }
         Ok(Response::new(proto::DeleteSnapshotResponse {}))
     }
@@ -256,11 +274,8 @@ impl Controller for Driver {
         let Some(filter) = filter(&request) else {
             return Ok(Response::new(proto::ListSnapshotsResponse::default()));
         };
-        let page = self
-            .run(&Lane::AllPools, move |engine| {
-                engine.list_snapshots(&filter, range.after.as_ref(), range.max)
-            })
-            .await?;
+        let call = call::ListSnapshots { filter, after: range.after, max: range.max };
+        let page = self.list(call, range.max, |snapshot| &snapshot.id).await?;
         let entry =
             |snapshot| proto::list_snapshots_response::Entry { snapshot: response::snapshot(snapshot) };
         let entries = page.items.iter().map(entry).collect();
@@ -273,7 +288,7 @@ impl Controller for Driver {
         request: Request<proto::GetSnapshotRequest>,
     ) -> Result<Response<proto::GetSnapshotResponse>, Status> {
         let id = fields::id("snapshot_id", request.into_inner().snapshot_id)?;
-        let snapshot = self.run(&Lane::of(&id), move |engine| engine.get_snapshot(&id)).await?;
+        let snapshot = self.run(&Lane::of(&id), call::GetSnapshot { id }).await?;
         Ok(Response::new(proto::GetSnapshotResponse { snapshot: response::snapshot(&snapshot) }))
     }
 
@@ -282,7 +297,7 @@ impl Controller for Driver {
         request: Request<proto::ControllerExpandVolumeRequest>,
     ) -> Result<Response<proto::ControllerExpandVolumeResponse>, Status> {
         let (id, size) = expand(request.into_inner())?;
-        let volume = self.run(&Lane::of(&id), move |engine| engine.expand(&id, size)).await?;
+        let volume = self.run(&Lane::of(&id), call::Expand { id, size }).await?;
         Ok(Response::new(proto::ControllerExpandVolumeResponse {
             capacity_bytes: response::saturating_i64(volume.size),
             node_expansion_required: false,
@@ -294,7 +309,7 @@ impl Controller for Driver {
         request: Request<proto::ControllerModifyVolumeRequest>,
     ) -> Result<Response<proto::ControllerModifyVolumeResponse>, Status> {
         let (id, change) = modify(request.into_inner())?;
-        self.run(&Lane::of(&id), move |engine| engine.modify(&id, change)).await?;
+        self.run(&Lane::of(&id), call::Modify { id, change }).await?;
         Ok(Response::new(proto::ControllerModifyVolumeResponse {}))
     }
 
@@ -303,9 +318,8 @@ impl Controller for Driver {
         request: Request<proto::ControllerGetVolumeHealthRequest>,
     ) -> Result<Response<proto::ControllerGetVolumeHealthResponse>, Status> {
         let id = fields::id("volume_id", request.into_inner().volume_id)?;
-        let health = self
-            .run(&Lane::of(&id), move |engine| Ok(response::health(&id, engine.health(&id, None)?)))
-            .await?;
+        let symptoms = self.run(&Lane::of(&id), call::GetHealth { id: id.clone(), path: None }).await?;
+        let health = response::health(&id, symptoms);
         Ok(Response::new(proto::ControllerGetVolumeHealthResponse { volume_health: Some(health) }))
     }
 
@@ -315,9 +329,8 @@ impl Controller for Driver {
     ) -> Result<Response<proto::ControllerListVolumeHealthResponse>, Status> {
         let request = request.into_inner();
         let range = paging::parse(Listing::Health, request.max_entries, &request.starting_token)?;
-        let page = self
-            .run(&Lane::AllPools, move |engine| engine.list_health(range.after.as_ref(), range.max))
-            .await?;
+        let call = call::ListHealth { after: range.after, max: range.max };
+        let page = self.list(call, range.max, |(id, _)| id).await?;
         let entries = page.items.into_iter().map(|(id, symptoms)| response::health(&id, symptoms)).collect();
         let next_token = paging::token(Listing::Health, page.next.as_ref());
         Ok(Response::new(proto::ControllerListVolumeHealthResponse { entries, next_token }))

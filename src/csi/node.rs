@@ -13,15 +13,15 @@ use super::proto::{
     NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, node_server::Node,
 };
 use super::{Driver, access, capabilities, fields, params, response, status};
-use crate::dispatch::Lane;
-use crate::engine::Engine;
+use crate::dispatch::{Dispatch, Lane};
+use crate::engine::call;
 use crate::engine::request::Publish;
 use crate::error::Result;
 use crate::telemetry;
 use crate::volume::{Name, SizeRange, VolumeId};
 
 /// Parses NodePublishVolume. An inline volume is in the pool that its attributes name, or in the default one.
-fn publish(request: NodePublishVolumeRequest, engine: &Engine) -> Result<Publish> {
+fn publish(request: NodePublishVolumeRequest, dispatch: &Dispatch) -> Result<Publish> {
     telemetry::record_volume_id(&request.volume_id);
     let raw_id = fields::raw_id("volume_id", request.volume_id)?;
     let target = fields::target(request.target_path)?;
@@ -34,7 +34,7 @@ fn publish(request: NodePublishVolumeRequest, engine: &Engine) -> Result<Publish
         Some(volume) => {
             let pool = match volume.pool.take() {
                 Some(pool) => pool,
-                None => engine.default_pool_name()?,
+                None => dispatch.default_pool_name()?,
             };
             volume.pool = Some(pool.clone());
             VolumeId { pool, name: Name::of(&raw_id) }
@@ -80,8 +80,8 @@ impl Node for Driver {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
-        let request = publish(request.into_inner(), self.dispatch.engine())?;
-        self.run(&Lane::of(&request.id), move |engine| engine.publish(&request)).await?;
+        let request = publish(request.into_inner(), &self.dispatch)?;
+        self.run(&Lane::of(&request.id), call::PublishVolume { request }).await?;
         Ok(Response::new(NodePublishVolumeResponse {}))
     }
 
@@ -94,8 +94,8 @@ impl Node for Driver {
         telemetry::record_volume_id(&request.volume_id);
         let id = fields::raw_id("volume_id", request.volume_id)?;
         let target = fields::target(request.target_path)?;
-        let lane = self.dispatch.lane_of_unpublish(&id);
-        self.run(&lane, move |engine| engine.unpublish(&id, &target)).await?;
+        self.require_pools()?;
+        self.dispatch.unpublish(id, target).await?;
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
 
@@ -104,7 +104,7 @@ impl Node for Driver {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let (id, path) = stats(request.into_inner())?;
-        let usage = self.run(&Lane::of(&id), move |engine| engine.stats(&id, &path)).await?;
+        let usage = self.run(&Lane::of(&id), call::GetUsage { id, path }).await?;
         Ok(Response::new(NodeGetVolumeStatsResponse { usage: response::usage(&usage) }))
     }
 
@@ -113,8 +113,7 @@ impl Node for Driver {
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let (id, path, size) = expand(request.into_inner())?;
-        let expanded =
-            self.run(&Lane::of(&id), move |engine| engine.expand_published(&id, &path, size)).await;
+        let expanded = self.run(&Lane::of(&id), call::ExpandPublished { id, path, size }).await;
         let volume = expanded.map_err(status::for_node_expand)?;
         Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: response::saturating_i64(volume.size) }))
     }
@@ -124,11 +123,8 @@ impl Node for Driver {
         request: Request<NodeGetVolumeHealthRequest>,
     ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
         let (id, path) = health(request.into_inner())?;
-        let health = self
-            .run(&Lane::of(&id), move |engine| {
-                Ok(response::health(&id, engine.health(&id, path.as_deref())?))
-            })
-            .await?;
+        let symptoms = self.run(&Lane::of(&id), call::GetHealth { id: id.clone(), path }).await?;
+        let health = response::health(&id, symptoms);
         Ok(Response::new(NodeGetVolumeHealthResponse { volume_health: Some(health) }))
     }
 

@@ -90,7 +90,7 @@ pub(super) fn health(id: &VolumeId, symptoms: Vec<Symptom>) -> proto::VolumeHeal
         if !health_statuses.iter().any(same) {
             health_statuses.push(VolumeHealthEntry {
                 status: status.into(),
-                reason: symptom.reason.to_owned(),
+                reason: symptom.reason.into_owned(),
                 message: truncated(symptom.message, MAX_SYMPTOM),
             });
         }
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn each_pair_of_status_and_reason_is_reported_once() {
         let symptom =
-            |severity, message: &str| Symptom { severity, reason: "Odd", message: message.to_owned() };
+            |severity, message: &str| Symptom { severity, reason: "Odd".into(), message: message.to_owned() };
         let symptoms = vec![
             symptom(Severity::Degraded, "a"),
             symptom(Severity::Degraded, "b"),

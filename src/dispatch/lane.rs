@@ -75,7 +75,7 @@ impl Dispatch {
     /// The lane of a call for the pool of this name, or for the default pool.
     #[must_use]
     pub fn lane_of_pool(&self, name: Option<&PoolName>) -> Lane {
-        let name = name.cloned().or_else(|| self.engine.default_pool_name().ok());
+        let name = name.cloned().or_else(|| self.default_pool_name().ok());
         name.map_or(Lane::NoPool, Lane::Pool)
     }
 

@@ -23,7 +23,7 @@ struct Claimed {
 
 /// A claimed name, released on drop.
 #[derive(Debug)]
-pub(super) struct NameClaim {
+pub struct NameClaim {
     claims: NameClaims,
     key: (ObjectKind, Name),
 }

@@ -81,6 +81,16 @@ impl Engine {
         self.default_pool().map(|pool| pool.settings().name.clone())
     }
 
+    /// Claims the name of a volume that is being created, here or in a worker.
+    ///
+    /// # Errors
+    /// `Conflict` or `Busy` when a volume of another pool of this engine has the name.
+    pub fn claim_volume_name(&self, id: &VolumeId) -> Result<NameClaim> {
+        let claim = self.claims.claim(ObjectKind::Volumes, id)?;
+        self.refuse_name_of_other_pool(id)?;
+        Ok(claim)
+    }
+
     /// Refuses a name that a volume in another pool has: names are unique across the pools of a process.
     fn refuse_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
         // In memory only: another pool's disk may not respond.

@@ -126,5 +126,5 @@ pub(super) fn known_symptoms(pool: &OpenPool, id: &VolumeId, entry: &VolumeEntry
 }
 
 fn symptom(severity: Severity, reason: &'static str, message: String) -> Symptom {
-    Symptom { severity, reason, message }
+    Symptom { severity, reason: reason.into(), message }
 }

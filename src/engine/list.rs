@@ -75,8 +75,13 @@ impl Engine {
     /// Returns the status of one pool of this process.
     #[must_use]
     pub fn status(&self, settings: &PoolSettings) -> PoolStatus {
-        let pool = self.pools.iter().find(|pool| pool.settings().name == settings.name);
-        pool.map_or_else(|| PoolStatus::new(settings), |pool| status(pool))
+        self.status_of(&settings.name).unwrap_or_else(|| PoolStatus::new(settings))
+    }
+
+    /// Returns the status of the pool of this name, if it is configured.
+    #[must_use]
+    pub fn status_of(&self, name: &PoolName) -> Option<PoolStatus> {
+        self.pools.iter().find(|pool| pool.settings().name == *name).map(|pool| status(pool))
     }
 }
 
@@ -103,7 +108,7 @@ fn status(pool: &Pool) -> PoolStatus {
                 .take(MAX_NAMED)
                 .map(|(kind, object, why)| (format!("{kind} {}/{object}", settings.name), why.to_owned()))
                 .collect();
-            status.backend = Some(open.backend.kind().as_str());
+            status.backend = Some(open.backend.kind().as_str().into());
             status.trash = pool.reaper().waiting() as u64;
         }
     }

@@ -89,15 +89,31 @@ impl Engine {
     /// `InUse` while a process of this host holds the mount; `Conflict` when another directory is mounted there;
     /// `NotFound` when nothing is mounted there and no volume can have this id.
     pub fn unpublish(&self, id: &str, target: &Path) -> Result<()> {
+        let was_there = self.unmount(id, target)?;
+        self.finish_unpublish(id, target, was_there)
+    }
+
+    /// Unmounts as [`Engine::unpublish`] does, and reports whether the volume or the directory was there. Does not access
+    /// the pool of the volume, which may be another process's.
+    ///
+    /// # Errors
+    /// Same as [`Engine::unpublish`].
+    pub fn unmount(&self, id: &str, target: &Path) -> Result<bool> {
         let parsed: Option<VolumeId> = id.parse().ok();
         let name = parsed.as_ref().map_or_else(|| Name::of(id), |id| id.name.clone());
-        let target_lock = self.lock_target(target)?;
+        let _target = self.lock_target(target)?;
         if let Some(id) = &parsed {
             self.refuse_volume_of_other_pool(id, target)?;
         }
-        let was_there = unmount_and_remove(&name, target).context(|| format!("unpublish volume {name}"))?;
-        drop(target_lock);
-        match parsed {
+        unmount_and_remove(&name, target).context(|| format!("unpublish volume {name}"))
+    }
+
+    /// Deletes the volume that was unmounted, if it was created for one pod.
+    ///
+    /// # Errors
+    /// Same as [`Engine::unpublish`].
+    pub fn finish_unpublish(&self, id: &str, target: &Path, was_there: bool) -> Result<()> {
+        match id.parse().ok() {
             Some(id) => self.delete_if_ephemeral(&id),
             None => match self.find_ephemeral(id)? {
                 Some(id) => self.delete(&id),

@@ -1,8 +1,11 @@
 //! Requests to the engine and its results. A frontend checks the form of a request when it builds one of these.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::mount::options::MountFlags;
@@ -11,7 +14,7 @@ pub use crate::pool::PoolSettings;
 use crate::volume::{Consistency, Labels, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId};
 
 /// A request to create a volume, or to return the one that an earlier request created.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct CreateVolume {
     /// The requested name: any text. The directory's name is derived from it.
     pub name: String,
@@ -35,7 +38,7 @@ pub struct CreateVolume {
 
 /// The requested owner and mode. A field that is `None` is taken from the source, or from
 /// [`crate::volume::Owner::default`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnerSpec {
     /// User id.
     pub uid: Option<u32>,
@@ -46,7 +49,7 @@ pub struct OwnerSpec {
 }
 
 /// How consistent a copy must be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsistencySpec {
     /// What it shows.
     pub consistency: Consistency,
@@ -62,7 +65,7 @@ impl Default for ConsistencySpec {
 }
 
 /// A request to create a snapshot, or to return the one that an earlier request created.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CreateSnapshot {
     /// The requested name.
     pub name: String,
@@ -75,7 +78,7 @@ pub struct CreateSnapshot {
 }
 
 /// A filter for snapshots. An empty filter matches all.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SnapshotFilter {
     /// Matches this snapshot only.
     pub id: Option<VolumeId>,
@@ -84,7 +87,7 @@ pub struct SnapshotFilter {
 }
 
 /// The number of targets that a volume may have on this node at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sharing {
     /// One.
     OneTarget,
@@ -93,7 +96,7 @@ pub enum Sharing {
 }
 
 /// A request to mount a volume at a path.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Publish {
     /// The volume.
     pub id: VolumeId,
@@ -108,7 +111,7 @@ pub struct Publish {
 }
 
 /// A volume in a listing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// The volume.
     pub id: VolumeId,
@@ -148,7 +151,7 @@ pub struct Records {
 }
 
 /// Part of a listing, ordered by id.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page<T> {
     /// The objects.
     pub items: Vec<T>,
@@ -157,7 +160,7 @@ pub struct Page<T> {
 }
 
 /// The capacity of a pool, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Capacity {
     /// What may still be provisioned.
     pub available: u64,
@@ -166,7 +169,7 @@ pub struct Capacity {
 }
 
 /// Total, used and available amount of bytes or inodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Amounts {
     /// The total amount.
     pub total: u64,
@@ -178,7 +181,7 @@ pub struct Amounts {
 
 /// The usage of a volume. `used` is measured in the background and is at most about [`Tuning::usage_age`] old when it
 /// is requested often.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Usage {
     /// Bytes on disk.
     pub bytes: Amounts,
@@ -187,7 +190,7 @@ pub struct Usage {
 }
 
 /// The severity of a symptom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Severity {
     /// Usable, with a defect.
     Degraded,
@@ -198,25 +201,25 @@ pub enum Severity {
 }
 
 /// A defect of a volume or pool. Without any, it is healthy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Symptom {
     /// The severity.
     pub severity: Severity,
     /// A machine-readable reason in CamelCase.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// A human-readable message with the remedy.
     pub message: String,
 }
 
 /// The status of a pool, for metrics and health.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PoolStatus {
     /// Its name.
     pub name: PoolName,
     /// Its directory.
     pub path: PathBuf,
     /// The name of its backend, if it is available.
-    pub backend: Option<&'static str>,
+    pub backend: Option<Cow<'static, str>>,
     /// Why it is unavailable; `None` if it is available.
     pub unavailable: Option<String>,
     /// Why nothing can be created in it although it is available: its filesystem is read-only or has no inodes, or its
@@ -272,7 +275,7 @@ impl PoolStatus {
 pub const PAUSE_BOUNDS: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, f64::INFINITY];
 
 /// What became of the pauses of this process.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PauseStats {
     /// The copies for which containers were paused.
     pub kept: u64,
@@ -298,8 +301,32 @@ impl PauseStats {
     }
 }
 
+/// What an engine does and did, for metrics.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Activity {
+    /// Number of copies that are running or waiting.
+    pub jobs: usize,
+    /// What became of the pauses.
+    pub pauses: PauseStats,
+}
+
+impl Activity {
+    /// Adds what another process does and did.
+    pub fn add(&mut self, other: &Self) {
+        self.jobs += other.jobs;
+        let (pauses, more) = (&mut self.pauses, &other.pauses);
+        pauses.kept += more.kept;
+        pauses.refused += more.refused;
+        pauses.broken += more.broken;
+        pauses.total += more.total;
+        for (count, more) in pauses.durations.iter_mut().zip(more.durations) {
+            *count += more;
+        }
+    }
+}
+
 /// Timeouts and concurrency of the engine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Tuning {
     /// How long a request waits for a copy before it reports that the copy still runs.
     pub copy_wait: Duration,

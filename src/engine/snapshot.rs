@@ -110,6 +110,16 @@ impl Engine {
         })
     }
 
+    /// Claims the name of a snapshot that is being created, here or in a worker.
+    ///
+    /// # Errors
+    /// `Conflict` or `Busy` when a snapshot of another pool of this engine has the name.
+    pub fn claim_snapshot_name(&self, id: &VolumeId) -> Result<NameClaim> {
+        let claim = self.claims.claim(ObjectKind::Snapshots, id)?;
+        self.refuse_snapshot_name_of_other_pool(id)?;
+        Ok(claim)
+    }
+
     /// Refuses a name that a snapshot in another pool has, as for volumes.
     fn refuse_snapshot_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
         // In memory only: another pool's disk may not respond.
@@ -248,7 +258,7 @@ fn find_snapshot(pool: &OpenPool, id: &VolumeId, request: &CreateSnapshot) -> Re
 /// Reads the record of a snapshot. The id is that of the directory, as for volumes.
 fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
     let found = pool.store.snapshot(&id.name)?;
-    Ok(found.map(|snapshot| Snapshot { id: id.clone(), ..snapshot }))
+    Ok(found.map(|snapshot| Snapshot { id: id.clone(), ready: true, ..snapshot }))
 }
 
 /// The entry for the result of [`read`]: `None` if the result says nothing about the snapshot.

@@ -1,6 +1,7 @@
 //! Mount options: parsed from a request or from the mount table, and converted to the kernel's flags.
 
 use rustix::mount::MountFlags as MsFlags;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::mount_setattr::{self as attr, Change};
@@ -10,7 +11,7 @@ const ALLOWED: &str = "ro rw suid nosuid dev nodev exec noexec atime noatime dir
                        strictatime symfollow nosymfollow";
 
 /// When access times are updated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Atime {
     /// `relatime`, the kernel's default: if they are older than the last change or than a day.
     Relative,
@@ -22,7 +23,7 @@ pub enum Atime {
 
 /// The flags of one mount. A flag that is not set is inherited from the mount of the source: a request cannot allow
 /// what the administrator forbids on a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountFlags {
     /// Writes through this mount fail.
     pub read_only: bool,

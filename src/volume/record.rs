@@ -107,13 +107,17 @@ pub struct Snapshot {
     pub labels: Labels,
     /// Time at which the copy started.
     pub created: Timestamp,
-    /// Whether the copy is complete; always true in a stored record.
-    #[serde(skip, default = "yes")]
+    /// Whether the copy is complete. Always true in a pool, where it is not stored; an answer of a worker may say false.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub ready: bool,
 }
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 fn yes() -> bool {

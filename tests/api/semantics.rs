@@ -96,7 +96,7 @@ fn a_volume_with_an_unreadable_record_is_reported_and_keeps_its_data() {
     assert!(dir.path().join("volumes/a/data").is_dir());
     let unhealthy = engine.list_health(None, 10).unwrap().items;
     assert_eq!(unhealthy.len(), 1);
-    assert_eq!((&unhealthy[0].0, unhealthy[0].1[0].reason), (&volume.id, "RecordUnreadable"));
+    assert_eq!((&unhealthy[0].0, unhealthy[0].1[0].reason.as_ref()), (&volume.id, "RecordUnreadable"));
 }
 
 #[test]

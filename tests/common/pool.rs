@@ -39,6 +39,7 @@ pub(crate) fn settings_of(name: &str, path: &Path) -> PoolSettings {
         overcommit_percent: 100,
         reserve: 0,
         exclusive: false,
+        worker: None,
     }
 }
 

@@ -150,6 +150,17 @@ impl Server {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
+    /// The processes that it has started and that have not ended.
+    pub(crate) fn children(&self) -> Vec<u32> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let of_task = |task: std::io::Result<std::fs::DirEntry>| {
+            // A thread may end while the directory is read.
+            let text = std::fs::read_to_string(task.ok()?.path().join("children")).ok()?;
+            Some(text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>())
+        };
+        tasks.filter_map(of_task).flatten().collect()
+    }
+
     /// Number of its threads.
     pub(crate) fn threads(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().count()

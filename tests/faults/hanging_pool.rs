@@ -30,18 +30,18 @@ use crate::common::wait::within_seconds;
 /// Callers of the pool that hangs: more than a lane lets in.
 const CALLERS: usize = 80;
 /// `call-timeout` of the server.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a response may take beyond that, on a busy machine.
-const SLACK: Duration = Duration::from_secs(2);
+pub(super) const SLACK: Duration = Duration::from_secs(2);
 /// Measurements of the healthy pool while the other one works, and as many while it hangs.
 const ROUNDS: usize = 3;
 const CALLS_PER_ROUND: usize = 40;
 
 /// The settings of the pool that hangs, besides its name and path.
-const SLOW_POOL: &str = "exclusive = true\nmounted = true";
+pub(super) const SLOW_POOL: &str = "exclusive = true\nmounted = true";
 
 /// A FUSE filesystem that shows `back` at `mount`. Ends when dropped, so that nothing hangs any longer.
-struct Fuse {
+pub(super) struct Fuse {
     server: Child,
     mount: PathBuf,
 }
@@ -62,7 +62,7 @@ impl Fuse {
         fuse
     }
 
-    fn send(&self, signal: Signal) {
+    pub(super) fn send(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.server), signal).unwrap();
     }
 }
@@ -77,17 +77,17 @@ impl Drop for Fuse {
 }
 
 /// The pools `ok` and `slow` and their server.
-struct Setup {
-    base: PathBuf,
-    fuse: Fuse,
+pub(super) struct Setup {
+    pub(super) base: PathBuf,
+    pub(super) fuse: Fuse,
 }
 
 impl Setup {
-    fn new(base: &Path) -> Self {
+    fn new(base: &Path, slow_pool: &str) -> Self {
         fs::create_dir(base.join("ok")).unwrap();
         let pools = format!(
             "[[pool]]\nname = \"ok\"\npath = \"{0}/ok\"\n\
-             [[pool]]\nname = \"slow\"\npath = \"{0}/mount\"\n{SLOW_POOL}\n\
+             [[pool]]\nname = \"slow\"\npath = \"{0}/mount\"\n{slow_pool}\n\
              [tuning]\ncopy-wait = \"1s\"\ncall-timeout = \"{1}s\"\n",
             base.display(),
             CALL_TIMEOUT.as_secs(),
@@ -96,7 +96,7 @@ impl Setup {
         Self { base: base.to_owned(), fuse: Fuse::start(base) }
     }
 
-    async fn serve(&self) -> (Server, Client) {
+    pub(super) async fn serve(&self) -> (Server, Client) {
         let server = Server::spawn_with_config(&self.base, &self.base.join("orlop.toml"));
         let client = Client::connect(&self.base).await;
         (server, client)
@@ -104,45 +104,45 @@ impl Setup {
 }
 
 #[derive(Clone)]
-struct Client {
-    controller: ControllerClient<Channel>,
-    node: NodeClient<Channel>,
+pub(super) struct Client {
+    pub(super) controller: ControllerClient<Channel>,
+    pub(super) node: NodeClient<Channel>,
     target: String,
 }
 
 impl Client {
-    async fn connect(base: &Path) -> Self {
+    pub(super) async fn connect(base: &Path) -> Self {
         let channel = connect(&base.join("csi.sock")).await;
         let target = base.join("target").display().to_string();
         let node = NodeClient::new(channel.clone());
         Self { controller: ControllerClient::new(channel), node, target }
     }
 
-    async fn create(&mut self, pool: &str, name: &str) -> Result<(), Status> {
+    pub(super) async fn create(&mut self, pool: &str, name: &str) -> Result<(), Status> {
         let request = CreateVolumeRequest { parameters: map(&[("pool", pool)]), ..create_request(name) };
         self.controller.create_volume(request).await.map(drop)
     }
 
-    async fn get(&mut self, id: &str) -> Result<(), Status> {
+    pub(super) async fn get(&mut self, id: &str) -> Result<(), Status> {
         let request = ControllerGetVolumeRequest { volume_id: id.to_owned() };
         self.controller.controller_get_volume(request).await.map(drop)
     }
 
-    async fn delete(&mut self, id: &str) -> Result<(), Status> {
+    pub(super) async fn delete(&mut self, id: &str) -> Result<(), Status> {
         let request = DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() };
         self.controller.delete_volume(request).await.map(drop)
     }
 
-    async fn list(&mut self) -> Result<(), Status> {
+    pub(super) async fn list(&mut self) -> Result<(), Status> {
         self.controller.list_volumes(ListVolumesRequest::default()).await.map(drop)
     }
 
-    async fn capacity(&mut self, pool: &str) -> Result<i64, Status> {
+    pub(super) async fn capacity(&mut self, pool: &str) -> Result<i64, Status> {
         let request = GetCapacityRequest { parameters: map(&[("pool", pool)]), ..Default::default() };
         self.controller.get_capacity(request).await.map(|response| response.into_inner().available_capacity)
     }
 
-    async fn publish(&mut self, id: &str) -> Result<(), Status> {
+    pub(super) async fn publish(&mut self, id: &str) -> Result<(), Status> {
         let request = NodePublishVolumeRequest {
             volume_id: id.to_owned(),
             target_path: self.target.clone(),
@@ -152,19 +152,19 @@ impl Client {
         self.node.node_publish_volume(request).await.map(drop)
     }
 
-    async fn unpublish(&mut self, id: &str) -> Result<(), Status> {
+    pub(super) async fn unpublish(&mut self, id: &str) -> Result<(), Status> {
         let (volume_id, target_path) = (id.to_owned(), self.target.clone());
         self.node.node_unpublish_volume(NodeUnpublishVolumeRequest { volume_id, target_path }).await.map(drop)
     }
 
-    async fn storage_health(&mut self) -> String {
+    pub(super) async fn storage_health(&mut self) -> String {
         let health = self.node.node_get_storage_health(NodeGetStorageHealthRequest::default()).await;
         let entries = health.unwrap().into_inner().backend_health;
         entries.into_iter().map(|entry| entry.message).collect()
     }
 
     /// A volume of the pool `ok` from its creation to its deletion; returns the time of each call.
-    async fn cycle(&mut self, name: &str) -> [Duration; 5] {
+    pub(super) async fn cycle(&mut self, name: &str) -> [Duration; 5] {
         let id = format!("ok/{name}");
         let create = timed(self.create("ok", name)).await;
         let capacity = timed(self.capacity("ok")).await;
@@ -183,7 +183,10 @@ async fn timed<T>(call: impl Future<Output = Result<T, Status>>) -> Duration {
 }
 
 /// The call is answered with UNAVAILABLE in time, and the message names the pool and since when it hangs.
-async fn is_unavailable<T: std::fmt::Debug>(what: &str, call: impl Future<Output = Result<T, Status>>) {
+pub(super) async fn is_unavailable<T: std::fmt::Debug>(
+    what: &str,
+    call: impl Future<Output = Result<T, Status>>,
+) {
     let answered = tokio::time::timeout(CALL_TIMEOUT + SLACK, call).await;
     let status = answered.unwrap_or_else(|_| panic!("{what} is not answered")).unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{what}: {status:?}");
@@ -193,22 +196,27 @@ async fn is_unavailable<T: std::fmt::Debug>(what: &str, call: impl Future<Output
 }
 
 fn run(test: &str, body: impl AsyncFnOnce(Setup)) {
+    run_with(&format!("faults::hanging_pool::{test}"), SLOW_POOL, body);
+}
+
+/// Runs a test, by its full name, with these settings of the pool `slow`.
+pub(super) fn run_with(test: &str, slow_pool: &str, body: impl AsyncFnOnce(Setup)) {
     if Command::new("bindfs").arg("--version").output().is_err() {
         return skip("bindfs is not installed");
     }
-    in_own_process(&format!("faults::hanging_pool::{test}"), || {
+    in_own_process(test, || {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().canonicalize().unwrap();
         // In memory, since the times that are compared must not depend on what else uses this machine's disk.
         rustix::mount::mount("tmpfs", &base, "tmpfs", MountFlags::empty(), c"mode=0700").unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        runtime.block_on(body(Setup::new(&base)));
+        runtime.block_on(body(Setup::new(&base, slow_pool)));
         unmount_all(&base);
     });
 }
 
 /// Keeps callers waiting for the pool `slow`, some of which give up early, as sidecars do.
-fn start_callers(client: &Client) -> Vec<tokio::task::JoinHandle<()>> {
+pub(super) fn start_callers(client: &Client) -> Vec<tokio::task::JoinHandle<()>> {
     let call = |number: usize| {
         let mut client = client.clone();
         async move {
@@ -227,7 +235,7 @@ fn start_callers(client: &Client) -> Vec<tokio::task::JoinHandle<()>> {
     (0..CALLERS).map(|number| tokio::spawn(call(number))).collect()
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
+pub(super) fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
 }
@@ -421,7 +429,7 @@ fn a_pool_on_a_filesystem_without_rename_flags_works() {
 }
 
 /// Polls a condition of the server.
-async fn within_async(seconds: u64, mut holds: impl AsyncFnMut() -> bool) {
+pub(super) async fn within_async(seconds: u64, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(seconds);
     while !holds().await {
         assert!(Instant::now() < deadline, "not within {seconds} s");

@@ -58,7 +58,7 @@ fn refuses_as_read_only(engine: &Engine, dir: &Path) {
     assert_eq!((status.unavailable, status.allocatable, status.volumes), (None, 0, 1));
     assert!(status.refuses.unwrap().contains("read-only"));
     let symptoms = engine.health(&id("a"), None).unwrap();
-    assert_eq!(symptoms.iter().map(|symptom| symptom.reason).collect::<Vec<_>>(), ["PoolReadOnly"]);
+    assert_eq!(symptoms.iter().map(|symptom| symptom.reason.as_ref()).collect::<Vec<_>>(), ["PoolReadOnly"]);
     is_published_once(engine, dir);
 }
 

@@ -11,11 +11,11 @@ use std::process::Command;
 type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 const LAYERS: &[Row] = &[
-    ("error", &[], &["thiserror"]),
+    ("error", &[], &["serde", "thiserror"]),
     ("volume", &["error"], &["jiff", "serde", "serde_json", "sha2", "uuid"]),
     ("sys", &["error"], &["rustix", "libc", "linux_raw_sys"]),
     ("fs", &["error", "sys"], &["rustix"]),
-    ("mount", &["error", "sys"], &["rustix"]),
+    ("mount", &["error", "sys"], &["rustix", "serde"]),
     ("pause", &["error", "mount", "sys"], &["rustix", "serde", "serde_json"]),
     ("backend", &["error", "fs", "volume"], &["rustix"]),
     (
@@ -26,10 +26,11 @@ const LAYERS: &[Row] = &[
     (
         "engine",
         &["backend", "error", "fs", "mount", "pause", "pool", "volume"],
-        &["rustix", "tracing", "uuid"],
+        &["rustix", "serde", "serde_json", "tracing", "uuid"],
     ),
+    ("worker", &["engine", "error", "volume"], &["nix", "rustix", "serde", "serde_json", "tokio", "tracing"]),
     ("quantity", &["error", "volume"], &["serde"]),
-    ("dispatch", &["engine", "error", "volume"], &["tokio", "tracing"]),
+    ("dispatch", &["engine", "error", "volume", "worker"], &["tokio", "tracing"]),
     ("health", &["dispatch", "engine", "volume"], &["tokio", "tracing"]),
     ("metrics", &["engine", "health"], &["prometheus_client", "rustix"]),
     (
