@@ -22,4 +22,5 @@ mod api {
     mod semantics;
     mod sharing;
     mod trees;
+    mod verbs;
 }

@@ -29,6 +29,7 @@ const LAYERS: &[Row] = &[
         &["rustix", "tracing", "uuid"],
     ),
     ("quantity", &["error", "volume"], &["serde"]),
+    ("options", &["engine", "error", "quantity", "volume"], &["serde"]),
     ("dispatch", &["engine", "error", "volume"], &["tokio", "tracing"]),
     ("health", &["dispatch", "engine", "volume"], &["tokio", "tracing"]),
     ("metrics", &["engine", "health"], &["prometheus_client", "rustix"]),
@@ -47,6 +48,7 @@ const LAYERS: &[Row] = &[
             "health",
             "metrics",
             "mount",
+            "options",
             "quantity",
             "socket",
             "telemetry",
@@ -65,7 +67,11 @@ const LAYERS: &[Row] = &[
             "tracing",
         ],
     ),
-    ("command", &["engine", "error", "mount", "quantity", "volume"], &["serde", "serde_json", "uuid"]),
+    (
+        "command",
+        &["engine", "error", "mount", "options", "quantity", "volume"],
+        &["serde", "serde_json", "uuid"],
+    ),
     (
         "http",
         &["engine", "error", "health", "metrics", "socket", "volume"],
