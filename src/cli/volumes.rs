@@ -1,12 +1,14 @@
 //! The commands on volumes and snapshots: each parses its arguments, calls the engine, and prints the result.
 
 use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::{interrupt, print, report};
+use super::{interrupt, print, print_error, report};
 use crate::command::session::Session;
 use crate::command::{inspect, ls, snapshots};
 use crate::config;
@@ -15,7 +17,7 @@ use crate::config::flags::{
     Restore, Rm, RmSnapshots, Snapshots, Volumes,
 };
 use crate::engine::Engine;
-use crate::engine::request::{self, ConsistencySpec, CreateVolume, SnapshotFilter};
+use crate::engine::request::{self, ConsistencySpec, CreateVolume, PoolSettings, SnapshotFilter, Tuning};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::options::assignment::{self, Assigned};
 use crate::quantity::DockerSize;
@@ -86,9 +88,31 @@ fn create(flags: Create) -> Result<()> {
     if is_anonymous {
         assigned.options.labels.entry(ANONYMOUS.to_owned()).or_default();
     }
+    if let Some(pool) = config::first_pool(&flags.pools)? {
+        if flags.new.dry_run {
+            return print(&format!(
+                "would make {} a pool and create volume default/{name}\n",
+                pool.path.display()
+            ));
+        }
+        make_pool(pool)?;
+    }
     let session = open_to_copy(&flags.pools, assigned.from.is_some())?;
     let source = assigned.from.take().map(|from| source_of(&session, &from)).transpose()?;
     make(&session, name, source, assigned, flags.new.dry_run)
+}
+
+/// Makes the first pool of a host without any settings.
+fn make_pool(pool: PoolSettings) -> Result<()> {
+    let path = pool.path.clone();
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+    made.context(|| format!("create {}", path.display()))?;
+    let engine = Engine::open(vec![pool], Tuning::default())?;
+    if let Some(why) = engine.pools().into_iter().find_map(|pool| pool.unavailable) {
+        return Err(Error::new(Kind::Unavailable, why));
+    }
+    print_error(&format!("{} is now the pool default, since no settings name another one", path.display()));
+    Ok(())
 }
 
 /// A name like those of Docker's anonymous volumes.

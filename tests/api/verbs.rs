@@ -210,3 +210,29 @@ async fn a_server_sees_what_commands_make_and_change() {
     let listed = controller.list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
     assert!(listed.entries.is_empty());
 }
+
+/// The commands run in a mount namespace with an empty `/etc` and `/var/lib`.
+#[test]
+fn the_first_create_of_a_host_without_settings_makes_a_pool_and_says_so() {
+    if !isolation::is_root() {
+        return;
+    }
+    let script = "\
+mount -t tmpfs none /etc && mount -t tmpfs none /var/lib
+$0 ls -q; echo $?
+$0 create a --dry-run && ls /var/lib
+$0 create a && $0 create b && $0 ls -q";
+    let mut command = Command::new("unshare");
+    let ran = run(command.args(["--mount", "--propagation", "private", "sh", "-c", script, ORLOP]));
+    let expected = "\
+2
+would make /var/lib/orlop a pool and create volume default/a
+default/a
+default/b
+default/a
+default/b
+";
+    assert_eq!(ran.stdout, expected, "{}", ran.stderr);
+    let told = "/var/lib/orlop is now the pool default, since no settings name another one";
+    assert_eq!(ran.stderr.matches(told).count(), 1, "{}", ran.stderr);
+}
