@@ -1,5 +1,8 @@
 //! The command line: runs the subcommand, prints its result and returns the exit code.
 
+mod interrupt;
+mod volumes;
+
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,11 +13,9 @@ use crate::command::printable;
 use crate::config::Settings;
 #[cfg(feature = "kube")]
 use crate::config::flags::ReleaseNode;
-use crate::config::flags::{Check, Cli, Command, Inspect, Ls, Output, Pools, Probe, Rm, Serve};
-use crate::engine::Engine;
+use crate::config::flags::{Check, Cli, Command, Output, Probe, Serve};
 use crate::error::{Context, Error, Kind, Result};
-use crate::volume::Timestamp;
-use crate::{check, command, config, pause, run, socket, telemetry, worker};
+use crate::{check, pause, run, socket, telemetry, worker};
 
 /// Parses and runs the command line. Exit codes: 0 success, 1 failure, 2 invalid usage; for commands on volumes also
 /// 3 not found, 4 in use.
@@ -24,9 +25,7 @@ pub fn main() -> ExitCode {
         Command::Serve(flags) => serve(*flags),
         Command::Probe(flags) => probe(&flags),
         Command::Check(flags) => check(&flags),
-        Command::Ls(flags) => ls(&flags),
-        Command::Inspect(flags) => inspect(&flags),
-        Command::Rm(flags) => rm(&flags),
+        Command::Volumes(command) | Command::Volume(command) => volumes::run(command),
         #[cfg(feature = "kube")]
         Command::ReleaseNode(flags) => release_node(flags),
         Command::Worker => work(),
@@ -83,41 +82,6 @@ fn check(flags: &Check) -> Result<ExitCode> {
     };
     print(&text)?;
     Ok(if check::is_usable(&facts) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn ls(flags: &Ls) -> Result<ExitCode> {
-    let records = open(&flags.pools)?.records();
-    print(&match (flags.quiet, flags.output) {
-        (true, _) => command::ls::to_ids(&records.volumes),
-        (false, Output::Text) => command::ls::to_text(&records.volumes, Timestamp::now()),
-        (false, Output::Json) => command::ls::to_json(&records.volumes)?,
-    })?;
-    Ok(report(&records.unavailable))
-}
-
-fn inspect(flags: &Inspect) -> Result<ExitCode> {
-    let engine = open(&flags.pools)?;
-    let mut found = Vec::new();
-    let errors = command::for_each(&engine, &flags.volumes, |id| {
-        found.push(engine.inspect(id)?);
-        Ok(())
-    });
-    print(&command::inspect::to_json(&found)?)?;
-    Ok(report(&errors))
-}
-
-fn rm(flags: &Rm) -> Result<ExitCode> {
-    let engine = open(&flags.pools)?;
-    let errors = command::for_each(&engine, &flags.volumes, |id| {
-        engine.remove(id)?;
-        print(&format!("{id}\n"))
-    });
-    Ok(report(&errors))
-}
-
-fn open(flags: &Pools) -> Result<Engine> {
-    let (pools, tuning) = config::for_command(flags)?;
-    Engine::open_for_command(pools, tuning)
 }
 
 /// Prints to stdout. A reader that wants no more, such as `head`, is no failure.

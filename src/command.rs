@@ -2,28 +2,14 @@
 
 pub mod inspect;
 pub mod ls;
+pub mod session;
+pub mod snapshots;
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::engine::Engine;
 use crate::error::{Error, Kind, Result};
-use crate::volume::{Name, VolumeId};
-
-/// Calls `act` for each volume that a user named, and returns the errors. A failure does not affect the other volumes.
-pub fn for_each(
-    engine: &Engine,
-    volumes: &[String],
-    mut act: impl FnMut(&VolumeId) -> Result<()>,
-) -> Vec<Error> {
-    volumes.iter().filter_map(|text| id_of(engine, text).and_then(|id| act(&id)).err()).collect()
-}
-
-/// The id that a user means: `<pool>/<name>`, or the name of a volume that exists in one pool only.
-fn id_of(engine: &Engine, text: &str) -> Result<VolumeId> {
-    if text.contains('/') { text.parse() } else { engine.find(&text.parse::<Name>()?) }
-}
 
 /// Replaces the characters that a terminal interprets, such as the start of an escape sequence, by JSON's `\u` escapes.
 /// Labels, records and process names are foreign text, which must not control the terminal.

@@ -100,6 +100,29 @@ impl TryFrom<Serve> for Settings {
 /// The file that commands read the pools from if neither `--pool` nor `--config` is given.
 const DEFAULT_FILE: &str = "/etc/orlop/orlop.toml";
 
+/// The pool of a host without any settings. `orlop create` makes it.
+const DEFAULT_POOL: &str = "/var/lib/orlop";
+
+/// The pool that the first `orlop create` of a host makes: `None` if there are settings, or if it exists.
+///
+/// # Errors
+/// `Internal` when the name of the pool is wrong.
+pub fn first_pool(flags: &flags::Pools) -> Result<Option<PoolSettings>> {
+    let has_settings = !flags.pools.is_empty()
+        || flags.config.is_some()
+        || Path::new(DEFAULT_FILE).try_exists().unwrap_or(true)
+        || has_default_pool();
+    (!has_settings).then(default_pool).transpose()
+}
+
+fn default_pool() -> Result<PoolSettings> {
+    Ok(PoolSettings::new("default".parse()?, DEFAULT_POOL.into()))
+}
+
+fn has_default_pool() -> bool {
+    Path::new(DEFAULT_POOL).join("orlop.json").try_exists().unwrap_or(true)
+}
+
 /// Returns the pools of a command, at least one, and the tuning of its engine.
 ///
 /// # Errors
@@ -110,7 +133,10 @@ pub fn for_command(flags: &flags::Pools) -> Result<(Vec<PoolSettings>, Tuning)> 
     let has_default = || flags.pools.is_empty() && default.try_exists().unwrap_or(true);
     let path = flags.config.as_deref().or_else(|| has_default().then_some(default));
     let file = path.map(file::read).transpose()?.unwrap_or_default();
-    let pools = pools(&flags.pools, file.pools)?;
+    let mut pools = pools(&flags.pools, file.pools)?;
+    if path.is_none() && pools.is_empty() && has_default_pool() {
+        pools.push(default_pool()?);
+    }
     if pools.is_empty() {
         let text = format!("no pools: name them with --pool NAME=DIR or --config FILE, or in {DEFAULT_FILE}");
         return Err(invalid(text));

@@ -8,6 +8,7 @@ mod claims;
 mod consistency;
 mod copy;
 mod create;
+mod edit;
 mod health;
 mod inspect;
 mod list;
@@ -197,6 +198,21 @@ impl Engine {
     /// # Errors
     /// `NotFound`; `Unsupported` for an unmanaged volume; otherwise same as [`Engine::delete`].
     pub fn remove(&self, id: &VolumeId) -> Result<()> {
+        let (locked, volume) = self.lock_managed(id)?;
+        self.delete_loaded(&locked, &volume)
+    }
+
+    /// Whether [`Engine::remove`] would delete the volume now.
+    ///
+    /// # Errors
+    /// Same as [`Engine::remove`].
+    pub fn check_removable(&self, id: &VolumeId) -> Result<()> {
+        let (locked, _) = self.lock_managed(id)?;
+        self.refuse_if_used(&locked)?;
+        lock_data(&locked.pool, ObjectKind::Volumes, id).map(drop)
+    }
+
+    fn lock_managed(&self, id: &VolumeId) -> Result<(LockedVolume, Volume)> {
         self.check_pool_is_configured(id)?;
         let locked = self.lock_to_delete(id)?;
         let volume = locked.require()?;
@@ -204,7 +220,7 @@ impl Engine {
             let text = format!("volume {id} is unmanaged and is never deleted: remove its directory by hand");
             return Err(Error::new(Kind::Unsupported, text));
         }
-        self.delete_loaded(&locked, &volume)
+        Ok((locked, volume))
     }
 
     fn lock_to_delete(&self, id: &VolumeId) -> Result<LockedVolume> {

@@ -47,6 +47,7 @@ pub mod http;
 pub mod kube;
 pub mod metrics;
 pub mod mount;
+pub mod options;
 pub mod pause;
 pub mod pool;
 pub mod quantity;

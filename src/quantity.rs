@@ -70,6 +70,40 @@ impl FromStr for Bytes {
     }
 }
 
+/// A number of bytes as Docker writes it: `10g`, `10GB` and `10GiB` are the same, and `512b` are bytes. A bare number below
+/// 1 Mi counts GiB: nobody means a volume of ten bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DockerSize(pub u64);
+
+impl FromStr for DockerSize {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parse = || {
+            let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic())?);
+            let unit = match unit.to_ascii_lowercase().as_str() {
+                "b" => "",
+                "k" | "kb" | "ki" | "kib" => "Ki",
+                "m" | "mb" | "mi" | "mib" => "Mi",
+                "g" | "gb" | "gi" | "gib" => "Gi",
+                "t" | "tb" | "ti" | "tib" => "Ti",
+                "p" | "pb" | "pi" | "pib" => "Pi",
+                _ => return None,
+            };
+            format!("{number}{unit}").parse::<Bytes>().ok()
+        };
+        let bare = || {
+            let bytes = text.parse::<Bytes>().ok()?;
+            if bytes.0 < 1 << 20 { format!("{text}Gi").parse().ok() } else { Some(bytes) }
+        };
+        let is_bare = !text.contains(|c: char| c.is_ascii_alphabetic());
+        let bytes = if is_bare { bare() } else { parse() };
+        bytes.map(|bytes| Self(bytes.0)).ok_or_else(|| {
+            Error::new(Kind::Invalid, format!("{:?} is not a size such as 10G, 512M or 1.5T", shorten(text)))
+        })
+    }
+}
+
 impl FromStr for HumanDuration {
     type Err = Error;
 
@@ -128,6 +162,27 @@ fn digits(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dockers_sizes_are_binary_and_small_bare_numbers_are_gibibytes() {
+        for (text, bytes) in [
+            ("10", 10 << 30),
+            ("0", 0),
+            ("1.5", 3 << 29),
+            ("1048575", 1_048_575 << 30),
+            ("1048576", 1 << 20),
+            ("10g", 10 << 30),
+            ("10GB", 10 << 30),
+            ("10Gi", 10 << 30),
+            ("512b", 512),
+            ("1.5T", 3 << 39),
+        ] {
+            assert_eq!(text.parse::<DockerSize>().unwrap().0, bytes, "{text}");
+        }
+        for bad in ["", "G", "-1", "1 G", "1x", "1Gx", "1e3", "1..5G", "9999999P", "99999999999999999999"] {
+            assert_eq!(bad.parse::<DockerSize>().unwrap_err().kind(), Kind::Invalid, "{bad}");
+        }
+    }
 
     #[test]
     fn sizes_are_written_as_kubernetes_quantities() {

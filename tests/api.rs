@@ -23,4 +23,5 @@ mod api {
     mod semantics;
     mod sharing;
     mod trees;
+    mod verbs;
 }

@@ -43,15 +43,12 @@ pub fn to_text(volumes: &[StoredVolume], now: Timestamp) -> String {
     table.extend(volumes.iter().map(|volume| {
         let row = Row::from(volume);
         let size = row.size.filter(|size| *size != 0).map(|size| Size(size).to_short());
-        // A clock that was set back makes a volume new, not old.
-        let age =
-            row.created.map(|created| Duration::try_from(now.duration_since(created)).unwrap_or_default());
         let unknown = || "-".to_owned();
         [
             row.pool.to_string(),
             row.name.to_string(),
             size.unwrap_or_else(unknown),
-            age.map_or_else(unknown, |age| HumanDuration(age).to_short()),
+            row.created.map_or_else(unknown, |created| age(created, now)),
             row.state.to_owned(),
         ]
     }));
@@ -72,8 +69,13 @@ pub fn to_ids(volumes: &[StoredVolume]) -> String {
     volumes.iter().map(|volume| format!("{}\n", volume.id)).collect()
 }
 
+/// The age of an object. A clock that was set back makes it new, not old.
+pub(super) fn age(created: Timestamp, now: Timestamp) -> String {
+    HumanDuration(Duration::try_from(now.duration_since(created)).unwrap_or_default()).to_short()
+}
+
 /// Formats rows as lines whose columns begin at the same place. The cells are ASCII.
-fn aligned<const N: usize>(table: &[[String; N]]) -> String {
+pub(super) fn aligned<const N: usize>(table: &[[String; N]]) -> String {
     let widths: [usize; N] = std::array::from_fn(|column| {
         table.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0)
     });

@@ -1,5 +1,7 @@
 //! The command-line flags. Each one has an environment variable. CSI's own `CSI_ENDPOINT` is honoured too.
 
+mod volumes;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -9,6 +11,10 @@ use crate::error::{Error, Kind, Result};
 use crate::pause::HELPER_COMMAND;
 use crate::volume::{PoolName, shorten};
 use crate::worker::WORKER_COMMAND;
+pub use volumes::{
+    CloneVolume, Create, CreateSnapshot, Expand, Label, LsSnapshots, NewVolume, Restore, RmSnapshots,
+    Snapshots, Volumes,
+};
 
 /// Named, sized volumes kept as plain directories, for Kubernetes and other orchestrators.
 #[derive(Debug, Parser)]
@@ -28,14 +34,12 @@ pub enum Command {
     Probe(Probe),
     /// Report what this kernel and the given pools support, without changing anything
     Check(Check),
-    /// List the volumes of pools
-    #[command(visible_alias = "list")]
-    Ls(Ls),
-    /// Show the record, the directory and the users of volumes
-    Inspect(Inspect),
-    /// Delete volumes by their policy; refused while anything on this host uses them
-    #[command(visible_alias = "remove")]
-    Rm(Rm),
+    /// A command on volumes
+    #[command(flatten)]
+    Volumes(Volumes),
+    /// The same commands on volumes, as Docker groups them
+    #[command(subcommand)]
+    Volume(Volumes),
     /// Release the claims of a permanently lost Kubernetes node, so that their owners create new ones on other nodes
     #[cfg(feature = "kube")]
     ReleaseNode(ReleaseNode),
@@ -209,6 +213,10 @@ pub struct Rm {
     /// A volume: POOL/NAME, or NAME if one pool only has it
     #[arg(value_name = "VOLUME", required = true)]
     pub volumes: Vec<String>,
+
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Flags of `orlop release-node`.

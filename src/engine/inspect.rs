@@ -4,30 +4,19 @@ use std::os::fd::AsFd as _;
 
 use super::Engine;
 use super::locked::{not_found, read};
-use super::request::{Inspected, Records, StoredVolume};
+use super::request::{Inspected, StoredVolume};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::pool::Pool;
+use crate::pool::OpenPool;
 use crate::pool::object::ObjectKind;
-use crate::volume::{Name, VolumeId};
+use crate::volume::{Name, PoolName, VolumeId};
 
 impl Engine {
-    /// Reads the records of all volumes, ordered by id. A pool or record that cannot be read affects only itself.
-    #[must_use]
-    pub fn records(&self) -> Records {
-        let mut pools: Vec<_> = self.pools.iter().collect();
-        pools.sort_by(|a, b| a.settings().name.cmp(&b.settings().name));
-        let mut records = Records::default();
-        for pool in pools {
-            match self.records_of(pool) {
-                Ok(volumes) => records.volumes.extend(volumes),
-                Err(error) => records.unavailable.push(error),
-            }
-        }
-        records
-    }
-
-    fn records_of(&self, pool: &Pool) -> Result<Vec<StoredVolume>> {
-        let pool = pool.get_or_open()?;
+    /// Reads the records of the volumes of a pool, ordered by name. A record that cannot be read affects only itself.
+    ///
+    /// # Errors
+    /// `Unavailable` if the pool is; the error of the system call when its volumes cannot be listed.
+    pub fn records(&self, pool: &PoolName) -> Result<Vec<StoredVolume>> {
+        let pool = self.pool(pool)?;
         let mut names = pool.store.names(ObjectKind::Volumes)?;
         names.sort_unstable();
         let stored = names.into_iter().filter_map(|name| {
@@ -43,24 +32,41 @@ impl Engine {
     /// # Errors
     /// `NotFound`; `Invalid` when several pools have one; `Unavailable` when a pool is, since it may have one.
     pub fn find(&self, name: &Name) -> Result<VolumeId> {
+        self.find_in_pools("volume", name, |pool, id| Ok(read(pool, id)?.is_some()))
+    }
+
+    /// Returns the id of the snapshot with this name.
+    ///
+    /// # Errors
+    /// Same as [`Engine::find`].
+    pub fn find_snapshot(&self, name: &Name) -> Result<VolumeId> {
+        self.find_in_pools("snapshot", name, |pool, id| Ok(pool.store.snapshot(&id.name)?.is_some()))
+    }
+
+    fn find_in_pools(
+        &self,
+        object: &str,
+        name: &Name,
+        exists: impl Fn(&OpenPool, &VolumeId) -> Result<bool>,
+    ) -> Result<VolumeId> {
         let mut found = Vec::new();
         for pool in &self.pools {
             let pool = pool
                 .get_or_open()
-                .context(|| format!("find volume {name}: name its pool, as <pool>/{name}, or retry"))?;
+                .context(|| format!("find {object} {name}: name its pool, as <pool>/{name}, or retry"))?;
             let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
-            // A volume whose record cannot be read exists.
-            if !matches!(read(&pool, &id), Ok(None)) {
+            // An object whose record cannot be read exists.
+            if exists(&pool, &id).unwrap_or(true) {
                 found.push(id);
             }
         }
         found.sort_unstable();
         match &found[..] {
-            [] => Err(Error::new(Kind::NotFound, format!("volume {name} does not exist"))),
+            [] => Err(Error::new(Kind::NotFound, format!("{object} {name} does not exist"))),
             [id] => Ok(id.clone()),
             several => {
                 let ids: Vec<_> = several.iter().map(ToString::to_string).collect();
-                let text = format!("several pools have a volume {name}: name one of {}", ids.join(", "));
+                let text = format!("several pools have a {object} {name}: name one of {}", ids.join(", "));
                 Err(Error::new(Kind::Invalid, text))
             }
         }

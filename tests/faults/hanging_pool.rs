@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use orlop::csi::proto::controller_client::ControllerClient;
@@ -24,7 +24,7 @@ use crate::common::isolation::{in_own_process, skip, unmount_all};
 use crate::common::pool::{
     MIB, check, clone_request, id, listed, long_waits, names, request, settings, snapshot_request,
 };
-use crate::common::server::{Server, connect};
+use crate::common::server::{ORLOP, Server, connect};
 use crate::common::wait::within_seconds;
 
 /// Callers of the pool that hangs: more than a lane lets in.
@@ -94,6 +94,13 @@ impl Setup {
         );
         fs::write(base.join("orlop.toml"), pools).unwrap();
         Self { base: base.to_owned(), fuse: Fuse::start(base) }
+    }
+
+    /// Starts a command on both pools.
+    fn command(&self, arguments: &str) -> Child {
+        let mut command = Command::new(ORLOP);
+        command.args(arguments.split_whitespace()).arg("--config").arg(self.base.join("orlop.toml"));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).env_remove("ORLOP_POOL").spawn().unwrap()
     }
 
     pub(super) async fn serve(&self) -> (Server, Client) {
@@ -435,4 +442,39 @@ pub(super) async fn within_async(seconds: u64, mut holds: impl AsyncFnMut() -> b
         assert!(Instant::now() < deadline, "not within {seconds} s");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Commands need no server. Without a deadline, each of these would wait until the disk responds.
+#[test]
+fn a_command_on_a_pool_that_hangs_ends_with_an_error() {
+    run("a_command_on_a_pool_that_hangs_ends_with_an_error", async |setup: Setup| {
+        let (server, mut client) = setup.serve().await;
+        client.create("ok", "a").await.unwrap();
+        client.create("slow", "b").await.unwrap();
+        drop(server);
+        setup.fuse.send(Signal::STOP);
+        let cases = [
+            ("ls -q", "ok/a\n", "list the volumes of pool slow: no answer within 5 s"),
+            ("inspect slow/b", "[]\n", "inspect volume slow/b: no answer within 5 s"),
+            ("inspect b", "[]\n", "find volume b (or name its pool, as <pool>/b): no answer within 5 s"),
+            ("rm slow/b ok/a", "ok/a\n", "delete volume slow/b: no answer within 5 s"),
+            ("create c -o pool=slow", "", "create volume slow/c: no answer within 5 s"),
+            ("clone slow/b c", "", "create volume slow/c: no answer within 5 s"),
+            ("snapshot create slow/b s", "", "create snapshot slow/s: no answer within 5 s"),
+            ("expand slow/b 1g", "", "expand volume slow/b: no answer within 5 s"),
+        ];
+        // `ls` first, since `rm` changes what it prints; the others wait side by side.
+        let (first, others) = cases.split_at(1);
+        for cases in [first, others] {
+            let commands: Vec<_> = cases.iter().map(|(arguments, ..)| setup.command(arguments)).collect();
+            for (command, (arguments, stdout, expected)) in commands.into_iter().zip(cases) {
+                let output = command.wait_with_output().unwrap();
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                assert_eq!(String::from_utf8_lossy(&output.stdout), *stdout, "{arguments}: {stderr}");
+                assert_eq!(output.status.code(), Some(1), "{arguments}");
+                assert!(stderr.contains(expected), "{arguments}: {stderr}");
+            }
+        }
+        setup.fuse.send(Signal::CONT);
+    });
 }

@@ -31,6 +31,7 @@ const LAYERS: &[Row] = &[
     ("worker", &["engine", "error", "volume"], &["nix", "rustix", "serde", "serde_json", "tokio", "tracing"]),
     ("quantity", &["error", "volume"], &["serde"]),
     ("dispatch", &["engine", "error", "volume", "worker"], &["tokio", "tracing"]),
+    ("options", &["engine", "error", "quantity", "volume"], &["serde"]),
     ("health", &["dispatch", "engine", "volume"], &["tokio", "tracing"]),
     ("metrics", &["engine", "health"], &["prometheus_client", "rustix"]),
     (
@@ -48,6 +49,7 @@ const LAYERS: &[Row] = &[
             "health",
             "metrics",
             "mount",
+            "options",
             "quantity",
             "socket",
             "telemetry",
@@ -66,7 +68,11 @@ const LAYERS: &[Row] = &[
             "tracing",
         ],
     ),
-    ("command", &["engine", "error", "mount", "quantity", "volume"], &["serde", "serde_json", "uuid"]),
+    (
+        "command",
+        &["engine", "error", "mount", "options", "quantity", "volume"],
+        &["serde", "serde_json", "uuid"],
+    ),
     (
         "http",
         &["engine", "error", "health", "metrics", "socket", "volume"],

@@ -1,0 +1,205 @@
+//! The calls of one command to the engine. Each call has a deadline, so a disk that does not respond is an error.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::engine::Engine;
+use crate::engine::request::Records;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::volume::{Name, PoolName, VolumeId};
+
+/// How long an interrupted copy may take to stop, and its remains to be removed.
+const CLEAN_UP: Duration = Duration::from_secs(30);
+
+/// The engine of a command.
+#[derive(Debug)]
+pub struct Session {
+    engine: Arc<Engine>,
+    limit: Duration,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Session {
+    /// Creates the session of a command, which cancels its copy when `interrupted` is set.
+    #[must_use]
+    pub fn new(engine: Engine, interrupted: Arc<AtomicBool>) -> Self {
+        let limit = engine.tuning().call_timeout;
+        Self { engine: Arc::new(engine), limit, interrupted }
+    }
+
+    /// Calls the engine. `what` names the operation and its object.
+    ///
+    /// # Errors
+    /// `Unresponsive` when the call does not return within the call timeout; otherwise those of the call.
+    pub fn call<T: Send + 'static>(
+        &self,
+        what: &str,
+        work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.begin(work)?.result(what)
+    }
+
+    /// Starts a call, whose deadline begins now.
+    fn begin<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
+    ) -> Result<Call<T>> {
+        let (sender, result) = mpsc::channel();
+        let engine = Arc::clone(&self.engine);
+        let run = move || drop(sender.send(work(&engine)));
+        thread::Builder::new().name("call".to_owned()).spawn(run).context(|| "start a thread")?;
+        Ok(Call { result, deadline: Instant::now() + self.limit, limit: self.limit })
+    }
+
+    /// Repeats a call that starts or joins a copy until the copy has ended. Cancels it when the command is interrupted.
+    ///
+    /// # Errors
+    /// `Busy` when the command was interrupted; otherwise same as [`Session::call`].
+    pub fn copy<T: Send + 'static>(
+        &self,
+        what: &str,
+        work: impl Fn(&Engine) -> Result<Option<T>> + Clone + Send + 'static,
+    ) -> Result<T> {
+        let mut has_copied = false;
+        loop {
+            let is_running = self.engine.active_jobs() > 0;
+            let result = self.call(what, work.clone());
+            has_copied |= is_running || self.engine.active_jobs() > 0;
+            match result {
+                Ok(Some(made)) => return Ok(made),
+                Ok(None) => {}
+                // The copy still runs, or has ended since: then the next call returns its result.
+                Err(error) if error.kind() == Kind::Busy && is_running => {}
+                Err(error) if error.kind() == Kind::Busy && self.engine.active_jobs() > 0 => {}
+                Err(error) if has_copied => return Err(self.cleaned_up(error)),
+                Err(error) => return Err(error),
+            }
+            if self.interrupted.load(Ordering::Relaxed) {
+                self.engine.shutdown();
+                let text = format!("{what}: interrupted; nothing was created");
+                return Err(self.cleaned_up(Error::new(Kind::Busy, text)));
+            }
+        }
+    }
+
+    /// Removes what a failed copy has left in the trash.
+    fn cleaned_up(&self, error: Error) -> Error {
+        if error.kind() == Kind::Unresponsive {
+            return error;
+        }
+        match self.engine.reap(CLEAN_UP) {
+            Ok(()) => error,
+            Err(rest) => Error::caused(error.kind(), format!("{}; {}", error.chain(), rest.chain()), error),
+        }
+    }
+
+    /// The records of all volumes. Pools are read side by side; one that does not respond affects no other.
+    #[must_use]
+    pub fn records(&self) -> Records {
+        let mut pools: Vec<_> = self.engine.pool_settings().map(|pool| pool.name.clone()).collect();
+        pools.sort();
+        let calls: Vec<_> = pools
+            .into_iter()
+            .map(|pool| (pool.clone(), self.begin(move |engine| engine.records(&pool))))
+            .collect();
+        let mut records = Records::default();
+        for (pool, call) in calls {
+            match call.and_then(|call| call.result(&format!("list the volumes of pool {pool}"))) {
+                Ok(volumes) => records.volumes.extend(volumes),
+                Err(error) => records.unavailable.push(error),
+            }
+        }
+        records
+    }
+
+    /// The id of the volume that a user means: `<pool>/<name>`, or the name of a volume that exists in one pool only.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` if several pools have one; otherwise same as [`Session::call`].
+    pub fn volume(&self, text: &str) -> Result<VolumeId> {
+        self.id_of(text, "volume", |engine, name| engine.find(name))
+    }
+
+    /// The id of the snapshot that a user means, as for volumes.
+    ///
+    /// # Errors
+    /// Same as [`Session::volume`].
+    pub fn snapshot(&self, text: &str) -> Result<VolumeId> {
+        self.id_of(text, "snapshot", |engine, name| engine.find_snapshot(name))
+    }
+
+    /// The pool of a new volume: this one, or else the default one.
+    ///
+    /// # Errors
+    /// `Unavailable` when there are no pools.
+    pub fn pool(&self, pool: Option<PoolName>) -> Result<PoolName> {
+        pool.map_or_else(|| self.engine.default_pool_name(), Ok)
+    }
+
+    /// Refuses a new volume whose name a volume in another pool has: the engine checks only pools that it has loaded. A pool
+    /// that is unavailable is not checked, as in a server.
+    ///
+    /// # Errors
+    /// `Conflict`.
+    pub fn refuse_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
+        let others = self.engine.pool_settings().filter(|pool| pool.name != id.pool);
+        for pool in others.map(|pool| pool.name.clone()) {
+            let other = VolumeId { pool, name: id.name.clone() };
+            let what = format!("find volume {other}");
+            let asked = other.clone();
+            if self.call(&what, move |engine| engine.get(&asked)).is_ok() {
+                let text =
+                    format!("volume {} already exists in pool {}: use another name", id.name, other.pool);
+                return Err(Error::new(Kind::Conflict, text));
+            }
+        }
+        Ok(())
+    }
+
+    fn id_of(
+        &self,
+        text: &str,
+        object: &str,
+        find: impl FnOnce(&Engine, &Name) -> Result<VolumeId> + Send + 'static,
+    ) -> Result<VolumeId> {
+        if text.contains('/') {
+            return text.parse();
+        }
+        let name = text.parse::<Name>()?;
+        let what = format!("find {object} {name} (or name its pool, as <pool>/{name})");
+        self.call(&what, move |engine| find(engine, &name))
+    }
+
+    /// Calls `act` for each volume that a user named, and returns the errors. A failure does not affect the other volumes.
+    pub fn for_each(&self, volumes: &[String], mut act: impl FnMut(VolumeId) -> Result<()>) -> Vec<Error> {
+        volumes.iter().filter_map(|text| self.volume(text).and_then(&mut act).err()).collect()
+    }
+}
+
+/// A call that runs in a thread of its own.
+#[derive(Debug)]
+struct Call<T> {
+    result: mpsc::Receiver<Result<T>>,
+    deadline: Instant,
+    limit: Duration,
+}
+
+impl<T> Call<T> {
+    fn result(self, what: &str) -> Result<T> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        self.result.recv_timeout(left).unwrap_or_else(|error| match error {
+            mpsc::RecvTimeoutError::Timeout => {
+                let text = format!(
+                    "{what}: no answer within {} s: the disk of the pool does not respond; check it and retry",
+                    self.limit.as_secs()
+                );
+                Err(Error::new(Kind::Unresponsive, text))
+            }
+            mpsc::RecvTimeoutError::Disconnected => {
+                Err(Error::new(Kind::Internal, format!("{what}: the call panicked")))
+            }
+        })
+    }
+}

@@ -1,0 +1,228 @@
+//! The flags of the commands that make and change volumes and snapshots.
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{Inspect, Ls, Pools, Rm};
+use crate::volume::Consistency;
+
+/// The commands on volumes. Each one is also a command of `orlop volume`.
+#[derive(Debug, Subcommand)]
+pub enum Volumes {
+    /// Create a volume, and print its id
+    Create(Create),
+    /// List the volumes of pools
+    #[command(visible_alias = "list")]
+    Ls(Ls),
+    /// Show the record, the directory and the users of volumes
+    Inspect(Inspect),
+    /// Delete volumes by their policy; refused while anything on this host uses them
+    #[command(visible_alias = "remove")]
+    Rm(Rm),
+    /// Create a volume with the data of another one
+    Clone(CloneVolume),
+    /// Create a volume with the data of a snapshot
+    Restore(Restore),
+    /// Make a volume larger, also while it is in use
+    Expand(Expand),
+    /// Set and remove labels of a volume
+    Label(Label),
+    /// Create, list and delete snapshots
+    #[command(subcommand)]
+    Snapshot(Snapshots),
+}
+
+/// The commands on snapshots.
+#[derive(Debug, Subcommand)]
+pub enum Snapshots {
+    /// Create a snapshot of a volume, and print its id
+    Create(CreateSnapshot),
+    /// List the snapshots of pools
+    #[command(visible_alias = "list")]
+    Ls(LsSnapshots),
+    /// Delete snapshots
+    #[command(visible_alias = "remove")]
+    Rm(RmSnapshots),
+}
+
+/// Options of a new volume.
+#[derive(Debug, Args)]
+pub struct NewVolume {
+    /// An option: size=10G, pool, mode, uid, gid, ondelete, trashfor, limit, consistency, maxpause, label.KEY. Repeat the
+    /// flag or separate options by commas
+    #[arg(long = "opt", short = 'o', value_name = "NAME=VALUE", value_delimiter = ',')]
+    pub options: Vec<String>,
+
+    /// A label of the volume. Repeat the flag for more
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Flags of `orlop create`.
+#[derive(Debug, Args)]
+pub struct Create {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// Name of the volume [default: 64 random hexadecimal digits, as Docker's anonymous volumes have]
+    pub name: Option<String>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub new: NewVolume,
+
+    /// For scripts that were written for Docker: the driver, which must be orlop
+    #[arg(long, short, value_name = "DRIVER", value_parser = ["orlop"], hide_possible_values = true)]
+    pub driver: Option<String>,
+}
+
+/// Flags of `orlop clone`.
+#[derive(Debug, Args)]
+pub struct CloneVolume {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// The volume to copy: POOL/NAME, or NAME if one pool only has it
+    #[arg(value_name = "VOLUME")]
+    pub source: String,
+
+    /// Name of the new volume
+    pub name: String,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub new: NewVolume,
+}
+
+/// Flags of `orlop restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// The snapshot to copy: POOL/NAME, or NAME if one pool only has it
+    #[arg(value_name = "SNAPSHOT")]
+    pub source: String,
+
+    /// Name of the new volume
+    pub name: String,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub new: NewVolume,
+}
+
+/// Flags of `orlop expand`.
+#[derive(Debug, Args)]
+pub struct Expand {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// A volume: POOL/NAME, or NAME if one pool only has it
+    pub volume: String,
+
+    /// The new size, such as 20G
+    pub size: String,
+
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Flags of `orlop label`.
+#[derive(Debug, Args)]
+pub struct Label {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// A volume: POOL/NAME, or NAME if one pool only has it
+    pub volume: String,
+
+    /// KEY=VALUE sets a label, and KEY- removes it
+    #[arg(value_name = "LABEL", required = true)]
+    pub changes: Vec<String>,
+
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Flags of `orlop snapshot create`.
+#[derive(Debug, Args)]
+pub struct CreateSnapshot {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// The volume to copy: POOL/NAME, or NAME if one pool only has it
+    pub volume: String,
+
+    /// Name of the snapshot
+    pub name: String,
+
+    /// A label of the snapshot. Repeat the flag for more
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+
+    /// What the copy of a volume in use shows
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "crash")]
+    pub consistency: ConsistencyFlag,
+
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// What a copy shows, as a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ConsistencyFlag {
+    /// One instant; the containers that use the volume are paused shortly
+    Crash,
+    /// Each file at another moment; nothing is paused
+    None,
+}
+
+impl From<ConsistencyFlag> for Consistency {
+    fn from(flag: ConsistencyFlag) -> Self {
+        match flag {
+            ConsistencyFlag::Crash => Self::Crash,
+            ConsistencyFlag::None => Self::None,
+        }
+    }
+}
+
+/// Flags of `orlop snapshot ls`.
+#[derive(Debug, Args)]
+pub struct LsSnapshots {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// Print the ids only, one for each line
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Flags of `orlop snapshot rm`.
+#[derive(Debug, Args)]
+pub struct RmSnapshots {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// A snapshot: POOL/NAME, or NAME if one pool only has it
+    #[arg(value_name = "SNAPSHOT", required = true)]
+    pub snapshots: Vec<String>,
+
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}

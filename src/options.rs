@@ -1,0 +1,249 @@
+//! The options of volumes and copies: the only list of their names. StorageClasses, inline volumes and commands use it.
+//!
+//! An unknown name is refused with the names that exist.
+
+pub mod assignment;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::value::MapDeserializer;
+use serde::de::{DeserializeOwned, Error as _, IntoDeserializer};
+use serde::{Deserialize, Deserializer};
+
+use crate::engine::request::{ConsistencySpec, OwnerSpec};
+use crate::error::{Error, Kind, Result};
+use crate::quantity::HumanDuration;
+use crate::volume::{Consistency, Labels, Limit, OnDelete, Policy, PolicyChange, PoolName, shorten};
+
+/// Default of `trashFor`.
+pub const DEFAULT_TRASH_FOR: Duration = Duration::from_secs(7 * 86_400);
+/// The largest `maxPause`: containers are never paused longer, whatever a class says.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// `StorageClass.parameters`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Parameters {
+    /// Pool of the volume. Default: the one named "default", or the first of the settings.
+    #[serde(deserialize_with = "from_text")]
+    pool: Option<PoolName>,
+    /// What happens to the data of a deleted volume: `delete` (the default), `trash` or `retain`. Mutable.
+    #[serde(deserialize_with = "variant")]
+    on_delete: Option<OnDelete>,
+    /// Retention of trash: `30m`, `12h`, `7d`, `1d12h`. Default: 7d. Only with `onDelete: trash`. Mutable.
+    #[serde(deserialize_with = "from_text")]
+    trash_for: Option<HumanDuration>,
+    /// Permission bits of the root directory in octal. Default: 0777, or the source's.
+    #[serde(deserialize_with = "from_text")]
+    mode: Option<Mode>,
+    /// Owner of the root directory. Default: 0, or the source's.
+    #[serde(deserialize_with = "from_text")]
+    uid: Option<NumericId>,
+    /// Group of the root directory. Default: 0, or the source's.
+    #[serde(deserialize_with = "from_text")]
+    gid: Option<NumericId>,
+    /// Whether the size is enforced: `auto` (the default: if the pool can), `hard` (the volume is refused if the pool
+    /// cannot), `none`. Mutable.
+    #[serde(deserialize_with = "variant")]
+    limit: Option<Limit>,
+    /// What a clone of a volume in use shows, as in [`SnapshotParameters`].
+    #[serde(deserialize_with = "variant")]
+    consistency: Option<Consistency>,
+    /// The longest pause for a clone, as in [`SnapshotParameters`].
+    #[serde(deserialize_with = "from_text")]
+    max_pause: Option<HumanDuration>,
+}
+
+/// `VolumeSnapshotClass.parameters`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct SnapshotParameters {
+    /// What the copy of a volume in use shows: `crash` (the default: one instant) or `none` (each file at another moment).
+    #[serde(deserialize_with = "variant")]
+    consistency: Option<Consistency>,
+    /// The longest pause of the containers that use the volume, such as `5s`. Default: 2s. Not with `consistency: none`.
+    #[serde(deserialize_with = "from_text")]
+    max_pause: Option<HumanDuration>,
+}
+
+/// `VolumeAttributesClass.parameters`: the part of [`Parameters`] that can be changed later.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Mutable {
+    #[serde(deserialize_with = "variant")]
+    on_delete: Option<OnDelete>,
+    #[serde(deserialize_with = "from_text")]
+    trash_for: Option<HumanDuration>,
+    #[serde(deserialize_with = "variant")]
+    limit: Option<Limit>,
+}
+
+/// The options of a new volume, for the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeOptions {
+    /// The pool; `None`: the default one.
+    pub pool: Option<PoolName>,
+    /// Owner and mode of the root directory.
+    pub owner: OwnerSpec,
+    /// Delete policy and limit.
+    pub policy: Policy,
+    /// How consistent a clone must be.
+    pub consistency: ConsistencySpec,
+    /// Labels for the record.
+    pub labels: Labels,
+}
+
+/// Parses the options of a volume, and the mutable ones that override them.
+///
+/// # Errors
+/// `Invalid`, which names the option.
+pub fn volume_options(
+    parameters: &HashMap<String, String>,
+    mutable_parameters: &HashMap<String, String>,
+    labels: Labels,
+) -> Result<VolumeOptions> {
+    let overrides = mutable(mutable_parameters)?;
+    let parameters: Parameters = deserialize("parameters", parameters)?;
+    let on_delete = overrides.on_delete.or(parameters.on_delete).unwrap_or_default();
+    let trash_for = overrides.trash_for.or(parameters.trash_for);
+    check_trash_for(trash_for, on_delete)?;
+    let policy = Policy {
+        on_delete,
+        trash_for: trash_for.map_or(DEFAULT_TRASH_FOR, |duration| duration.0),
+        limit: overrides.limit.or(parameters.limit).unwrap_or_default(),
+    };
+    let owner = OwnerSpec {
+        uid: parameters.uid.map(|uid| uid.0),
+        gid: parameters.gid.map(|gid| gid.0),
+        mode: parameters.mode.map(|mode| mode.0),
+    };
+    let consistency = consistency(parameters.consistency, parameters.max_pause)?;
+    Ok(VolumeOptions { pool: parameters.pool, owner, policy, consistency, labels })
+}
+
+/// Parses a change of a volume's policy. Absent options change nothing.
+///
+/// # Errors
+/// Same as [`volume_options`].
+pub fn policy_change(mutable_parameters: &HashMap<String, String>) -> Result<PolicyChange> {
+    let Mutable { on_delete, trash_for, limit } = mutable(mutable_parameters)?;
+    if let Some(on_delete) = on_delete {
+        check_trash_for(trash_for, on_delete)?;
+    }
+    Ok(PolicyChange { on_delete, trash_for: trash_for.map(|duration| duration.0), limit })
+}
+
+/// Parses the options of a snapshot.
+///
+/// # Errors
+/// Same as [`volume_options`].
+pub fn snapshot_options(parameters: &HashMap<String, String>) -> Result<ConsistencySpec> {
+    let parameters: SnapshotParameters = deserialize("parameters", parameters)?;
+    consistency(parameters.consistency, parameters.max_pause)
+}
+
+fn consistency(
+    consistency: Option<Consistency>,
+    max_pause: Option<HumanDuration>,
+) -> Result<ConsistencySpec> {
+    let default = ConsistencySpec::default();
+    let consistency = consistency.unwrap_or(default.consistency);
+    match max_pause {
+        Some(_) if consistency == Consistency::None => {
+            Err(invalid("parameter maxPause", "needs consistency: crash"))
+        }
+        Some(HumanDuration(Duration::ZERO)) => {
+            Err(invalid("parameter maxPause", "must not be zero; use consistency: none"))
+        }
+        Some(HumanDuration(pause)) if pause > LONGEST_PAUSE => {
+            Err(invalid("parameter maxPause", "must be at most 5m"))
+        }
+        max_pause => {
+            let max_pause = max_pause.map_or(default.max_pause, |duration| duration.0);
+            Ok(ConsistencySpec { consistency, max_pause })
+        }
+    }
+}
+
+fn mutable(parameters: &HashMap<String, String>) -> Result<Mutable> {
+    deserialize("mutable_parameters", parameters)
+}
+
+fn check_trash_for(trash_for: Option<HumanDuration>, on_delete: OnDelete) -> Result<()> {
+    match trash_for {
+        Some(_) if on_delete != OnDelete::Trash => {
+            Err(invalid("parameter trashFor", "needs onDelete: trash"))
+        }
+        Some(HumanDuration(Duration::ZERO)) => {
+            Err(invalid("parameter trashFor", "must not be zero; use onDelete: delete"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn invalid(field: &str, reason: &str) -> Error {
+    Error::new(Kind::Invalid, format!("{field} {reason}"))
+}
+
+/// Deserializes a map. Each key is deserialized alone first, so that an error names its key.
+fn deserialize<T: DeserializeOwned>(field: &str, map: &HashMap<String, String>) -> Result<T> {
+    let mut pairs: Vec<_> = map.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    pairs.sort_unstable();
+    for pair in &pairs {
+        from_pairs::<T>(&[*pair]).map_err(|error| {
+            Error::new(Kind::Invalid, format!("{field}: key {:?}: {error}", shorten(pair.0)))
+        })?;
+    }
+    from_pairs(&pairs).map_err(|error| Error::new(Kind::Invalid, format!("{field}: {error}")))
+}
+
+fn from_pairs<T: DeserializeOwned>(pairs: &[(&str, &str)]) -> Result<T, serde::de::value::Error> {
+    T::deserialize(MapDeserializer::new(pairs.iter().copied()))
+}
+
+fn from_text<'d, D: Deserializer<'d>, T: FromStr<Err: fmt::Display>>(
+    input: D,
+) -> Result<Option<T>, D::Error> {
+    String::deserialize(input)?.parse().map(Some).map_err(D::Error::custom)
+}
+
+fn variant<'d, D: Deserializer<'d>, T: Deserialize<'d>>(input: D) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(input)?;
+    // serde's error contains the whole value, so it is shortened first.
+    T::deserialize(shorten(&text).into_deserializer()).map(Some)
+}
+
+/// Permission bits, written in octal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mode(u32);
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_octal = (3..=5).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+        let bits = if is_octal { u32::from_str_radix(text, 8).ok() } else { None };
+        bits.filter(|bits| *bits <= 0o7777)
+            .map(Self)
+            .ok_or_else(|| format!("{:?} is not an octal mode such as 0750", shorten(text)))
+    }
+}
+
+/// A user or group id. The largest number is not an id: chown(2) takes it to mean "unchanged".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct NumericId(u32);
+
+impl FromStr for NumericId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = if text.starts_with('+') { None } else { text.parse().ok() };
+        number
+            .filter(|id| *id != u32::MAX)
+            .map(Self)
+            .ok_or_else(|| format!("{:?} is not a number from 0 to 4294967294", shorten(text)))
+    }
+}

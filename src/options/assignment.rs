@@ -1,0 +1,171 @@
+//! Options as users write them on a command line: `-o size=10G -o uid=www-data`.
+
+use std::collections::HashMap;
+use std::fs;
+
+use super::{VolumeOptions, volume_options};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::quantity::DockerSize;
+use crate::volume::{Labels, shorten};
+
+/// The options that a command passes on to [`volume_options`]. Their case is ignored.
+const NAMES: [&str; 9] =
+    ["pool", "onDelete", "trashFor", "mode", "uid", "gid", "limit", "consistency", "maxPause"];
+/// Prefix of an option that is a label.
+const LABEL: &str = "label.";
+/// Maximum length of a label's key or value in bytes.
+const MAX_LABEL: usize = 1024;
+
+/// The options of a new volume on a command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assigned {
+    /// Size in bytes; `None` if no size was requested.
+    pub size: Option<u64>,
+    /// The volume or snapshot to copy.
+    pub from: Option<String>,
+    /// All other options.
+    pub options: VolumeOptions,
+}
+
+/// Parses options such as `size=10G`, and labels such as `app=shop`. A size has Docker's units.
+///
+/// # Errors
+/// `Invalid`, which names the option.
+pub fn parse(options: &[String], labels: &[String]) -> Result<Assigned> {
+    let (mut size, mut from, mut others) = (None, None, HashMap::new());
+    let mut parsed_labels = labels.iter().map(|label| label_of(label)).collect::<Result<Labels>>()?;
+    for option in options {
+        let (name, value) = split(option)?;
+        if let Some(key) = name.strip_prefix(LABEL) {
+            let (key, value) = label_of(&format!("{key}={value}"))?;
+            parsed_labels.insert(key, value);
+            continue;
+        }
+        let is_repeated = match name.to_ascii_lowercase().as_str() {
+            "size" => {
+                let parsed = value.parse::<DockerSize>().context(|| "option size")?;
+                size.replace(parsed.0).is_some()
+            }
+            "from" => from.replace(value.to_owned()).is_some(),
+            "uid" => others.insert("uid".to_owned(), id_of("uid", "/etc/passwd", value)?).is_some(),
+            "gid" => others.insert("gid".to_owned(), id_of("gid", "/etc/group", value)?).is_some(),
+            _ => others.insert(known_name(name)?.to_owned(), value.to_owned()).is_some(),
+        };
+        if is_repeated {
+            return Err(invalid(format!("option {name} is given twice")));
+        }
+    }
+    let options = volume_options(&others, &HashMap::new(), parsed_labels)?;
+    Ok(Assigned { size, from, options })
+}
+
+/// Parses a label as `KEY=VALUE`; without `=`, the value is empty.
+///
+/// # Errors
+/// `Invalid` for an empty or long key, a long value, or a control character.
+pub fn label_of(text: &str) -> Result<(String, String)> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    let is_bad = |text: &str| text.len() > MAX_LABEL || text.contains(char::is_control);
+    if key.is_empty() || is_bad(key) || is_bad(value) {
+        let text = format!("label {:?} is not KEY=VALUE with at most {MAX_LABEL} bytes each", shorten(text));
+        return Err(invalid(text));
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn split(option: &str) -> Result<(&str, &str)> {
+    let pair = option.split_once('=').filter(|(name, _)| !name.is_empty());
+    pair.ok_or_else(|| invalid(format!("option {:?} is not NAME=VALUE", shorten(option))))
+}
+
+fn known_name(name: &str) -> Result<&'static str> {
+    NAMES.into_iter().find(|known| known.eq_ignore_ascii_case(name)).ok_or_else(|| {
+        let known: Vec<_> = NAMES.iter().map(|known| known.to_ascii_lowercase()).collect();
+        let text = format!(
+            "unknown option {:?}: the options are size, from, label.KEY, {}",
+            shorten(name),
+            known.join(", ")
+        );
+        invalid(text)
+    })
+}
+
+/// The number of a user or group, which may be written as a name of this host.
+fn id_of(option: &str, file: &str, value: &str) -> Result<String> {
+    if value.starts_with(|c: char| c.is_ascii_digit()) {
+        return Ok(value.to_owned());
+    }
+    let table = fs::read_to_string(file).context(|| format!("read {file}"))?;
+    let number = table.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(value)).then(|| fields.nth(1)).flatten()
+    });
+    number.map(str::to_owned).ok_or_else(|| {
+        let text = format!("option {option}: {:?} is neither a number nor in {file}", shorten(value));
+        invalid(text)
+    })
+}
+
+fn invalid(text: String) -> Error {
+    Error::new(Kind::Invalid, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::request::OwnerSpec;
+    use crate::volume::OnDelete;
+
+    fn parse_words(options: &str, labels: &str) -> Result<Assigned> {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        parse(&words(options), &words(labels))
+    }
+
+    #[test]
+    fn the_case_of_an_option_is_ignored_and_labels_have_two_forms() {
+        let text =
+            "size=10 ONDELETE=trash trashfor=2d mode=0750 uid=root gid=7 pool=ssd from=data label.a=b=c";
+        let assigned = parse_words(text, "x= y").unwrap();
+        assert_eq!((assigned.size, assigned.from.as_deref()), (Some(10 << 30), Some("data")));
+        let VolumeOptions { pool, owner, policy, labels, .. } = assigned.options;
+        assert_eq!(pool.unwrap().as_str(), "ssd");
+        assert_eq!(owner, OwnerSpec { uid: Some(0), gid: Some(7), mode: Some(0o750) });
+        assert_eq!((policy.on_delete, policy.trash_for), (OnDelete::Trash, Duration::from_secs(172_800)));
+        let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        assert_eq!(labels, ["a=b=c", "x=", "y="]);
+    }
+
+    #[test]
+    fn a_wrong_option_is_refused_by_name() {
+        for (options, expected) in [
+            (
+                "colour=red",
+                "unknown option \"colour\": the options are size, from, label.KEY, pool, ondelete",
+            ),
+            ("size", "\"size\" is not NAME=VALUE"),
+            ("size=much", "option size: \"much\" is not a size"),
+            ("size=1G SIZE=2G", "option SIZE is given twice"),
+            ("uid=nobody-here", "\"nobody-here\" is neither a number nor in /etc/passwd"),
+            ("uid=4294967295", "is not a number from 0"),
+            ("mode=9", "octal mode"),
+            ("trashfor=1d", "needs onDelete: trash"),
+            ("label.=x", "is not KEY=VALUE"),
+        ] {
+            let error = parse_words(options, "").unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid, "{options}");
+            assert!(error.chain().contains(expected), "{options}: {}", error.chain());
+        }
+    }
+
+    #[test]
+    fn every_name_of_the_table_is_an_option_of_a_volume() {
+        for name in NAMES {
+            let error =
+                volume_options(&[(name.into(), "\u{1}".into())].into(), &HashMap::new(), Labels::new());
+            let text = error.unwrap_err().chain();
+            assert!(!text.contains("unknown field"), "{text}");
+        }
+    }
+}

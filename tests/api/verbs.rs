@@ -1,0 +1,238 @@
+//! Commands that make and change volumes and snapshots, with and without a server beside them.
+#![expect(clippy::disallowed_methods, reason = "the program under test is a process")]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::process::{Command, Stdio};
+
+use orlop::csi::proto::ListVolumesRequest;
+use serde_json::json;
+
+use crate::api::commands::{Pools, Ran, run};
+use crate::common::isolation;
+use crate::common::pool::{contents_and_times, names, read_record, volume_record};
+use crate::common::server::{ORLOP, Server};
+use crate::common::wait::within_seconds;
+
+fn done(stdout: &str) -> Ran {
+    Ran { code: 0, stdout: stdout.into(), stderr: String::new() }
+}
+
+fn refused(ran: &Ran, code: i32, expected: &str) {
+    assert_eq!((ran.code, ran.stdout.as_str()), (code, ""), "{}", ran.stderr);
+    assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+}
+
+#[test]
+fn create_makes_a_volume_with_its_options_and_labels() {
+    let pools = Pools::with(&[], &[]);
+    let options = "-o size=10,mode=0750,ONDELETE=trash -o trashfor=2d -o label.team=a --label app=shop";
+    assert_eq!(pools.run(&format!("create data {options}")), done("p/data\n"));
+    assert_eq!(pools.run(&format!("volume create data {options} -d orlop")), done("p/data\n"), "again");
+    let record = read_record(&volume_record(&pools.path("p"), "data"));
+    assert_eq!(record["size"], json!(10_u64 << 30));
+    assert_eq!(record["policy"], json!({"onDelete": "trash", "trashFor": 172_800, "limit": "auto"}));
+    assert_eq!(record["labels"], json!({"app": "shop", "team": "a"}));
+    let mode = fs::metadata(pools.path("p").join("volumes/data/data")).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o750);
+    assert_eq!(pools.run("create other -o pool=q -o size=512m"), done("q/other\n"));
+    assert_eq!(pools.run("volume ls -q").stdout, "p/data\nq/other\n");
+}
+
+#[test]
+fn create_sets_an_owner_by_name() {
+    if !isolation::is_root() {
+        return;
+    }
+    let pools = Pools::with(&[], &[]);
+    assert_eq!(pools.run("create data -o uid=nobody,gid=12"), done("p/data\n"));
+    let data = fs::metadata(pools.path("p").join("volumes/data/data")).unwrap();
+    assert_eq!((data.uid(), data.gid()), (65534, 12));
+}
+
+#[test]
+fn a_volume_without_a_name_is_anonymous_as_dockers_are() {
+    let pools = Pools::with(&[], &[]);
+    let ran = pools.run("create");
+    let name = ran.stdout.trim_end().strip_prefix("p/").unwrap();
+    assert!(name.len() == 64 && name.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')), "{name}");
+    let record = read_record(&volume_record(&pools.path("p"), name));
+    assert_eq!(record["labels"], json!({"com.docker.volume.anonymous": ""}));
+}
+
+#[test]
+fn a_wrong_request_for_a_volume_is_refused_and_creates_nothing() {
+    let pools = Pools::with(&[("a", 4096)], &[("b", 0)]);
+    let before = contents_and_times(pools.dir.path());
+    for (arguments, code, expected) in [
+        ("create x -o colour=red", 2, "unknown option \"colour\""),
+        ("create x -o size=much", 2, "option size: \"much\" is not a size"),
+        ("create x -o pool=none", 2, "pool none does not exist; the configured pools are: p, q"),
+        ("create x -o uid=nobody-here", 2, "neither a number nor in /etc/passwd"),
+        ("create x -o limit=hard", 2, "cannot enforce a size"),
+        ("create x --label =v", 2, "is not KEY=VALUE"),
+        ("create x -d local", 2, "invalid value 'local'"),
+        ("create ../x", 2, "name \"../x\" is not 1 to 64 letters"),
+        ("create x -o from=none", 3, "no volume and no snapshot \"none\" exists"),
+        ("create a -o size=1G", 1, "volume p/a exists with size"),
+        ("create b", 1, "volume b already exists in pool q"),
+        ("create x -o size=8000000T", 1, "pool p"),
+        ("clone none x", 3, "volume none does not exist"),
+        ("clone p/none x", 3, "volume p/none does not exist"),
+        ("clone a x -o from=b", 2, "option from"),
+        ("restore a x", 3, "snapshot a does not exist"),
+        ("snapshot create none x", 3, "volume none does not exist"),
+        ("snapshot rm none", 3, "snapshot none does not exist"),
+        ("expand none 1G", 3, "volume none does not exist"),
+        ("expand a 1b", 2, "cannot shrink"),
+        ("expand a much", 2, "the new size"),
+        ("label none x=y", 3, "volume none does not exist"),
+        ("label a x", 2, "neither KEY=VALUE nor KEY-"),
+    ] {
+        let ran = pools.run(arguments);
+        assert_eq!((ran.code, ran.stdout.as_str()), (code, ""), "{arguments}: {}", ran.stderr);
+        assert!(ran.stderr.contains(expected), "{arguments}: {}", ran.stderr);
+    }
+    assert_eq!(contents_and_times(pools.dir.path()), before, "nothing is changed");
+}
+
+#[test]
+fn a_dry_run_prints_what_would_be_done_and_changes_nothing() {
+    let pools = Pools::with(&[("a", 4096)], &[]);
+    assert_eq!(pools.run("snapshot create a s").code, 0);
+    let before = contents_and_times(pools.dir.path());
+    for (arguments, expected) in [
+        ("create x -o size=1g --dry-run", "would create volume p/x, size 1Gi (1073741824 bytes)\n"),
+        ("clone a x --dry-run", "would create volume p/x from volume p/a\n"),
+        ("restore s x --dry-run", "would create volume p/x from snapshot p/s\n"),
+        ("expand a 1m --dry-run", "would expand volume p/a from 4Ki (4096 bytes) to 1Mi (1048576 bytes)\n"),
+        ("label a x=y z- --dry-run", "would change 2 labels of volume p/a\n"),
+        ("snapshot create a t --dry-run", "would create snapshot p/t of volume p/a\n"),
+        ("snapshot rm s --dry-run", "would delete snapshot p/s\n"),
+        ("rm a --dry-run", "would delete volume p/a\n"),
+    ] {
+        assert_eq!(pools.run(arguments), done(expected), "{arguments}");
+    }
+    assert_eq!(contents_and_times(pools.dir.path()), before, "nothing is changed");
+}
+
+#[test]
+fn snapshots_are_created_listed_restored_and_deleted() {
+    let pools = Pools::with(&[("a", 4 << 20)], &[]);
+    let (p, file) = (pools.path("p"), "data/file");
+    fs::write(p.join("volumes/a").join(file), "one").unwrap();
+    assert_eq!(pools.run("snapshot create a s --label why=upgrade"), done("p/s\n"));
+    assert_eq!(pools.run("snapshot create a s"), done("p/s\n"), "again");
+    fs::write(p.join("volumes/a").join(file), "two").unwrap();
+    let table = "\
+POOL  NAME  VOLUME  BYTES  AGE  CONSISTENCY
+p     s     a       3      0s   crash
+";
+    let listed = pools.run("snapshot ls").stdout;
+    let lines = |text: &str| text.lines().map(|line| line.replace("  1s", "  0s")).collect::<Vec<_>>();
+    assert_eq!(lines(&listed).first(), lines(table).first());
+    assert_eq!(pools.run("snapshot ls -q"), done("p/s\n"));
+    assert_eq!(pools.run("restore s old"), done("p/old\n"));
+    assert_eq!(pools.run("clone a new -o size=8m,label.x=y"), done("p/new\n"));
+    assert_eq!(pools.run("create third -o from=s,pool=q"), done("q/third\n"));
+    let read = |pool: &str, volume: &str| {
+        fs::read_to_string(pools.path(pool).join("volumes").join(volume).join(file)).unwrap()
+    };
+    assert_eq!([read("p", "old"), read("p", "new"), read("q", "third")], ["one", "two", "one"]);
+    let record = |volume: &str| read_record(&volume_record(&p, volume));
+    assert_eq!((&record("old")["size"], &record("new")["size"]), (&json!(4 << 20), &json!(8 << 20)));
+    assert_eq!(record("new")["labels"], json!({"x": "y"}));
+    assert_eq!(pools.run("snapshot rm s"), done("p/s\n"));
+    assert_eq!(pools.run("snapshot ls -q"), done(""));
+    refused(&pools.run("clone a small -o size=1m"), 2, "is less than the size of volume p/a");
+}
+
+#[test]
+fn expand_and_label_change_the_record() {
+    let pools = Pools::with(&[("a", 4096)], &[]);
+    assert_eq!(pools.run("expand a 1.5m"), done("p/a 1.5Mi\n"));
+    assert_eq!(pools.run("label a app=shop old=x empty="), done("p/a\n"));
+    assert_eq!(pools.run("label p/a old- app=cart"), done("p/a\n"));
+    let record = read_record(&volume_record(&pools.path("p"), "a"));
+    assert_eq!((&record["size"], &record["labels"]), (&json!(3 << 19), &json!({"app": "cart", "empty": ""})));
+    fs::create_dir_all(pools.path("p").join("volumes/mine/data")).unwrap();
+    refused(&pools.run("label mine a=b"), 2, "unmanaged");
+}
+
+/// Interrupted by SIGINT as soon as its draft exists.
+#[test]
+fn an_interrupted_copy_leaves_nothing() {
+    let pools = Pools::with(&[("a", 0)], &[]);
+    let p = pools.path("p");
+    for i in 0..5_000 {
+        fs::write(p.join("volumes/a/data").join(i.to_string()), "x").unwrap();
+    }
+    for arguments in ["clone a copy", "snapshot create a copy"] {
+        let child = pools.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        within_seconds(60, "the copy has a draft", || !names(&p.join("work")).is_empty());
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("interrupted; nothing was created"), "{stderr}");
+        for directory in ["work", "trash", "snapshots"] {
+            assert_eq!(names(&p.join(directory)), Default::default(), "{arguments}: {directory}");
+        }
+        assert_eq!(names(&p.join("volumes")), ["a".to_owned()].into());
+    }
+}
+
+#[tokio::test]
+async fn a_server_sees_what_commands_make_and_change() {
+    let server = Server::start(true);
+    let mut controller = server.controller().await;
+    let orlop = |arguments: &str| {
+        let mut command = Command::new(ORLOP);
+        command.args(arguments.split_whitespace()).arg(format!("--pool=p={}", server.pool().display()));
+        let ran = run(&mut command);
+        assert_eq!(ran.code, 0, "{arguments}: {}", ran.stderr);
+    };
+    orlop("create a -o size=1m");
+    orlop("snapshot create a s");
+    orlop("restore s b");
+    orlop("expand a 2m");
+    let listed = controller.list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
+    let sizes: Vec<_> = listed
+        .entries
+        .into_iter()
+        .map(|entry| entry.volume.unwrap())
+        .map(|volume| (volume.volume_id, volume.capacity_bytes))
+        .collect();
+    assert_eq!(sizes, [("p/a".to_owned(), 2 << 20), ("p/b".to_owned(), 1 << 20)]);
+    orlop("rm a b");
+    orlop("snapshot rm s");
+    let listed = controller.list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
+    assert!(listed.entries.is_empty());
+}
+
+/// The commands run in a mount namespace with an empty `/etc` and `/var/lib`.
+#[test]
+fn the_first_create_of_a_host_without_settings_makes_a_pool_and_says_so() {
+    if !isolation::is_root() {
+        return;
+    }
+    let script = "\
+mount -t tmpfs none /etc && mount -t tmpfs none /var/lib
+$0 ls -q; echo $?
+$0 create a --dry-run && ls /var/lib
+$0 create a && $0 create b && $0 ls -q";
+    let mut command = Command::new("unshare");
+    let ran = run(command.args(["--mount", "--propagation", "private", "sh", "-c", script, ORLOP]));
+    let expected = "\
+2
+would make /var/lib/orlop a pool and create volume default/a
+default/a
+default/b
+default/a
+default/b
+";
+    assert_eq!(ran.stdout, expected, "{}", ran.stderr);
+    let told = "/var/lib/orlop is now the pool default, since no settings name another one";
+    assert_eq!(ran.stderr.matches(told).count(), 1, "{}", ran.stderr);
+}
