@@ -41,20 +41,20 @@ const CALLS_PER_ROUND: usize = 40;
 const SLOW_POOL: &str = "exclusive = true\nmounted = true";
 
 /// A FUSE filesystem that shows `back` at `mount`. Ends when dropped, so that nothing hangs any longer.
-struct Fuse {
+pub(super) struct Fuse {
     server: Child,
     mount: PathBuf,
 }
 
 impl Fuse {
-    fn start(base: &Path) -> Self {
+    pub(super) fn start(base: &Path, options: &[&str]) -> Self {
         let (back, mount) = (base.join("back"), base.join("mount"));
         for directory in [&back, &mount] {
             fs::create_dir(directory).unwrap();
         }
         let mut command = Command::new("bindfs");
         // Without these options, the kernel would answer from its cache for a second.
-        command.args(["-f", "-o", "attr_timeout=0,entry_timeout=0,negative_timeout=0"]);
+        command.args(["-f", "-o", "attr_timeout=0,entry_timeout=0,negative_timeout=0"]).args(options);
         let server = command.arg(&back).arg(&mount).spawn().unwrap();
         let fuse = Self { server, mount };
         let device = |path: &Path| rustix::fs::stat(path).unwrap().st_dev;
@@ -62,9 +62,14 @@ impl Fuse {
         fuse
     }
 
-    fn send(&self, signal: Signal) {
+    pub(super) fn send(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.server), signal).unwrap();
     }
+}
+
+/// Whether this machine has the FUSE server.
+pub(super) fn is_installed() -> bool {
+    Command::new("bindfs").arg("--version").output().is_ok()
 }
 
 impl Drop for Fuse {
@@ -93,7 +98,7 @@ impl Setup {
             CALL_TIMEOUT.as_secs(),
         );
         fs::write(base.join("orlop.toml"), pools).unwrap();
-        Self { base: base.to_owned(), fuse: Fuse::start(base) }
+        Self { base: base.to_owned(), fuse: Fuse::start(base, &[]) }
     }
 
     async fn serve(&self) -> (Server, Client) {
@@ -193,7 +198,7 @@ async fn is_unavailable<T: std::fmt::Debug>(what: &str, call: impl Future<Output
 }
 
 fn run(test: &str, body: impl AsyncFnOnce(Setup)) {
-    if Command::new("bindfs").arg("--version").output().is_err() {
+    if !is_installed() {
         return skip("bindfs is not installed");
     }
     in_own_process(&format!("faults::hanging_pool::{test}"), || {
