@@ -16,6 +16,7 @@ mod faults {
     mod pause;
     mod pause_kills;
     mod paused_copies;
+    mod phases;
     mod reaper;
     mod refusing_disk;
     mod workers;

@@ -145,18 +145,10 @@ impl Pauses {
             Some(pause) if update.is_none() => {
                 drop(pause);
                 remove_record(parts)?;
-                let text = format!("{} came into use during the copy", names(parts));
-                Ok(Attempt::Again(Error::new(Kind::Busy, text)))
+                Ok(Attempt::Again(came_into_use(parts)))
             }
             Some(pause) => self.copy_paused(parts, pause),
-            None => {
-                let unused = unused_at == Some(self.published.load(Ordering::SeqCst));
-                let state = if unused { SourceState::Unused } else { SourceState::Paused };
-                match freeze_point(parts, state) {
-                    Ok(()) => Ok(Attempt::Copied(CopyRecord::unpaused(Consistency::Crash))),
-                    Err(error) => changed(parts, error),
-                }
-            }
+            None => self.copy_unused(parts, unused_at),
         }
     }
 
@@ -175,6 +167,20 @@ impl Pauses {
             let kind = if error.kind() == Kind::Busy { Kind::InUse } else { error.kind() };
             Error::caused(kind, format!("pause the users of {}", names(parts)), error)
         })
+    }
+
+    /// Brings the copies up to date while nothing uses the sources.
+    fn copy_unused(&self, parts: &mut [Part<'_>], unused_at: Option<u64>) -> Result<Attempt> {
+        let unused = unused_at == Some(self.published.load(Ordering::SeqCst));
+        let state = if unused { SourceState::Unused } else { SourceState::Paused };
+        if let Err(error) = freeze_point(parts, state) {
+            return changed(parts, error);
+        }
+        // A pod may start whose volume was published before.
+        if self.is_consumed(parts)? {
+            return Ok(Attempt::Again(came_into_use(parts)));
+        }
+        Ok(Attempt::Copied(CopyRecord::unpaused(Consistency::Crash)))
     }
 
     fn copy_paused(&self, parts: &mut [Part<'_>], pause: Pause) -> Result<Attempt> {
@@ -196,6 +202,10 @@ impl Pauses {
 fn changed(parts: &[Part<'_>], error: Error) -> Result<Attempt> {
     let cancelled = parts.iter().any(|part| part.progress.is_cancelled());
     if error.kind() == Kind::Busy && !cancelled { Ok(Attempt::Again(error)) } else { Err(error) }
+}
+
+fn came_into_use(parts: &[Part<'_>]) -> Error {
+    Error::new(Kind::Busy, format!("{} came into use during the copy", names(parts)))
 }
 
 /// Process 1 of a PID namespace is not shown the processes of the host: whatever uses a volume would go unnoticed.

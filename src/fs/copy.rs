@@ -195,7 +195,7 @@ impl<'a> TreeCopier<'a> {
             progress,
             room: Room::new(to)?,
             times_tell: do_times_tell(filesystem.f_type),
-            pass: CurrentPass::default(),
+            pass: CurrentPass::before_first(),
             lease_wait: Duration::ZERO,
             top,
         })

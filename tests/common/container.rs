@@ -185,9 +185,19 @@ impl Container {
         Some(Self { process, cgroup })
     }
 
+    /// Whether its cgroup is frozen.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.cgroup.is_frozen()
+    }
+
+    /// Lets it continue, as an administrator does by hand.
+    pub(crate) fn thaw(&self) {
+        self.cgroup.set_frozen(false);
+    }
+
     /// Whether its process runs: it has neither ended nor is it frozen.
     pub(crate) fn is_running(&mut self) -> bool {
-        self.process.try_wait().unwrap().is_none() && !self.cgroup.is_frozen()
+        self.process.try_wait().unwrap().is_none() && !self.is_paused()
     }
 }
 

@@ -47,14 +47,14 @@ pub(super) struct Fuse {
 }
 
 impl Fuse {
-    fn start(base: &Path) -> Self {
+    pub(super) fn start(base: &Path, options: &[&str]) -> Self {
         let (back, mount) = (base.join("back"), base.join("mount"));
         for directory in [&back, &mount] {
             fs::create_dir(directory).unwrap();
         }
         let mut command = Command::new("bindfs");
         // Without these options, the kernel would answer from its cache for a second.
-        command.args(["-f", "-o", "attr_timeout=0,entry_timeout=0,negative_timeout=0"]);
+        command.args(["-f", "-o", "attr_timeout=0,entry_timeout=0,negative_timeout=0"]).args(options);
         let server = command.arg(&back).arg(&mount).spawn().unwrap();
         let fuse = Self { server, mount };
         let device = |path: &Path| rustix::fs::stat(path).unwrap().st_dev;
@@ -65,6 +65,11 @@ impl Fuse {
     pub(super) fn send(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.server), signal).unwrap();
     }
+}
+
+/// Whether this machine has the FUSE server.
+pub(super) fn is_installed() -> bool {
+    Command::new("bindfs").arg("--version").output().is_ok()
 }
 
 impl Drop for Fuse {
@@ -93,7 +98,7 @@ impl Setup {
             CALL_TIMEOUT.as_secs(),
         );
         fs::write(base.join("orlop.toml"), pools).unwrap();
-        Self { base: base.to_owned(), fuse: Fuse::start(base) }
+        Self { base: base.to_owned(), fuse: Fuse::start(base, &[]) }
     }
 
     /// Starts a command on both pools.
@@ -208,7 +213,7 @@ fn run(test: &str, body: impl AsyncFnOnce(Setup)) {
 
 /// Runs a test, by its full name, with these settings of the pool `slow`.
 pub(super) fn run_with(test: &str, slow_pool: &str, body: impl AsyncFnOnce(Setup)) {
-    if Command::new("bindfs").arg("--version").output().is_err() {
+    if !is_installed() {
         return skip("bindfs is not installed");
     }
     in_own_process(test, || {

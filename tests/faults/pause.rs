@@ -9,12 +9,15 @@ use std::time::Duration;
 use orlop::error::{Kind, Result};
 use orlop::pause::{Hierarchy, Pause, PauseRecord, Pauser};
 use rustix::mount::{MountPropagationFlags as Propagation, mount_bind, mount_change};
+use rustix::process::Signal;
 
+use super::hanging_pool::{Fuse, is_installed};
 use crate::common::container::{
     Program, TestCgroup, WRITE, assert_growing, assert_still, hierarchies, state,
 };
-use crate::common::isolation::{is_root, on_own_tmpfs};
+use crate::common::isolation::{is_root, on_own_tmpfs, skip};
 use crate::common::server::ORLOP;
+use crate::common::wait::within_seconds;
 
 /// Long enough for a slow machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
@@ -289,7 +292,7 @@ fn a_consumer_that_shares_its_cgroup_with_the_host_is_refused() {
         );
         let shim = Program::run(&start);
         let comm = format!("/proc/{}/comm", shim.pid());
-        crate::common::wait::within_seconds(60, "the shim runs", || {
+        within_seconds(60, "the shim runs", || {
             fs::read_to_string(&comm).unwrap().starts_with("containerd-shim")
         });
         volume.assert_refused(&[&format!("process {}", shim.pid()), "runs containers"]);
@@ -439,6 +442,38 @@ fn a_failed_record_freezes_nothing() {
         assert!(!cgroup.is_frozen());
         assert_growing(&volume.data);
         drop(container);
+    });
+}
+
+#[test]
+fn a_container_that_waits_for_a_disk_is_not_paused() {
+    in_each_hierarchy(|volume, hierarchy| {
+        if !is_installed() {
+            return skip("bindfs is not installed");
+        }
+        let disk = Fuse::start(&volume.base, &[]);
+        let cgroup = TestCgroup::new(hierarchy);
+        let other = volume.base.join("mount/other");
+        let write_to_both =
+            format!("echo ready; while :; do echo x >> $DIR/file; echo x >> {}; done", other.display());
+        let container = volume.container(&cgroup, &write_to_both);
+        assert_growing(&volume.data);
+        disk.send(Signal::STOP);
+        let mut refused = None;
+        within_seconds(60, "the container waits for the disk", || {
+            refused = volume.pause().err();
+            refused.is_some()
+        });
+        let error = refused.unwrap();
+        assert_eq!(error.kind(), Kind::Busy, "{}", error.chain());
+        for word in [&cgroup.path()[..], "did not freeze in time", "consistency: none"] {
+            assert!(error.chain().contains(word), "{word}: {}", error.chain());
+        }
+        assert!(!cgroup.is_frozen(), "it continues when the disk responds");
+        disk.send(Signal::CONT);
+        assert_growing(&volume.data);
+        volume.pause().unwrap().unwrap().resume().unwrap();
+        drop((container, disk));
     });
 }
 

@@ -26,9 +26,18 @@ pub(super) fn time(at: StatxTimestamp) -> Time {
     (at.tv_sec, at.tv_nsec)
 }
 
-/// The time of the clock that the filesystem sets times by.
+/// The time. A filesystem never sets a later one.
 pub(super) fn now() -> Time {
-    let now = clock_gettime(ClockId::Realtime);
+    read_clock(ClockId::Realtime)
+}
+
+/// The time of the coarse clock. A filesystem never sets an earlier one.
+pub(super) fn coarse_now() -> Time {
+    read_clock(ClockId::RealtimeCoarse)
+}
+
+fn read_clock(clock: ClockId) -> Time {
+    let now = clock_gettime(clock);
     (now.tv_sec, u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 

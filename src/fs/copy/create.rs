@@ -97,6 +97,10 @@ impl TreeCopier<'_> {
         is_reliable: bool,
     ) -> Result<()> {
         self.pass.files += 1;
+        if self.pass.state.is_some() {
+            // It may have been changed while it was read.
+            self.pass.check_still(&fstat(source).context(|| "stat")?)?;
+        }
         let skipped_xattrs = self.attributes.copy_to_open(source, copy, &seen.stat)?;
         self.pass.manifest.skipped_xattrs += u64::from(skipped_xattrs);
         if self.catalogue.is_none() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::fs::Statx;
 
 use super::Manifest;
-use super::catalogue::{Record, Time, now, time};
+use super::catalogue::{Record, Time, coarse_now, now, time};
 use crate::error::{Error, Kind, Result};
 
 /// What a pass of a copy had to do.
@@ -25,7 +25,8 @@ pub enum SourceState {
     /// They are paused. A file is compared if it was last changed less than 30 s before it was copied: a write that had
     /// begun may have gone on.
     Paused,
-    /// Nothing has used the source since before the first pass: the times alone tell what has changed.
+    /// Nothing used the source when the copy was begun, and nothing is known to have used it since. The times alone tell what
+    /// has changed, except for files that were changed later.
     Unused,
 }
 
@@ -37,15 +38,23 @@ pub(super) struct CurrentPass {
     /// `None` while the source is in use.
     pub(super) state: Option<SourceState>,
     began: Time,
+    /// When the copy was begun, by the coarse clock of the times.
+    copy_began: Time,
     pub(super) files: u64,
     pub(super) manifest: Manifest,
 }
 
 impl CurrentPass {
+    /// What comes before the first pass of a copy that begins now.
+    pub(super) fn before_first() -> Self {
+        Self { copy_began: coarse_now(), ..Self::default() }
+    }
+
     pub(super) fn next(&self, state: Option<SourceState>) -> Result<Self> {
         let text = "the copy has had too many passes: start it again";
         let number = self.number.checked_add(1).ok_or_else(|| Error::new(Kind::Busy, text))?;
-        Ok(Self { number, state, began: now(), files: 0, manifest: Manifest::default() })
+        let copy_began = self.copy_began;
+        Ok(Self { number, state, began: now(), copy_began, files: 0, manifest: Manifest::default() })
     }
 
     pub(super) fn is_first(&self) -> bool {
@@ -54,17 +63,18 @@ impl CurrentPass {
 
     /// Whether a file or directory is as it was when it was last copied, as its times tell.
     pub(super) fn is_unchanged(&self, record: &Record, stat: &Statx) -> bool {
-        let may_be_young = self.state == Some(SourceState::Unused);
+        // A later change may be the beginning of a write that went on while the file was copied.
+        let may_be_young = self.state == Some(SourceState::Unused) && record.changed < self.copy_began;
         record.is_reliable && record.matches(stat) && (may_be_young || !record.is_young())
     }
 
-    /// Fails if the writers are paused, and an entry that was just seen was changed since. A change that seems to be in the
-    /// future was made before the clock was set.
+    /// Fails if nothing should write to the source, and an entry that was just seen was changed since the pass began. A change
+    /// that seems to be in the future was made before the clock was set.
     pub(super) fn check_still(&self, stat: &Statx) -> Result<()> {
         let changed = time(stat.stx_ctime);
         // Not earlier: the time of a change may be that of a coarse clock, which is never ahead.
-        if self.state == Some(SourceState::Paused) && changed > self.began && changed <= now() {
-            let text = "the source changed while its writers were paused: another process writes to it; \
+        if self.state.is_some() && changed > self.began && changed <= now() {
+            let text = "the source changed although its writers were paused or absent: another process writes to it; \
                         stop that process and retry";
             return Err(Error::new(Kind::Busy, text));
         }
