@@ -134,7 +134,7 @@ impl Driver {
     async fn create_or_relocate(&self, request: CreateVolume) -> Result<Volume> {
         let claim = PendingClaim::from_request(&request);
         self.require_pools()?;
-        let pool = self.dispatch.resolve_pool(request.pool.clone())?;
+        let pool = self.dispatch.resolve_pool(request.pool.clone()).map_err(params::add_pool_context)?;
         let result = self.dispatch.create(pool, request).await;
         if let (Err(error), Some(claim), Some(relocator)) = (&result, claim, &self.relocator)
             && error.kind() == Kind::NoSpace
