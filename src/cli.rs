@@ -67,7 +67,7 @@ fn release_node(flags: ReleaseNode) -> Result<ExitCode> {
 }
 
 fn check(flags: &Check) -> Result<ExitCode> {
-    let facts = check::inspect(flags.pools.iter().map(|pool| (&pool.name, pool.path.as_path())));
+    let facts = check::inspect(&config::for_check(&flags.pools)?.0);
     let text = match flags.output {
         Output::Text => check::to_text(&facts),
         Output::Json => check::to_json(&facts),
