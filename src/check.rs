@@ -280,7 +280,7 @@ mod tests {
         };
         assert_eq!(check(None), Verdict::Ok);
         let settings = PoolSettings::new(name.clone(), directory.path().to_owned());
-        let facts = inspect(&[settings.clone()]);
+        let facts = inspect(std::slice::from_ref(&settings));
         assert!(is_usable(&facts), "{}", to_text(&facts));
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is changed");
         assert_eq!(check(Some(&marker(SCHEMA, "p"))), Verdict::Ok);
