@@ -45,7 +45,7 @@ fn a_directory_of_a_private_namespace_is_published_found_and_compared() {
             assert!(!is_same(&found, other.as_fd(), flags).unwrap(), "another directory");
             assert!(found.flags.noexec, "the flags of the share are inherited");
             assert!(is_below(&found, root.as_fd()).unwrap());
-            assert_eq!(targets_of(data.as_fd()).unwrap(), [target.clone()]);
+            assert_eq!(targets_of(data.as_fd()).unwrap(), std::slice::from_ref(&target));
             assert_eq!(targets_of(other.as_fd()).unwrap().len(), 0);
             let users = Users::new("/proc".into());
             assert_eq!(users.of(data.as_fd()).unwrap().len(), 1);
