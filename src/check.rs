@@ -3,15 +3,18 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
 use crate::backend::{self, Backend, LimitSupport};
+use crate::engine::request::PoolSettings;
 use crate::mount::users::Users;
-use crate::pool::{check_outside_pools, check_projects, check_shareable, read_marker};
+use crate::mount::{MountInfo, mount_of};
+use crate::pool::{PoolRoot, check_outside_pools, check_projects, check_shareable, read_marker};
 use crate::sys::probe::Call;
 use crate::volume::PoolName;
 
@@ -44,12 +47,13 @@ pub struct Fact {
 }
 
 /// Checks the kernel, the mounts and these pools.
-pub fn inspect<'a>(pools: impl IntoIterator<Item = (&'a PoolName, &'a Path)>) -> Vec<Fact> {
+#[must_use]
+pub fn inspect(pools: &[PoolSettings]) -> Vec<Fact> {
     let mut facts: Vec<_> = Call::ALL.into_iter().map(check_call).collect();
     facts.push(check_propagation());
     facts.push(check_processes());
-    for (name, path) in pools {
-        check_pool(&mut facts, name, path);
+    for pool in pools {
+        check_pool(&mut facts, pool);
     }
     facts
 }
@@ -111,8 +115,10 @@ fn check_processes() -> Fact {
 fn check_propagation() -> Fact {
     let path = if Path::new(KUBELET).is_dir() { Path::new(KUBELET) } else { Path::new("/") };
     let property = path.display().to_string();
-    match Mount::at(path) {
-        Some(mount) if mount.shared => fact(Verdict::Ok, "mounts", &property, "shared: mounts propagate"),
+    match mount_at(path) {
+        Some(mount) if mount.shared.is_some() => {
+            fact(Verdict::Ok, "mounts", &property, "shared: mounts propagate")
+        }
         Some(_) => fact(
             Verdict::Note,
             "mounts",
@@ -124,13 +130,20 @@ fn check_propagation() -> Fact {
     }
 }
 
-fn check_pool(facts: &mut Vec<Fact>, name: &PoolName, path: &Path) {
+fn check_pool(facts: &mut Vec<Fact>, settings: &PoolSettings) {
+    let (name, path) = (&settings.name, settings.path.as_path());
     let pool = format!("pool {name}");
-    let (verdict, found) = check_marker(name, path);
+    let directory = match PoolRoot::open(settings) {
+        Ok(directory) => directory,
+        Err(error) => {
+            let text = format!("{}: {}", path.display(), error.chain());
+            return facts.push(fact(Verdict::Bad, &pool, "directory", text));
+        }
+    };
+    let (verdict, found) = check_marker(name, directory.as_fd(), path);
     facts.push(fact(verdict, &pool, "marker", found));
-    let Ok(directory) = open_directory(path) else { return };
-    let mount = Mount::at(path);
-    let kind = mount.as_ref().map_or("unknown", |mount| mount.filesystem.as_str());
+    let mount = mount_of(directory.as_fd()).ok().flatten();
+    let kind = mount.as_ref().map_or_else(|| "unknown".to_owned(), describe);
     facts.push(fact(Verdict::Ok, &pool, "filesystem", kind));
     if let Ok(stat) = rustix::fs::fstatvfs(&directory) {
         let mib = |blocks: u64| blocks.saturating_mul(stat.f_frsize) >> 20;
@@ -145,12 +158,12 @@ fn check_pool(facts: &mut Vec<Fact>, name: &PoolName, path: &Path) {
         Ok(()) => fact(Verdict::Ok, &pool, "project ids", "none that forbid renames within the pool"),
         Err(error) => fact(Verdict::Bad, &pool, "project ids", error.chain()),
     });
-    facts.push(match supports_reflink(path) {
+    facts.push(match supports_reflink(directory.as_fd()) {
         Ok(true) => fact(Verdict::Ok, &pool, "reflink", "yes: snapshots and clones share blocks"),
         Ok(false) => fact(Verdict::Note, &pool, "reflink", "no: snapshots and clones are full copies"),
         Err(error) => fact(Verdict::Note, &pool, "reflink", format!("unknown: {error}")),
     });
-    let quota = mount.is_some_and(|mount| mount.project_quota);
+    let quota = mount.is_some_and(|mount| has_project_quota(&mount));
     facts.push(if quota {
         fact(Verdict::Ok, &pool, "project quota", "on, but not used: this version enforces no sizes")
     } else {
@@ -169,17 +182,16 @@ fn limits_of(backend: &dyn Backend) -> String {
 }
 
 /// Checks whether a directory is the pool of this name, can become it, or is neither.
-fn check_marker(name: &PoolName, path: &Path) -> (Verdict, String) {
-    let opened = open_directory(path).and_then(|root| Ok((root, count_entries(path)?)));
-    let (root, entries) = match opened {
-        Ok(opened) => opened,
+fn check_marker(name: &PoolName, root: BorrowedFd<'_>, path: &Path) -> (Verdict, String) {
+    let entries = match count_entries(root) {
+        Ok(entries) => entries,
         Err(error) => return (Verdict::Bad, format!("{}: {error}", path.display())),
     };
-    if let Err(error) = check_outside_pools(root.as_fd(), path) {
+    if let Err(error) = check_outside_pools(root, path) {
         return (Verdict::Bad, error.chain());
     }
-    match read_marker(root.as_fd()) {
-        Ok(Some(marker)) if marker.name == *name => match backend::open(root.as_fd(), &marker.backend) {
+    match read_marker(root) {
+        Ok(Some(marker)) if marker.name == *name => match backend::open(root, &marker.backend) {
             Ok(backend) => (Verdict::Ok, format!("uuid {}, {}", marker.uuid, limits_of(backend.as_ref()))),
             Err(error) => (Verdict::Bad, error.chain()),
         },
@@ -195,56 +207,44 @@ fn check_marker(name: &PoolName, path: &Path) -> (Verdict, String) {
     }
 }
 
-/// Opens a directory. Opening a FIFO would block without `O_DIRECTORY`.
-fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
-}
-
 /// Number of entries that mkfs did not create.
-fn count_entries(directory: &Path) -> io::Result<usize> {
-    let entries = std::fs::read_dir(directory)?.flatten();
-    Ok(entries.filter(|entry| entry.file_name() != "lost+found").count())
+fn count_entries(root: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count = 0;
+    for entry in rustix::fs::Dir::read_from(root)? {
+        let is_own = !matches!(entry?.file_name().to_bytes(), b"." | b".." | b"lost+found");
+        count += usize::from(is_own);
+    }
+    Ok(count)
 }
 
 /// Reports whether files in a directory can share blocks. It tries that with two unnamed temporary files.
-fn supports_reflink(directory: &Path) -> io::Result<bool> {
-    let temporary = || {
-        rustix::fs::open(directory, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
-    };
+fn supports_reflink(directory: BorrowedFd<'_>) -> io::Result<bool> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let temporary = || rustix::fs::openat(directory, ".", flags, Mode::RUSR | Mode::WUSR);
     let (mut from, to) = (File::from(temporary()?), temporary()?);
     from.write_all(&[1; 4096])?;
     Ok(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
 }
 
-/// Properties of a mount, from the mount table.
-#[derive(Debug, PartialEq, Eq)]
-struct Mount {
-    filesystem: String,
-    shared: bool,
-    project_quota: bool,
+/// The mount that a path is on; `None` if it was not found.
+fn mount_at(path: &Path) -> Option<MountInfo> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    mount_of(rustix::fs::open(path, flags, Mode::empty()).ok()?.as_fd()).ok()?
 }
 
-impl Mount {
-    /// The mount that a path is on; `None` if it was not found.
-    fn at(path: &Path) -> Option<Self> {
-        let id =
-            rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?.stx_mnt_id;
-        let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-        table.lines().find(|line| line.starts_with(&format!("{id} "))).and_then(Self::parse)
-    }
+fn super_options(mount: &MountInfo) -> impl Iterator<Item = &[u8]> {
+    mount.super_options.as_bytes().split(|byte| *byte == b',')
+}
 
-    /// Parses a line of mountinfo, proc(5): `id parent dev root target options optional… - type source superoptions`.
-    fn parse(line: &str) -> Option<Self> {
-        let (left, right) = line.split_once(" - ")?;
-        let mut right = right.split(' ');
-        let filesystem = right.next()?.to_owned();
-        let is_quota = |option: &str| matches!(option, "prjquota" | "pquota" | "prjjquota");
-        Some(Self {
-            filesystem,
-            shared: left.split(' ').skip(6).any(|field| field.starts_with("shared:")),
-            project_quota: right.nth(1)?.split(',').any(is_quota),
-        })
-    }
+/// The type of a mounted filesystem, with the version of NFS.
+fn describe(mount: &MountInfo) -> String {
+    let version = super_options(mount).find_map(|option| option.strip_prefix(b"vers="));
+    let version = version.map_or_else(String::new, |version| format!(" {}", version.escape_ascii()));
+    format!("{}{version}", mount.fs_type.display())
+}
+
+fn has_project_quota(mount: &MountInfo) -> bool {
+    super_options(mount).any(|option| matches!(option, b"prjquota" | b"pquota" | b"prjjquota"))
 }
 
 #[cfg(test)]
@@ -252,15 +252,17 @@ mod tests {
     use super::*;
     use crate::volume::SCHEMA;
 
+    fn mounted(fs_type: &str, super_options: &str) -> MountInfo {
+        let mount = mount_at(Path::new("/")).unwrap();
+        MountInfo { fs_type: fs_type.into(), super_options: super_options.into(), ..mount }
+    }
+
     #[test]
-    fn mountinfo_lines_are_parsed() {
-        let line = "36 35 98:0 /a /mnt rw,noatime shared:1 master:2 - xfs /dev/sda1 rw,prjquota";
-        let mount = Mount::parse(line).unwrap();
-        assert_eq!(mount, Mount { filesystem: "xfs".into(), shared: true, project_quota: true });
-        let line = "36 35 98:0 / / rw - ext4 /dev/sda1 rw";
-        let mount = Mount::parse(line).unwrap();
-        assert_eq!(mount, Mount { filesystem: "ext4".into(), shared: false, project_quota: false });
-        assert_eq!(Mount::parse("nonsense"), None);
+    fn a_filesystem_is_described_with_its_version_and_quota() {
+        let xfs = mounted("xfs", "rw,prjquota");
+        assert_eq!((describe(&xfs).as_str(), has_project_quota(&xfs)), ("xfs", true));
+        let nfs = mounted("nfs4", "rw,vers=4.2,hard");
+        assert_eq!((describe(&nfs).as_str(), has_project_quota(&nfs)), ("nfs4 4.2", false));
     }
 
     fn marker(schema: u32, name: &str) -> String {
@@ -277,10 +279,12 @@ mod tests {
             if let Some(text) = text {
                 std::fs::write(directory.path().join("orlop.json"), text).unwrap();
             }
-            check_marker(&name, directory.path()).0
+            let root = File::open(directory.path()).unwrap();
+            check_marker(&name, root.as_fd(), directory.path()).0
         };
         assert_eq!(check(None), Verdict::Ok);
-        let facts = inspect([(&name, directory.path())]);
+        let settings = PoolSettings::new(name.clone(), directory.path().to_owned());
+        let facts = inspect(std::slice::from_ref(&settings));
         assert!(is_usable(&facts), "{}", to_text(&facts));
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is changed");
         assert_eq!(check(Some(&marker(SCHEMA, "p"))), Verdict::Ok);
@@ -290,7 +294,8 @@ mod tests {
         std::fs::remove_file(directory.path().join("orlop.json")).unwrap();
         std::fs::write(directory.path().join("stray"), "").unwrap();
         assert_eq!(check(None), Verdict::Bad, "neither empty nor a pool");
-        assert_eq!(check_marker(&name, &directory.path().join("missing")).0, Verdict::Bad);
+        let missing = PoolSettings { path: directory.path().join("missing"), ..settings };
+        assert!(!is_usable(&inspect(&[missing])));
         assert!(to_json(&facts).starts_with('['));
     }
 }

@@ -15,7 +15,7 @@ use crate::config::Settings;
 use crate::config::flags::ReleaseNode;
 use crate::config::flags::{Check, Cli, Command, Output, Probe, Serve};
 use crate::error::{Context, Error, Kind, Result};
-use crate::{check, pause, run, socket, telemetry, worker};
+use crate::{check, config, pause, run, socket, telemetry, worker};
 
 /// Parses and runs the command line. Exit codes: 0 success, 1 failure, 2 invalid usage; for commands on volumes also
 /// 3 not found, 4 in use.
@@ -75,7 +75,7 @@ fn release_node(flags: ReleaseNode) -> Result<ExitCode> {
 }
 
 fn check(flags: &Check) -> Result<ExitCode> {
-    let facts = check::inspect(flags.pools.iter().map(|pool| (&pool.name, pool.path.as_path())));
+    let facts = check::inspect(&config::for_check(&flags.pools)?.0);
     let text = match flags.output {
         Output::Text => check::to_text(&facts),
         Output::Json => check::to_json(&facts),

@@ -128,6 +128,19 @@ fn has_default_pool() -> bool {
 /// # Errors
 /// `Invalid` when no pools are given or a setting is wrong; the error of the system call when the file cannot be read.
 pub fn for_command(flags: &flags::Pools) -> Result<(Vec<PoolSettings>, Tuning)> {
+    let (pools, tuning) = for_check(flags)?;
+    if pools.is_empty() {
+        let text = format!("no pools: name them with --pool NAME=DIR or --config FILE, or in {DEFAULT_FILE}");
+        return Err(invalid(text));
+    }
+    Ok((pools, tuning))
+}
+
+/// Like [`for_command`], for a command that needs no pool.
+///
+/// # Errors
+/// `Invalid` when a setting is wrong; the error of the system call when the file cannot be read.
+pub fn for_check(flags: &flags::Pools) -> Result<(Vec<PoolSettings>, Tuning)> {
     let default = Path::new(DEFAULT_FILE);
     // A file that cannot be looked up counts as existing: reading it then reports why.
     let has_default = || flags.pools.is_empty() && default.try_exists().unwrap_or(true);
@@ -137,10 +150,6 @@ pub fn for_command(flags: &flags::Pools) -> Result<(Vec<PoolSettings>, Tuning)> 
     if path.is_none() && pools.is_empty() && has_default_pool() {
         pools.push(default_pool()?);
     }
-    if pools.is_empty() {
-        let text = format!("no pools: name them with --pool NAME=DIR or --config FILE, or in {DEFAULT_FILE}");
-        return Err(invalid(text));
-    }
     Ok((pools, tuning(file.tuning)?))
 }
 
@@ -149,18 +158,9 @@ fn invalid(text: impl Into<String>) -> Error {
 }
 
 fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>> {
-    let from_flags = flags.iter().map(|flag| PoolSettings::new(flag.name.clone(), flag.path.clone()));
-    let from_file = file.into_iter().map(|pool| PoolSettings {
-        worker: pool.isolated.then(|| pool.name.to_string()),
-        name: pool.name,
-        path: pool.path,
-        mounted: pool.mounted,
-        uuid: pool.uuid,
-        overcommit_percent: pool.overcommit.0,
-        reserve: pool.reserve.0,
-        exclusive: pool.exclusive,
-    });
-    let pools: Vec<_> = from_flags.chain(from_file).collect();
+    let from_flags = flags.iter().map(|flag| Ok(PoolSettings::new(flag.name.clone(), flag.path.clone())));
+    let from_file = file.into_iter().map(PoolSection::settings);
+    let pools: Vec<_> = from_flags.chain(from_file).collect::<Result<_>>()?;
     let (mut names, mut paths) = (HashSet::new(), HashSet::new());
     for pool in &pools {
         if !names.insert(pool.name.as_str()) {
@@ -169,7 +169,7 @@ fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>
         if !paths.insert(&pool.path) {
             return Err(invalid(format!("two pools use the directory {}", pool.path.display())));
         }
-        if !pool.path.is_absolute() {
+        if pool.share.is_none() && !pool.path.is_absolute() {
             return Err(invalid(format!("pool {}: its directory is not an absolute path", pool.name)));
         }
         let is_outer = |other: &&PoolSettings| other.path != pool.path && pool.path.starts_with(&other.path);
@@ -338,10 +338,32 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_of_a_server_is_shown_as_its_share() {
+        let settings = with_file(
+            "[[pool]]\nname = \"a\"\nserver = \"nas\"\npath = \"/a\"\noptions = \"nconnect=4\"\n[[pool]]\n\
+             name = \"b\"\npath = \"/a\"\n[[pool]]\nname = \"c\"\nserver = \"fd00::1\"\npath = \"/a\"\n\
+             version = \"3\"\nexclusive = true\n",
+        )
+        .unwrap();
+        let paths: Vec<_> = settings.pools.iter().map(|pool| pool.path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["nas:/a", "/a", "[fd00::1]:/a"]);
+        let inner = "[[pool]]\nname = \"a\"\nserver = \"nas\"\npath = \"/a\"\n[[pool]]\nname = \"b\"\n\
+                     server = \"nas\"\npath = \"/a/b\"\n";
+        assert!(with_file(inner).unwrap_err().chain().contains("inside pool a"));
+    }
+
+    #[test]
     fn an_error_in_the_file_names_the_invalid_key_or_value() {
         let pool = "[[pool]]\nname = \"a\"\npath = \"/a\"\n";
         let cases = [
             (format!("{pool}colour = \"red\"\n"), "colour"),
+            (format!("{pool}options = \"soft\"\n"), "pool a: options"),
+            (format!("{pool}version = \"4.1\"\n"), "pool a: version"),
+            (format!("{pool}server = \"a b\"\n"), "pool a: server"),
+            (format!("{pool}server = \"nas\"\nversion = \"4.3\"\n"), "pool a: version"),
+            (format!("{pool}server = \"nas\"\nversion = \"3\"\n"), "exclusive = true"),
+            (format!("{pool}server = \"nas\"\nmounted = true\n"), "pool a: mounted"),
+            (format!("{pool}server = \"nas\"\noptions = \"vers=4\"\n"), "vers=4"),
             (format!("{pool}reserve = \"much\"\n"), "much"),
             (format!("{pool}overcommit = 0\n"), "overcommit"),
             (format!("{pool}overcommit = 1e9\n"), "overcommit"),

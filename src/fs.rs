@@ -120,8 +120,18 @@ impl DirIdentity {
     /// The error of the failed system call.
     pub fn with_change_time(path: &Path) -> ErrnoResult<(Self, ChangeTime)> {
         let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::INO | StatxFlags::CTIME)?;
-        let StatxTimestamp { tv_sec, tv_nsec, .. } = stat.stx_ctime;
-        Ok((Self::from_stat(&stat), ChangeTime { seconds: tv_sec, nanoseconds: tv_nsec }))
+        Ok((Self::from_stat(&stat), ChangeTime::from_stat(&stat)))
+    }
+
+    /// The identity of an open directory with its change time, as in [`DirIdentity::with_change_time`]. The server of a share
+    /// is asked, whatever is cached here.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn of_open_with_change_time(dir: BorrowedFd<'_>) -> ErrnoResult<(Self, ChangeTime)> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        let stat = statx(dir, c"", flags, StatxFlags::INO | StatxFlags::CTIME)?;
+        Ok((Self::from_stat(&stat), ChangeTime::from_stat(&stat)))
     }
 
     /// The identity of an entry of a directory. A symbolic link is not followed, and a mount point has that of the mount.
@@ -145,6 +155,11 @@ pub struct ChangeTime {
 }
 
 impl ChangeTime {
+    fn from_stat(stat: &Statx) -> Self {
+        let StatxTimestamp { tv_sec, tv_nsec, .. } = stat.stx_ctime;
+        Self { seconds: tv_sec, nanoseconds: tv_nsec }
+    }
+
     /// Whether a change that happens now would have another time. The kernel's timestamps can be coarse: 10 ms at most.
     #[must_use]
     pub fn is_past(self) -> bool {

@@ -13,6 +13,7 @@
 //! | engine | [`engine`] | every rule about volumes; synchronous; independent of any protocol |
 //! | pool | [`pool`] | a self-describing directory: marker, records, trash, index, capacity |
 //! | backend | [`backend`] | what a pool's filesystem can do for its volumes |
+//! | shares | [`remote`] | mounts the shares of other hosts |
 //! | writers | [`pause`] | pauses the containers that write to volumes |
 //! | files and mounts | [`fs`], [`mount`] | walk, copy and remove trees; attach and detach mounts; users of a mount |
 //! | kernel | [`sys`] | system calls that rustix lacks; the only `unsafe` code |
@@ -51,6 +52,7 @@ pub mod options;
 pub mod pause;
 pub mod pool;
 pub mod quantity;
+pub mod remote;
 pub mod run;
 pub mod socket;
 pub mod sys;

@@ -5,6 +5,7 @@
 pub mod location;
 pub mod loop_devices;
 pub mod mountinfo;
+pub mod namespace;
 pub mod options;
 pub mod overlays;
 
@@ -32,7 +33,7 @@ pub use self::target::{open_target, remove_target};
 use self::location::{ContainingMount, FsLocation, MountedDir, table_id};
 use self::table::{MNT_ID_UNIQUE, STATX_LOCAL};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::sys::namespace::{self, MountBuffer, OWN_NAMESPACE};
+use crate::sys::namespace::{MountBuffer, OWN_NAMESPACE, describe_mount};
 
 /// Unmounts of one target before [`detach`] gives up: more mean that another process keeps mounting there.
 const MAX_UNMOUNTS: usize = 1000;
@@ -83,9 +84,18 @@ pub fn is_same(info: &MountInfo, source: BorrowedFd<'_>, flags: MountFlags) -> R
         let fulfils = flags.is_fulfilled_by(info.flags, MountFlags::NONE);
         return Ok(fulfils && same_inode(&info.target, source)?);
     };
-    let containing = mountinfo::by_id(table_id(source)?)?;
-    let inherited = containing.map_or_else(MountFlags::default, |containing| containing.flags);
+    let inherited = mount_of(source)?.map_or_else(MountFlags::default, |containing| containing.flags);
     Ok(shows(info, &location) && flags.is_fulfilled_by(info.flags, inherited))
+}
+
+/// Returns the mount that an open directory is on, in this mount namespace or in a private one of this process; `None` if it
+/// is detached.
+///
+/// # Errors
+/// `Internal` if the mount table cannot be read.
+pub fn mount_of(dir: BorrowedFd<'_>) -> Result<Option<MountInfo>> {
+    let id = table_id(dir)?;
+    namespace::first(|| mountinfo::by_id(id))
 }
 
 /// Reports whether the mount `info` shows the directory `source`, whatever its flags.
@@ -161,8 +171,7 @@ fn root_by_statmount(target: &Path) -> Option<PathBuf> {
     if !has_id || !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
         return None;
     }
-    let mount =
-        namespace::describe_mount(OWN_NAMESPACE, stat.stx_mnt_id, &mut MountBuffer::default()).ok()?;
+    let mount = describe_mount(OWN_NAMESPACE, stat.stx_mnt_id, &mut MountBuffer::default()).ok()?;
     let root = mount.root.strip_suffix(mountinfo::DELETED).unwrap_or(&mount.root);
     Some(PathBuf::from(OsString::from_vec(root.to_vec())))
 }
@@ -232,7 +241,7 @@ pub fn shared_with_host(dir: &Path) -> Result<bool> {
 /// `Internal` if the mount table cannot be read.
 pub fn is_read_only_after_error(dir: BorrowedFd<'_>) -> Result<bool> {
     use std::os::unix::ffi::OsStrExt as _;
-    let mount = mountinfo::by_id(table_id(dir)?)?;
+    let mount = mount_of(dir)?;
     let is_word = |word: &[u8]| word == b"emergency_ro";
     Ok(mount.is_some_and(|mount| mount.super_options.as_bytes().split(|byte| *byte == b',').any(is_word)))
 }

@@ -25,17 +25,17 @@ mod marker;
 mod medium;
 mod parents;
 mod projects;
+mod root;
 mod watch;
 
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, Mode, OFlags};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use self::cache::IndexCache;
@@ -50,6 +50,8 @@ use crate::backend::{self, Backend};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::{ChangeTime, DirIdentity};
 use crate::mount::mountinfo;
+use crate::mount::namespace::MountNamespace;
+use crate::remote::NfsShare;
 use crate::volume::{DATA, Name, PoolName};
 
 pub use capacity::{FsStats, Reservation};
@@ -58,14 +60,17 @@ pub use marker::{Marker, read_marker};
 pub use medium::check_shareable;
 pub use parents::check_outside_pools;
 pub use projects::check_projects;
+pub use root::PoolRoot;
 
 /// The configuration of a pool.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PoolSettings {
     /// The pool's name.
     pub name: PoolName,
-    /// An existing directory. orlop never creates it.
+    /// An existing directory. orlop never creates it. For a share: its server and its path there, as they are shown.
     pub path: PathBuf,
+    /// The share that has the pool; `None` if it is on this host.
+    pub share: Option<NfsShare>,
     /// Whether the directory must be a mount point.
     pub mounted: bool,
     /// The UUID that its marker must have.
@@ -88,6 +93,7 @@ impl PoolSettings {
         Self {
             name,
             path,
+            share: None,
             mounted: false,
             uuid: None,
             overcommit_percent: 100,
@@ -124,6 +130,8 @@ pub struct OpenPool {
     pub usage: UsageCache,
     cache: IndexCache,
     identity: DirIdentity,
+    /// The mount of its share, from which volumes are published.
+    _share: Option<MountNamespace>,
     /// The change time of the pool's directory at the last complete check.
     checked: Mutex<Option<ChangeTime>>,
 }
@@ -262,7 +270,7 @@ impl OpenPool {
 
     fn open(configured: &Pool, last: Option<&Layout>) -> Result<Self> {
         let settings = &configured.settings;
-        let root = open_root(&settings.path)?;
+        let root = PoolRoot::open(settings)?;
         if settings.mounted {
             check_mount_point(&settings.path)?;
         }
@@ -280,6 +288,7 @@ impl OpenPool {
         let backend = backend::open(root.as_fd(), &marker.backend)?;
         configured.known.note(&marker)?;
         let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
+        let (root, share) = root.into_parts();
         let store = Store::open_again(root, last, settings.exclusive, configured.lock_wait)?;
         if configured.purpose == Purpose::Serve {
             // What cannot be swept now, for example on a full disk, is swept by a later start.
@@ -294,6 +303,7 @@ impl OpenPool {
             usage: configured.usage.clone(),
             cache: IndexCache::default(),
             identity,
+            _share: share,
             checked: Mutex::new(None),
         })
     }
@@ -309,7 +319,7 @@ impl OpenPool {
     /// Like [`OpenPool::is_in_place`], but the names in the directory are looked up only if the directory has changed since
     /// the last time. A mount over one of them goes unnoticed; [`OpenPool::check_in_place`] finds it before each change.
     fn is_unchanged(&self) -> bool {
-        let Ok((found, changed)) = DirIdentity::with_change_time(&self.settings.path) else { return false };
+        let Ok((found, changed)) = root::current(&self.settings, self.store.root()) else { return false };
         if found != self.identity {
             return false;
         }
@@ -320,7 +330,7 @@ impl OpenPool {
     /// Whether the path still refers to this pool. A disk that was unmounted, and directories that were moved away or
     /// replaced, must not be used.
     fn is_in_place(&self) -> bool {
-        let found = DirIdentity::with_change_time(&self.settings.path);
+        let found = root::current(&self.settings, self.store.root());
         found.is_ok_and(|(found, changed)| found == self.identity && self.has_directories(changed))
     }
 
@@ -331,17 +341,6 @@ impl OpenPool {
         let checked = (found && changed.is_past()).then_some(changed);
         *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = checked;
         found
-    }
-}
-
-fn open_root(path: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match fs::open(path, flags, Mode::empty()) {
-        Err(Errno::NOENT) => {
-            Err(Error::new(Kind::Unavailable, "the directory is missing: create it, or mount its disk"))
-        }
-        Err(Errno::NOTDIR) => Err(Error::new(Kind::Unavailable, "the path is not a directory")),
-        result => result.context(|| "open the directory"),
     }
 }
 

@@ -9,5 +9,6 @@ mod common;
 mod mounts {
     mod mount;
     mod pools;
+    mod private;
     mod publish;
 }

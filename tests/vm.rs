@@ -6,5 +6,6 @@ mod common;
 
 mod vm {
     mod nfs;
+    mod pools;
     mod quota;
 }

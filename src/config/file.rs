@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::engine::request::PoolSettings;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::quantity::{Bytes, HumanDuration};
+use crate::remote::NfsShare;
 use crate::volume::PoolName;
 
 /// Maximum size of the file in bytes.
@@ -29,8 +31,14 @@ pub(super) struct ConfigFile {
 pub(super) struct PoolSection {
     /// Its name: lower-case letters, digits and '-'.
     pub(super) name: PoolName,
-    /// An existing directory, as an absolute path.
+    /// An existing directory, as an absolute path: of this host, or of `server`.
     pub(super) path: PathBuf,
+    /// The name or address of the NFS server that has the pool.
+    pub(super) server: Option<String>,
+    /// Mount options of the share, separated by commas.
+    pub(super) options: Option<String>,
+    /// The version of NFS, such as `4.2`. By default the newest that the server has.
+    pub(super) version: Option<String>,
     /// Whether the directory must be a mount point. If so, the empty directory below an unmounted disk is never used.
     #[serde(default)]
     pub(super) mounted: bool,
@@ -49,6 +57,55 @@ pub(super) struct PoolSection {
     /// Whether a worker process of its own serves the pool, which is killed when the disk hangs.
     #[serde(default)]
     pub(super) isolated: bool,
+}
+
+impl PoolSection {
+    /// The settings of the pool.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the pool and the key.
+    pub(super) fn settings(self) -> Result<PoolSettings> {
+        let share = self.share().context(|| format!("pool {}", self.name))?;
+        let path = share.as_ref().map_or(self.path, NfsShare::location);
+        let worker = self.isolated.then(|| self.name.to_string());
+        Ok(PoolSettings {
+            name: self.name,
+            path,
+            share,
+            mounted: self.mounted,
+            uuid: self.uuid,
+            overcommit_percent: self.overcommit.0,
+            reserve: self.reserve.0,
+            exclusive: self.exclusive,
+            worker,
+        })
+    }
+
+    fn share(&self) -> Result<Option<NfsShare>> {
+        let invalid = |text: &str| Err(Error::new(Kind::Invalid, text));
+        let Some(server) = &self.server else {
+            return match (&self.options, &self.version) {
+                (None, None) => Ok(None),
+                (Some(_), _) => invalid("options are for a share: name its server"),
+                (None, Some(_)) => invalid("version is for a share: name its server"),
+            };
+        };
+        let Some(path) = self.path.to_str() else { return invalid("path is not UTF-8") };
+        let options = self.options.as_deref().unwrap_or_default();
+        let share = NfsShare::new(server, path, options, self.version.as_deref())?;
+        if self.mounted {
+            return invalid(
+                "mounted = true is for a directory of this host: remove it, since orlop mounts the share",
+            );
+        }
+        if share.is_without_locks() && !self.exclusive {
+            return invalid(
+                "version \"3\" has no locks that other hosts see: use version 4.0 or newer, or set `exclusive = true` \
+                 if no other host uses the pool",
+            );
+        }
+        Ok(Some(share))
+    }
 }
 
 /// The `[tuning]` section.

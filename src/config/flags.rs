@@ -150,9 +150,9 @@ pub struct Probe {
 /// Flags of `orlop check`.
 #[derive(Debug, Args)]
 pub struct Check {
-    /// A pool to check. Repeat the flag or separate pools by commas
-    #[arg(long = "pool", value_name = "NAME=DIR", env = "ORLOP_POOL", value_delimiter = ',')]
-    pub pools: Vec<PoolFlag>,
+    /// The pools to check
+    #[command(flatten)]
+    pub pools: Pools,
 
     /// Output format
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]

@@ -3,14 +3,13 @@
 //! A mount is cloned detached, receives its flags, and is moved to the target in one step, so no process ever sees it
 //! without them.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
-use super::location::table_id;
 use super::options::MountFlags;
-use super::{legacy, mountinfo};
+use super::{legacy, mount_of, namespace};
 use crate::error::{Context as _, Result};
 use crate::sys::mount_setattr::mount_setattr;
 
@@ -59,10 +58,7 @@ fn attach_detached(
     target: BorrowedFd<'_>,
     flags: MountFlags,
 ) -> Result<(), (&'static str, Errno)> {
-    let clone_flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree =
-        rustix::mount::open_tree(source, "", clone_flags).map_err(|errno| ("clone the directory", errno))?;
+    let tree = clone(source).map_err(|errno| ("clone the directory", errno))?;
     mount_setattr(tree.as_fd(), flags.attr_change())
         .map_err(|errno| ("set the flags of the mount", errno))?;
     let move_flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -70,8 +66,20 @@ fn attach_detached(
         .map_err(|errno| ("move the mount into place", errno))
 }
 
+/// Clones a directory as a detached mount. The kernel does that only in the namespace of its mount.
+fn clone(source: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = namespace::first(|| match rustix::mount::open_tree(source, "", flags) {
+        Err(Errno::INVAL) => Ok(None),
+        tree => Ok(Some(tree)),
+    });
+    // A namespace that cannot be entered is one in which the directory was not found.
+    tree.ok().flatten().unwrap_or(Err(Errno::INVAL))
+}
+
 /// Returns the flags of the mount that `source` was opened through; the defaults if it is in no table.
 fn containing_flags(source: BorrowedFd<'_>) -> Result<MountFlags> {
-    let mount = mountinfo::by_id(table_id(source)?)?;
+    let mount = mount_of(source)?;
     Ok(mount.map_or_else(MountFlags::default, |mount| mount.flags))
 }

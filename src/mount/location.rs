@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use super::mountinfo::{self, DELETED, Device};
+use super::namespace;
 use super::table::{self, MNT_ID_UNIQUE, STATX_LOCAL};
 use crate::error::{Context as _, Error, Kind, Result};
 
@@ -100,11 +101,15 @@ impl MountedDir {
 }
 
 impl ContainingMount {
-    /// Looks a mount up in this mount namespace; `None` if it is not attached there.
+    /// Looks a mount up in this mount namespace and in the private ones of this process; `None` if it is not attached there.
     ///
     /// # Errors
     /// `Internal` if the kernel does not describe the mount and the mount table cannot be read.
     pub fn find(mount: MountId) -> Result<Option<Self>> {
+        namespace::first(|| Self::find_here(mount))
+    }
+
+    fn find_here(mount: MountId) -> Result<Option<Self>> {
         Ok(match mount {
             MountId::Unique(id) => table::describe(id)?.map(|mount| Self {
                 device: Device::from(mount.device),

@@ -66,13 +66,25 @@ impl<'a> Line<'a> {
         Some(Self { id, parent, device: Device { major, minor }, root, target, options, rest })
     }
 
-    /// Returns the directory or file of the filesystem that is the root of the mount, and whether it has been removed.
+    /// Returns the directory or file of the filesystem that is the root of the mount, and whether it has been removed. The
+    /// kernel shows `/` for every mount of NFS, and the directory in its source.
     #[must_use]
     pub fn root(&self) -> (Cow<'a, [u8]>, bool) {
+        if let Some(path) = self.path_on_nfs_server() {
+            return (unescape(path), false);
+        }
         match self.root.strip_suffix(DELETED) {
             Some(root) => (unescape(root), true),
             None => (unescape(self.root), false),
         }
+    }
+
+    /// The path in a source such as `nas:/export` or `[fd00::1]:/export`.
+    fn path_on_nfs_server(&self) -> Option<&'a [u8]> {
+        let mut tail = self.tail();
+        let is_nfs = matches!(tail.next()?, b"nfs" | b"nfs4");
+        let source = tail.next().filter(|_| is_nfs)?;
+        source.windows(2).position(|pair| pair == b":/").map(|at| &source[at + 1..])
     }
 
     /// Returns the mount point, relative to the root of the process that the table belongs to.
@@ -302,6 +314,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_root_of_an_nfs_mount_is_in_its_source() {
+        let root = |tail: &str| {
+            let line = format!("60 40 0:50 / /t rw - {tail} rw,vers=4.2");
+            Line::parse(line.as_bytes()).unwrap().root().0.into_owned()
+        };
+        assert_eq!(root("nfs4 nas:/pool/volumes/a\\040b/data"), b"/pool/volumes/a b/data");
+        assert_eq!(root("nfs4 [fd00::1]:/pool"), b"/pool");
+        assert_eq!(root("nfs nas:/"), b"/");
+        assert_eq!(root("tmpfs nas:/pool"), b"/");
+    }
 
     #[test]
     fn a_line_is_parsed_into_its_fields() {

@@ -78,6 +78,18 @@ impl MountFlags {
         Ok(flags)
     }
 
+    /// Adds an option, or ignores it if it is for mount(8) or systemd only. Reports whether it is one of these: another one
+    /// is a parameter of the filesystem.
+    pub fn add(&mut self, option: &str) -> bool {
+        self.apply(option) || is_userspace_option(option)
+    }
+
+    /// Returns the flags as the attributes of a new mount.
+    #[must_use]
+    pub fn attributes(self) -> u32 {
+        u32::try_from(self.attr_change().set).unwrap_or_default()
+    }
+
     /// Parses the options of a mount in the mount table. Ignores unknown options.
     #[must_use]
     pub fn from_table(options: &[u8]) -> Self {

@@ -1,6 +1,7 @@
 //! The mounts of the own mount namespace: by `listmount(2)` and `statmount(2)` (Linux 6.8), otherwise by the mount table.
 
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStringExt as _;
 use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, StatxFlags};
@@ -32,9 +33,30 @@ pub(super) fn has_statmount() -> bool {
 
 /// Describes a mount of the own namespace by its unique id; `None` if it is not attached there.
 pub(super) fn describe(id: u64) -> Result<Option<MountDescription>> {
-    match namespace::describe_mount(OWN_NAMESPACE, id, &mut MountBuffer::default()) {
+    let described = match namespace::describe_mount(OWN_NAMESPACE, id, &mut MountBuffer::default()) {
+        Err(Errno::OPNOTSUPP) => return describe_by_table(id),
+        described => described,
+    };
+    found(described).context(|| "describe a mount")
+}
+
+/// Like [`describe`], for filesystems whose roots only the mount table has.
+fn describe_by_table(id: u64) -> Result<Option<MountDescription>> {
+    let id = found(namespace::table_id(OWN_NAMESPACE, id)).context(|| "describe a mount")?;
+    let Some(mount) = id.map(mountinfo::by_id).transpose()?.flatten() else { return Ok(None) };
+    Ok(Some(MountDescription {
+        device: (mount.device.major, mount.device.minor),
+        root: mount.root.into_os_string().into_vec(),
+        target: mount.target.into_os_string().into_vec(),
+        group: mount.shared.unwrap_or(0),
+        master: 0,
+    }))
+}
+
+fn found<T>(mount: Result<T, Errno>) -> Result<Option<T>, Errno> {
+    match mount {
         Err(Errno::NOENT) => Ok(None),
-        mount => mount.map(Some).context(|| "describe a mount"),
+        mount => mount.map(Some),
     }
 }
 
@@ -43,9 +65,12 @@ pub(super) fn describe(id: u64) -> Result<Option<MountDescription>> {
 ///
 /// # Errors
 /// `Internal` if the mounts cannot be listed.
-pub(super) fn each_of_device(device: Device, visit: impl FnMut(&[u8], &[u8])) -> Result<()> {
+pub(super) fn each_of_device(device: Device, mut visit: impl FnMut(&[u8], &[u8])) -> Result<()> {
     if has_statmount() {
-        return list_of_device(device, visit).context(|| "list the mounts");
+        match list_of_device(device, &mut visit) {
+            Err(Errno::OPNOTSUPP) => {}
+            listed => return listed.context(|| "list the mounts"),
+        }
     }
     each_in_table(device, visit)
 }

@@ -53,8 +53,8 @@ pub(super) fn open_file_inside<P: Arg + Copy>(
     opened
 }
 
-/// Renames an entry to a name that does not exist. Some FUSE filesystems and 9p know no `RENAME_NOREPLACE`. There a plain
-/// rename has the same effect on objects: a directory that is not empty is never replaced, and names in the trash are
+/// Renames an entry to a name that does not exist. NFS, some FUSE filesystems and 9p know no `RENAME_NOREPLACE`. There a
+/// plain rename has the same effect on objects: a directory that is not empty is never replaced, and names in the trash are
 /// random.
 pub(super) fn rename_new(
     from: BorrowedFd<'_>,

@@ -8,7 +8,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 
 /// The types of local filesystems, as in statfs(2), by name: byte-range locks exclude all processes that use them, and
 /// inotify reports every change.
-const LOCAL: [(u64, &str); 11] = [
+const LOCAL: [(u64, &str); 12] = [
     (0xEF53, "ext2, ext3 and ext4"),
     (0x5846_5342, "xfs"),
     (0x9123_683E, "btrfs"),
@@ -20,6 +20,7 @@ const LOCAL: [(u64, &str); 11] = [
     (0x3153_464A, "jfs"),
     (0x3434, "nilfs2"),
     (0x8584_58F6, "ramfs"),
+    (0x6969, "nfs 4"),
 ];
 
 /// Refuses a filesystem that is not known to let processes exclude each other: on 9p, virtiofs, FUSE, and NFS without

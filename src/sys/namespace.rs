@@ -174,10 +174,23 @@ pub fn mounted_filesystem(
     Ok(MountedFilesystem { device: (stat.sb_dev_major, stat.sb_dev_minor), magic: stat.sb_magic })
 }
 
+/// The type of NFS, as in `statfs(2)`.
+const NFS: u64 = 0x6969;
+
+/// Returns the id of a mount in the mount table.
+///
+/// # Errors
+/// `ENOENT` if the mount no longer exists.
+pub fn table_id(namespace: u64, mount: u64) -> Result<u64, Errno> {
+    let mut buffer = MountBuffer::default();
+    statmount(namespace, mount, kernel::STATMOUNT_MNT_BASIC.into(), &mut buffer)
+        .map(|stat| stat.mnt_id_old.into())
+}
+
 /// Returns the filesystem, the root, the mount point and the peer groups of a mount.
 ///
 /// # Errors
-/// `ENOENT` if the mount no longer exists; `EOVERFLOW` if its paths do not fit into the buffer.
+/// `ENOENT` if the mount no longer exists; `EOPNOTSUPP` for NFS, whose root the kernel does not show; `EOVERFLOW` if its paths do not fit into the buffer.
 pub fn describe_mount(
     namespace: u64,
     mount: u64,
@@ -188,6 +201,9 @@ pub fn describe_mount(
         | kernel::STATMOUNT_MNT_ROOT
         | kernel::STATMOUNT_MNT_POINT;
     let stat = statmount(namespace, mount, mask.into(), buffer)?;
+    if stat.sb_magic == NFS {
+        return Err(Errno::OPNOTSUPP);
+    }
     let device = (stat.sb_dev_major, stat.sb_dev_minor);
     let (root, target, group, master) = (stat.mnt_root, stat.mnt_point, stat.mnt_peer_group, stat.mnt_master);
     let string_at = |offset: u32| {

@@ -10,7 +10,7 @@ use orlop::volume::{OnDelete, PolicyChange, SizeRange};
 
 use crate::common::disk::{Disk, run};
 use crate::common::isolation::{in_own_mount_namespace, is_root};
-use crate::common::pool::{MIB, check, id, names, open, request, snapshot_request};
+use crate::common::pool::{MIB, check, id, names, open, request, settings, snapshot_request};
 use crate::common::wait::within_seconds;
 
 /// Sets the project id of a directory, and whether new entries inherit it.
@@ -20,8 +20,7 @@ fn set_project(directory: &Path, project: &str, inherit: &str) {
 
 /// What `orlop check` finds bad.
 fn check_bad(pool: &Path) -> Option<String> {
-    let name = "p".parse().unwrap();
-    let facts = orlop::check::inspect([(&name, pool)]);
+    let facts = orlop::check::inspect(&[settings(pool)]);
     facts.into_iter().find(|fact| fact.verdict == Verdict::Bad).map(|fact| fact.found)
 }
 

@@ -18,9 +18,10 @@ const LAYERS: &[Row] = &[
     ("mount", &["error", "sys"], &["rustix", "serde"]),
     ("pause", &["error", "mount", "sys"], &["rustix", "serde", "serde_json"]),
     ("backend", &["error", "fs", "volume"], &["rustix"]),
+    ("remote", &["error", "mount"], &["rustix", "serde"]),
     (
         "pool",
-        &["backend", "error", "fs", "mount", "pause", "volume"],
+        &["backend", "error", "fs", "mount", "pause", "remote", "volume"],
         &["nix", "rustix", "serde", "serde_json", "sha2", "tracing", "uuid"],
     ),
     (

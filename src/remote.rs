@@ -1,0 +1,8 @@
+//! Shares of other hosts, mounted by the kernel without helper programs.
+
+mod nfs;
+mod nfs_mount;
+mod nfs_options;
+mod ping;
+
+pub use nfs::NfsShare;
