@@ -126,12 +126,20 @@ fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>
         overcommit_percent: pool.overcommit.0,
         reserve: pool.reserve.0,
         exclusive: pool.exclusive,
+        shared: pool.shared,
+        node: None,
     });
     let pools: Vec<_> = from_flags.chain(from_file).collect();
     let (mut names, mut paths) = (HashSet::new(), HashSet::new());
     for pool in &pools {
         if !names.insert(pool.name.as_str()) {
             return Err(invalid(format!("pool {} is configured twice", pool.name)));
+        }
+        if pool.exclusive && pool.shared {
+            return Err(invalid(format!(
+                "pool {}: exclusive and shared are both true: other hosts use the pool, or none does",
+                pool.name
+            )));
         }
         if !paths.insert(&pool.path) {
             return Err(invalid(format!("two pools use the directory {}", pool.path.display())));
@@ -313,6 +321,7 @@ mod tests {
             (format!("{pool}overcommit = 0\n"), "overcommit"),
             (format!("{pool}overcommit = 1e9\n"), "overcommit"),
             ("[[pool]]\nname = \"a\"\npath = \"rel\"\n".to_owned(), "not an absolute path"),
+            (format!("{pool}exclusive = true\nshared = true\n"), "exclusive and shared"),
             (format!("{pool}[tuning]\ncopies = 0\n"), "copies"),
             (format!("{pool}[tuning]\ncopy-wait = \"7s\"\n"), "call-timeout"),
             (format!("{pool}[tuning]\nlock-wait = \"2s\"\n"), "call-timeout"),

@@ -17,6 +17,7 @@ mod clock;
 mod commit;
 mod dirs;
 mod durable_dir;
+mod generation;
 mod index;
 mod known;
 mod layout;
@@ -54,7 +55,7 @@ use crate::volume::{DATA, Name, PoolName};
 pub use capacity::{FsStats, Reservation};
 pub use index::{Index, SnapshotEntry, VolumeEntry};
 pub use marker::{Marker, read_marker};
-pub use medium::check_shareable;
+pub use medium::{Medium, check_shareable};
 pub use parents::check_outside_pools;
 pub use projects::check_projects;
 
@@ -76,13 +77,27 @@ pub struct PoolSettings {
     /// Whether this process has the pool for itself. Required on filesystems that are not known to let processes exclude
     /// each other.
     pub exclusive: bool,
+    /// Whether other hosts use the directory, too, through a cluster filesystem. NFS is recognized without it.
+    pub shared: bool,
+    /// The name of this host for the other hosts of a shared pool; `None`: its host name.
+    pub node: Option<String>,
 }
 
 impl PoolSettings {
     /// A pool without overcommit, reserve or checks of its directory.
     #[must_use]
     pub fn new(name: PoolName, path: PathBuf) -> Self {
-        Self { name, path, mounted: false, uuid: None, overcommit_percent: 100, reserve: 0, exclusive: false }
+        Self {
+            name,
+            path,
+            mounted: false,
+            uuid: None,
+            overcommit_percent: 100,
+            reserve: 0,
+            exclusive: false,
+            shared: false,
+            node: None,
+        }
     }
 }
 
@@ -106,6 +121,8 @@ pub struct OpenPool {
     pub store: Store,
     /// The backend for its filesystem.
     pub backend: Box<dyn Backend>,
+    /// Whether other hosts use it, too.
+    pub medium: Medium,
     /// Where deleted objects are added for removal.
     pub reaper: ReaperQueue,
     /// The measured usage of its volumes.
@@ -268,16 +285,19 @@ impl OpenPool {
         };
         configured.known.note(&marker)?;
         let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
-        let store = Store::open_again(root, last, settings.exclusive, configured.lock_wait)?;
+        let medium = Medium::of(root.as_fd(), settings)?;
+        let store = Store::open_again(root, last, settings.exclusive, configured.lock_wait)?.on(medium);
         if configured.purpose == Purpose::Serve {
             // What cannot be swept now, for example on a full disk, is swept by a later start.
             let _ = store.sweep();
+            commit::prepare(&store)?;
         }
         Ok(Self {
             settings: settings.clone(),
             marker,
             store,
             backend,
+            medium,
             reaper: configured.reaper.queue(),
             usage: configured.usage.clone(),
             cache: IndexCache::default(),

@@ -46,6 +46,9 @@ pub(super) struct PoolSection {
     /// processes exclude each other, such as FUSE.
     #[serde(default)]
     pub(super) exclusive: bool,
+    /// Whether other hosts use the directory, too. Set it for cluster filesystems; NFS is recognized without it.
+    #[serde(default)]
+    pub(super) shared: bool,
 }
 
 /// The `[tuning]` section.

@@ -31,15 +31,7 @@ pub(crate) fn settings(path: &Path) -> PoolSettings {
 
 /// Settings of the pool with this name.
 pub(crate) fn settings_of(name: &str, path: &Path) -> PoolSettings {
-    PoolSettings {
-        name: name.parse().unwrap(),
-        path: path.to_owned(),
-        mounted: false,
-        uuid: None,
-        overcommit_percent: 100,
-        reserve: 0,
-        exclusive: false,
-    }
+    PoolSettings::new(name.parse().unwrap(), path.to_owned())
 }
 
 /// Requests wait for copies until these are complete.
