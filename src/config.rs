@@ -62,7 +62,8 @@ impl TryFrom<Serve> for Settings {
             Some(name) => check_node_name(name)?,
             None => check_node_name(rustix::system::uname().nodename().to_string_lossy().into_owned())?,
         };
-        let pools = pools(&flags.pools, file.pools)?;
+        let mut pools = pools(&flags.pools, file.pools)?;
+        pools.iter_mut().for_each(|pool| pool.node = Some(node.clone()));
         match (pools.is_empty(), flags.no_pools) {
             (true, false) => {
                 return Err(invalid(

@@ -18,6 +18,7 @@ mod commit;
 mod dirs;
 mod durable_dir;
 mod generation;
+mod hosts;
 mod index;
 mod known;
 mod layout;
@@ -26,6 +27,7 @@ mod marker;
 mod medium;
 mod parents;
 mod projects;
+mod used;
 mod watch;
 
 use std::ops::ControlFlow;
@@ -53,11 +55,13 @@ use crate::mount::mountinfo;
 use crate::volume::{DATA, Name, PoolName};
 
 pub use capacity::{FsStats, Reservation};
+pub use hosts::HostUse;
 pub use index::{Index, SnapshotEntry, VolumeEntry};
 pub use marker::{Marker, read_marker};
 pub use medium::{Medium, check_shareable};
 pub use parents::check_outside_pools;
 pub use projects::check_projects;
+pub use used::{UsedLock, UsedLocks};
 
 /// The configuration of a pool.
 #[derive(Debug, Clone)]
@@ -127,6 +131,7 @@ pub struct OpenPool {
     pub reaper: ReaperQueue,
     /// The measured usage of its volumes.
     pub usage: UsageCache,
+    used: Option<UsedLocks>,
     cache: IndexCache,
     identity: DirIdentity,
     /// The change time of the pool's directory at the last complete check.
@@ -252,6 +257,7 @@ impl Pool {
         let pool = Arc::new(OpenPool::open(self, last)?);
         if self.purpose == Purpose::Serve {
             drop(pool.index()?);
+            pool.start_used_checks()?;
             self.reaper.attach(&pool)?;
         }
         Ok(pool)
@@ -292,6 +298,7 @@ impl OpenPool {
             let _ = store.sweep();
             commit::prepare(&store)?;
         }
+        let used = UsedLocks::open(settings, configured.purpose, &store)?;
         Ok(Self {
             settings: settings.clone(),
             marker,
@@ -300,6 +307,7 @@ impl OpenPool {
             medium,
             reaper: configured.reaper.queue(),
             usage: configured.usage.clone(),
+            used,
             cache: IndexCache::default(),
             identity,
             checked: Mutex::new(None),

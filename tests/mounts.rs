@@ -10,4 +10,5 @@ mod mounts {
     mod mount;
     mod pools;
     mod publish;
+    mod used_locks;
 }

@@ -34,7 +34,7 @@ pub(super) use change::parse_new_record_name;
 pub use draft::Draft;
 pub use in_place::InPlace;
 use in_place::is_impossible;
-use record::write_file;
+pub(super) use record::write_file;
 pub use record::{parse, read_file, replace_file};
 pub use unmanaged::FoundVolume;
 
