@@ -33,7 +33,7 @@ pub struct UsedLocks {
 #[derive(Debug, Default)]
 struct Held {
     locks: BTreeMap<Name, Lock>,
-    /// The volumes that are mounted here although another host has them alone or has deleted them, with the reason.
+    /// The volumes that are mounted here although another host has them alone, with the reason.
     lost: BTreeMap<Name, String>,
 }
 
