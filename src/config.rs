@@ -66,7 +66,8 @@ impl TryFrom<Serve> for Settings {
             Some(name) => check_node_name(name)?,
             None => check_node_name(rustix::system::uname().nodename().to_string_lossy().into_owned())?,
         };
-        let pools = pools(&flags.pools, file.pools)?;
+        let mut pools = pools(&flags.pools, file.pools)?;
+        pools.iter_mut().for_each(|pool| pool.node = Some(node.clone()));
         match (pools.is_empty(), flags.no_pools) {
             (true, false) => {
                 return Err(invalid(
@@ -165,6 +166,12 @@ fn pools(flags: &[PoolFlag], file: Vec<PoolSection>) -> Result<Vec<PoolSettings>
     for pool in &pools {
         if !names.insert(pool.name.as_str()) {
             return Err(invalid(format!("pool {} is configured twice", pool.name)));
+        }
+        if pool.exclusive && pool.shared {
+            return Err(invalid(format!(
+                "pool {}: exclusive and shared are both true: other hosts use the pool, or none does",
+                pool.name
+            )));
         }
         if !paths.insert(&pool.path) {
             return Err(invalid(format!("two pools use the directory {}", pool.path.display())));
@@ -368,6 +375,7 @@ mod tests {
             (format!("{pool}overcommit = 0\n"), "overcommit"),
             (format!("{pool}overcommit = 1e9\n"), "overcommit"),
             ("[[pool]]\nname = \"a\"\npath = \"rel\"\n".to_owned(), "not an absolute path"),
+            (format!("{pool}exclusive = true\nshared = true\n"), "exclusive and shared"),
             (format!("{pool}[tuning]\ncopies = 0\n"), "copies"),
             (format!("{pool}[tuning]\ncopy-wait = \"7s\"\n"), "call-timeout"),
             (format!("{pool}[tuning]\nlock-wait = \"2s\"\n"), "call-timeout"),

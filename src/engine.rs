@@ -239,6 +239,7 @@ impl Engine {
             return Err(Error::new(Kind::Busy, text));
         }
         self.refuse_if_used(locked)?;
+        let _alone = pool.used().map(|used| used.take_to_delete(&id.name)).transpose()?;
         let _data = lock_data(pool, ObjectKind::Volumes, id)?;
         let entry = pool.discard(ObjectKind::Volumes, &id.name, Retention::of(volume.policy));
         let entry = entry.context(|| format!("delete volume {id}"))?;

@@ -17,6 +17,8 @@ mod clock;
 mod commit;
 mod dirs;
 mod durable_dir;
+mod generation;
+mod hosts;
 mod index;
 mod known;
 mod layout;
@@ -26,6 +28,7 @@ mod medium;
 mod parents;
 mod projects;
 mod root;
+mod used;
 mod watch;
 
 use std::ops::ControlFlow;
@@ -55,12 +58,14 @@ use crate::remote::NfsShare;
 use crate::volume::{DATA, Name, PoolName};
 
 pub use capacity::{FsStats, Reservation};
+pub use hosts::HostUse;
 pub use index::{Index, SnapshotEntry, VolumeEntry};
 pub use marker::{Marker, read_marker};
-pub use medium::check_shareable;
+pub use medium::{Medium, check_shareable};
 pub use parents::check_outside_pools;
 pub use projects::check_projects;
 pub use root::PoolRoot;
+pub use used::{UsedLock, UsedLocks};
 
 /// The configuration of a pool.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -84,6 +89,10 @@ pub struct PoolSettings {
     pub exclusive: bool,
     /// The group of the pool, if a worker process serves it: the pools of one group share a worker.
     pub worker: Option<String>,
+    /// Whether other hosts use the directory, too, through a cluster filesystem. NFS is recognized without it.
+    pub shared: bool,
+    /// The name of this host for the other hosts of a shared pool; `None`: its host name.
+    pub node: Option<String>,
 }
 
 impl PoolSettings {
@@ -100,6 +109,8 @@ impl PoolSettings {
             reserve: 0,
             exclusive: false,
             worker: None,
+            shared: false,
+            node: None,
         }
     }
 }
@@ -124,10 +135,13 @@ pub struct OpenPool {
     pub store: Store,
     /// The backend for its filesystem.
     pub backend: Box<dyn Backend>,
+    /// Whether other hosts use it, too.
+    pub medium: Medium,
     /// Where deleted objects are added for removal.
     pub reaper: ReaperQueue,
     /// The measured usage of its volumes.
     pub usage: UsageCache,
+    used: Option<UsedLocks>,
     cache: IndexCache,
     identity: DirIdentity,
     /// The mount of its share, from which volumes are published.
@@ -255,6 +269,7 @@ impl Pool {
         let pool = Arc::new(OpenPool::open(self, last)?);
         if self.purpose == Purpose::Serve {
             drop(pool.index()?);
+            pool.start_used_checks()?;
             self.reaper.attach(&pool)?;
         }
         Ok(pool)
@@ -288,19 +303,24 @@ impl OpenPool {
         let backend = backend::open(root.as_fd(), &marker.backend)?;
         configured.known.note(&marker)?;
         let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
+        let medium = Medium::of(root.as_fd(), settings)?;
         let (root, share) = root.into_parts();
-        let store = Store::open_again(root, last, settings.exclusive, configured.lock_wait)?;
+        let store = Store::open_again(root, last, settings.exclusive, configured.lock_wait)?.on(medium);
         if configured.purpose == Purpose::Serve {
             // What cannot be swept now, for example on a full disk, is swept by a later start.
             let _ = store.sweep();
+            commit::prepare(&store)?;
         }
+        let used = UsedLocks::open(settings, configured.purpose, &store)?;
         Ok(Self {
             settings: settings.clone(),
             marker,
             store,
             backend,
+            medium,
             reaper: configured.reaper.queue(),
             usage: configured.usage.clone(),
+            used,
             cache: IndexCache::default(),
             identity,
             _share: share,

@@ -16,6 +16,7 @@ mod api {
     mod engine;
     mod hostile;
     mod live_copy;
+    mod many_hosts;
     mod pools;
     mod random_updates;
     mod records;

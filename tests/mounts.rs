@@ -11,4 +11,5 @@ mod mounts {
     mod pools;
     mod private;
     mod publish;
+    mod used_locks;
 }

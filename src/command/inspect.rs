@@ -6,7 +6,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::to_json as format_json;
-use crate::engine::request::Inspected;
+use crate::engine::request::{HostUse, Inspected};
 use crate::error::Result;
 use crate::mount::users::User;
 use crate::volume::{
@@ -38,6 +38,17 @@ struct Details<'a> {
     ephemeral: bool,
     backend: &'a BackendState,
     users: Vec<UserDetails<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hosts: Vec<HostDetails<'a>>,
+}
+
+/// A host that uses a volume of a shared pool.
+#[derive(Debug, Serialize)]
+struct HostDetails<'a> {
+    node: &'a str,
+    since: Timestamp,
+    /// Whether no other host may use it meanwhile.
+    alone: bool,
 }
 
 /// A user of a volume, with `null` for what is not known.
@@ -51,7 +62,7 @@ struct UserDetails<'a> {
 }
 
 impl<'a> From<&'a Inspected> for Details<'a> {
-    fn from(Inspected { volume, path, users }: &'a Inspected) -> Self {
+    fn from(Inspected { volume, path, users, hosts }: &'a Inspected) -> Self {
         let Volume { id, managed, copied, .. } = volume;
         let copied = copied.as_ref();
         Self {
@@ -75,7 +86,14 @@ impl<'a> From<&'a Inspected> for Details<'a> {
             ephemeral: volume.ephemeral,
             backend: &volume.backend,
             users: users.iter().map(UserDetails::from).collect(),
+            hosts: hosts.iter().map(HostDetails::from).collect(),
         }
+    }
+}
+
+impl<'a> From<&'a HostUse> for HostDetails<'a> {
+    fn from(HostUse { node, since, alone }: &'a HostUse) -> Self {
+        Self { node, since: *since, alone: *alone }
     }
 }
 

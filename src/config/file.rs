@@ -57,6 +57,9 @@ pub(super) struct PoolSection {
     /// Whether a worker process of its own serves the pool, which is killed when the disk hangs.
     #[serde(default)]
     pub(super) isolated: bool,
+    /// Whether other hosts use the directory, too. Set it for cluster filesystems; NFS is recognized without it.
+    #[serde(default)]
+    pub(super) shared: bool,
 }
 
 impl PoolSection {
@@ -78,6 +81,8 @@ impl PoolSection {
             reserve: self.reserve.0,
             exclusive: self.exclusive,
             worker,
+            shared: self.shared,
+            node: None,
         })
     }
 

@@ -106,6 +106,12 @@ pub(super) fn known_symptoms(pool: &OpenPool, id: &VolumeId, entry: &VolumeEntry
         let text = format!("the record of volume {id} cannot be read: {damage}");
         symptoms.push(symptom(Severity::DataLoss, "RecordUnreadable", text));
     }
+    if let Some(reason) = pool.used().and_then(|used| used.lost(&id.name)) {
+        let text = format!(
+            "this host lost volume {id} while it could not reach the pool, and its pods go on: {reason}"
+        );
+        symptoms.push(symptom(Severity::Inaccessible, "LostToOtherHost", text));
+    }
     if let Some(reason) = pool.usage.failure(&id.name) {
         let text = format!("the usage of volume {id} is unknown: {reason}");
         symptoms.push(symptom(Severity::Degraded, "UsageUnknown", text));

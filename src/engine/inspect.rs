@@ -84,6 +84,8 @@ impl Engine {
             Some(data) => self.users.of(data.as_fd()).context(|| format!("find the users of volume {id}"))?,
             None => Vec::new(),
         };
-        Ok(Inspected { volume, path: pool.path_of_data(&id.name), users })
+        let hosts = pool.used().map(|used| used.users(&id.name)).transpose();
+        let hosts = hosts.context(|| format!("find the hosts that use volume {id}"))?.unwrap_or_default();
+        Ok(Inspected { volume, path: pool.path_of_data(&id.name), users, hosts })
     }
 }

@@ -12,7 +12,7 @@ use crate::fs::DirIdentity;
 use crate::mount::{self, MountInfo};
 use crate::pool::locks::{LockGuard, LockKey};
 use crate::pool::object::ObjectKind;
-use crate::pool::{OpenPool, Pool};
+use crate::pool::{OpenPool, Pool, UsedLock, UsedLocks};
 use crate::volume::{DATA, Name, PoolName, SizeRange, Volume, VolumeId, shorten};
 
 /// A path that volumes are published at: the directory that holds it, and its name there. One directory may have several
@@ -74,7 +74,11 @@ impl Engine {
             refuse_second_target(&request.id, data.as_fd()).context(named)?;
         }
         let target = mount::open_target(&request.target).context(named)?;
-        mount::attach(data.as_fd(), target.as_fd(), request.flags)
+        let used = self.take_used(&locked.pool, request, data.as_fd()).context(named)?;
+        let attached = mount::attach(data.as_fd(), target.as_fd(), request.flags);
+        drop(used);
+        attached
+            .inspect_err(|_| locked.pool.used().into_iter().for_each(UsedLocks::check_soon))
             .context(|| format!("publish volume {} at {}", request.id, request.target.display()))
     }
 
@@ -113,7 +117,9 @@ impl Engine {
     /// # Errors
     /// Same as [`Engine::unpublish`].
     pub fn finish_unpublish(&self, id: &str, target: &Path, was_there: bool) -> Result<()> {
-        match id.parse().ok() {
+        let parsed: Option<VolumeId> = id.parse().ok();
+        self.note_unmounted(&parsed.as_ref().map_or_else(|| Name::of(id), |id| id.name.clone()));
+        match parsed {
             Some(id) => self.delete_if_ephemeral(&id),
             None => match self.find_ephemeral(id)? {
                 Some(id) => self.delete(&id),
@@ -126,6 +132,29 @@ impl Engine {
                 }
             },
         }
+    }
+
+    /// Excludes the other hosts, as far as the request asks for it, from a volume that is about to be mounted.
+    fn take_used<'p>(
+        &self,
+        pool: &'p OpenPool,
+        request: &Publish,
+        data: BorrowedFd<'_>,
+    ) -> Result<Option<UsedLock<'p>>> {
+        let Some(used) = pool.used() else { return Ok(None) };
+        let (name, alone) = (&request.id.name, request.sharing == Sharing::OneTarget);
+        // The lock may be one that the last target needed and that is not released yet.
+        if !alone && used.holds_alone(name) && self.users.of(data)?.is_empty() {
+            used.release_unused(name);
+        }
+        used.take(name, alone).map(Some)
+    }
+
+    /// Has the used-locks of a volume that was just unmounted released, which may wait for a server. Does no I/O.
+    fn note_unmounted(&self, name: &Name) {
+        let has_it = |pool: &Arc<OpenPool>| pool.used().is_some_and(|used| used.holds(name));
+        let pools = self.pools.iter().filter_map(|pool| pool.loaded());
+        pools.filter(has_it).for_each(|pool| pool.used().into_iter().for_each(UsedLocks::check_soon));
     }
 
     /// Refuses to unpublish a volume of the same name in another pool. Such a name is rare, so the mount table is read only

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::mount::options::MountFlags;
 use crate::mount::users::User;
-pub use crate::pool::PoolSettings;
+pub use crate::pool::{HostUse, PoolSettings};
 use crate::volume::{Consistency, Labels, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId};
 
 /// A request to create a volume, or to return the one that an earlier request created.
@@ -139,6 +139,8 @@ pub struct Inspected {
     pub path: PathBuf,
     /// The mounts of its data, in any mount namespace of this host.
     pub users: Vec<User>,
+    /// The hosts that use it, if its pool is shared by several.
+    pub hosts: Vec<HostUse>,
 }
 
 /// The records of all volumes, as far as their pools are available.

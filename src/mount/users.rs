@@ -13,7 +13,7 @@ mod record;
 mod scan;
 mod user;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ pub use self::user::{User, container_of_cgroup, pod_of_cgroup};
 use self::namespaces::ScanCache;
 use self::scan::Scan;
 use crate::error::Result;
-use crate::mount::location::{FsLocation, MountId, MountedDir};
+use crate::mount::location::{FsLocation, MountId, MountedDir, below};
 use crate::mount::mountinfo::Device;
 
 /// Finds the users of directories. Concurrent callers share scans.
@@ -86,6 +86,19 @@ impl Users {
         Ok(self.identify(&scan, &self::locations(&scan, &dirs)?))
     }
 
+    /// The entries of a directory of which something is mounted, in any mount namespace of this host: they, or what is below
+    /// them. On a detached mount, entries of another directory of the same name may be among them.
+    ///
+    /// # Errors
+    /// Same as [`Users::of`].
+    pub fn entries_mounted(&self, dir: BorrowedFd<'_>) -> Result<BTreeSet<Vec<u8>>> {
+        let dir = MountedDir::of(dir)?;
+        let scan = self.scan(std::slice::from_ref(&dir))?;
+        let location = dir.location(scan.containing_mount(dir.mount))?;
+        let roots = scan.mounts_in(&location).into_iter().map(|mount| &mount.root[..]);
+        Ok(roots.flat_map(|root| entries_of(root, &location)).collect())
+    }
+
     fn identify(&self, scan: &Scan, locations: &[FsLocation]) -> Vec<Vec<User>> {
         locations.iter().map(|location| user::identify(&self.proc, scan.mounts_in(location))).collect()
     }
@@ -146,6 +159,20 @@ impl Users {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The entries of a directory that the root of a mount may be, or be below.
+fn entries_of(root: &[u8], dir: &FsLocation) -> Vec<Vec<u8>> {
+    let starts: Vec<usize> = if dir.detached {
+        root.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).collect()
+    } else {
+        vec![0]
+    };
+    let entry = |at: usize| {
+        let rest = below(&root[at..], &dir.path)?;
+        rest.split(|byte| *byte == b'/').find(|part| !part.is_empty()).map(<[u8]>::to_vec)
+    };
+    starts.into_iter().filter_map(entry).collect()
 }
 
 fn locations(scan: &Scan, dirs: &[MountedDir]) -> Result<Vec<FsLocation>> {

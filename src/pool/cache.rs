@@ -2,7 +2,8 @@
 //!
 //! The events of a [`Watch`] name the objects that changed, and these are read again before the index is used. Everything
 //! is read again when events were lost, when there is no watch, and in the background when the last time was a minute ago,
-//! since an edit of a record in place causes no event.
+//! since an edit of a record in place causes no event. Where other hosts use the pool, the file of [`Generation`] takes the
+//! place of the watch.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::OpenPool;
+use super::generation::{Changes, Generation};
 use super::index::{Index, read_snapshot, read_volume};
+use super::medium::Medium;
 use super::object::ObjectKind;
 use super::store::Store;
 use super::watch::Watch;
@@ -37,6 +40,7 @@ pub(super) struct IndexCache {
 #[derive(Debug, Default)]
 pub(super) struct NewsState {
     watch: Option<Watch>,
+    generation: Generation,
     /// Objects that have to be read again.
     stale: BTreeSet<(ObjectKind, Name)>,
     /// Time at which everything was read; `None`: never.
@@ -58,14 +62,14 @@ impl IndexCache {
 impl NewsState {
     /// Applies all changes until now to the index.
     pub(super) fn catch_up(&mut self, store: &Store, cache: &IndexCache) -> Result<()> {
-        if let Some(watch) = &self.watch {
-            let news = watch.take();
-            self.stale.extend(news.changed.into_keys());
-            if news.overflow {
-                self.watch = None;
+        match store.medium() {
+            Medium::Local => self.take_events(),
+            Medium::Shared => {
+                let changes = self.generation.take(store.root())?;
+                self.note(changes);
             }
         }
-        if self.watch.is_none() {
+        if !self.is_current(store.medium()) {
             return self.read_all(store, cache);
         }
         for (kind, name) in std::mem::take(&mut self.stale) {
@@ -74,9 +78,49 @@ impl NewsState {
         Ok(())
     }
 
+    /// Announces a rename that follows to the other hosts. The caller holds the commit lock.
+    pub(super) fn announce(&mut self, store: &Store, kind: ObjectKind, name: &Name) -> Result<()> {
+        if store.medium() == Medium::Shared {
+            let changes = self.generation.announce(store.root(), kind, name)?;
+            self.note(changes);
+        }
+        Ok(())
+    }
+
+    /// Has an object read again at the next use of the index.
+    pub(super) fn read_later(&mut self, kind: ObjectKind, name: &Name) {
+        self.stale.insert((kind, name.clone()));
+    }
+
+    fn note(&mut self, changes: Changes) {
+        match changes {
+            Changes::Of(changed) => self.stale.extend(changed),
+            Changes::Anything => self.read_at = None,
+        }
+    }
+
+    /// Whether the index is current but for the stale objects.
+    fn is_current(&self, medium: Medium) -> bool {
+        match medium {
+            Medium::Local => self.watch.is_some(),
+            Medium::Shared => self.read_at.is_some(),
+        }
+    }
+
+    fn take_events(&mut self) {
+        if let Some(watch) = &self.watch {
+            let news = watch.take();
+            self.stale.extend(news.changed.into_keys());
+            if news.overflow {
+                self.watch = None;
+            }
+        }
+    }
+
     fn read_all(&mut self, store: &Store, cache: &IndexCache) -> Result<()> {
         // Watch first: a change during the reading is then in the queue. Without a watch, everything is read at each use.
-        let watch = Watch::start(store).ok();
+        let is_local = store.medium() == Medium::Local;
+        let watch = is_local.then(|| Watch::start(store).ok()).flatten();
         let (index, failed) = Index::read(store)?;
         cache.index().replace(index);
         self.watch = watch;
@@ -124,8 +168,10 @@ impl NewsState {
         }
     }
 
-    fn is_old(&self) -> bool {
-        self.watch.is_some() && !self.refreshing && self.read_at.is_some_and(|time| time.elapsed() >= MAX_AGE)
+    fn is_old(&self, medium: Medium) -> bool {
+        self.is_current(medium)
+            && !self.refreshing
+            && self.read_at.is_some_and(|time| time.elapsed() >= MAX_AGE)
     }
 }
 
@@ -137,7 +183,7 @@ impl OpenPool {
     pub fn index(self: &Arc<Self>) -> Result<MutexGuard<'_, Index>> {
         let mut news = self.cache.news();
         news.catch_up(&self.store, &self.cache)?;
-        if news.is_old() {
+        if news.is_old(self.medium) {
             news.refreshing = self.start_refresh();
         }
         drop(news);
@@ -151,7 +197,8 @@ impl OpenPool {
     /// Same as [`OpenPool::index`].
     pub fn recent_index(self: &Arc<Self>) -> Result<MutexGuard<'_, Index>> {
         let mut news = self.cache.news();
-        let Some(age) = news.read_at.filter(|_| news.watch.is_none()).map(|time| time.elapsed()) else {
+        let Some(age) = news.read_at.filter(|_| !news.is_current(self.medium)).map(|time| time.elapsed())
+        else {
             drop(news);
             return self.index();
         };

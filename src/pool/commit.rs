@@ -9,16 +9,39 @@ use std::time::Duration;
 
 use super::OpenPool;
 use super::capacity::Reservation;
+use super::generation;
 use super::index::{Index, SnapshotEntry, VolumeEntry};
+use super::locks::LockGuard;
+use super::medium::Medium;
 use super::object::{ObjectKey, ObjectKind};
-use super::store::Draft;
+use super::store::{Draft, Store};
 use super::trash::{Retention, TrashEntry};
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Kind, Result};
 use crate::volume::{Name, Snapshot, Volume};
 
 /// How long a change that provisions space waits for those of other processes. Longer than for an object, since a copy that
 /// gives up here is lost.
 const COMMIT_WAIT: Duration = Duration::from_secs(60);
+
+/// Prepares a pool for changes, before the first one of this process.
+///
+/// # Errors
+/// Those of [`generation::allocate`]; `Busy` when another process holds the commit lock for a minute.
+pub(super) fn prepare(store: &Store) -> Result<()> {
+    if store.medium() == Medium::Local {
+        return Ok(());
+    }
+    let _commit = store.locks().lock_within(ObjectKey::Commit, COMMIT_WAIT)?;
+    match generation::allocate(store.root()) {
+        // Nothing can be changed, and volumes can be published.
+        Err(error) if error.kind() == Kind::Unavailable => Ok(()),
+        allocated => allocated,
+    }
+}
+
+/// How long at least the trash keeps an object that other hosts may use, in seconds: a host whose orlop was down for a while
+/// may have it mounted.
+const SHARED_RETENTION: i64 = 600;
 
 impl OpenPool {
     /// Makes a draft the volume of this record. When this returns, the volume exists and survives a power failure.
@@ -37,7 +60,7 @@ impl OpenPool {
         draft.write_record(kind, volume)?;
         self.provision(reservation, volume, || draft.rename_to(kind, name))?;
         drop(draft);
-        self.store.sync_new(kind, name)
+        self.store.sync_new(kind, name).inspect_err(|_| self.announce_undone(kind, name))
     }
 
     /// Makes a draft the snapshot of this record. When this returns, the snapshot exists and survives a power failure.
@@ -55,7 +78,7 @@ impl OpenPool {
             |index| index.put_snapshot(name.clone(), entry),
         )?;
         drop(draft);
-        self.store.sync_new(kind, name)
+        self.store.sync_new(kind, name).inspect_err(|_| self.announce_undone(kind, name))
     }
 
     /// Replaces the record of a volume, which uses a reservation if it has grown. Fields of the stored record that this
@@ -82,9 +105,14 @@ impl OpenPool {
     /// # Errors
     /// The error of the failed system call; the object still exists then.
     pub fn discard(&self, kind: ObjectKind, name: &Name, retention: Retention) -> Result<TrashEntry> {
+        let retention = match self.medium {
+            Medium::Local => retention,
+            Medium::Shared => retention.at_least(SHARED_RETENTION),
+        };
         let discard = || self.store.discard(kind, name, retention);
         let discarded = self.rename(kind, name, discard, |index| index.remove(kind, name))?;
-        self.store.sync_discarded(kind, name, discarded)
+        let synced = self.store.sync_discarded(kind, name, discarded);
+        synced.inspect_err(|_| self.announce_undone(kind, name))
     }
 
     /// Checks a reservation against the sum of all processes, renames, and turns the reservation into the volume's size.
@@ -101,15 +129,12 @@ impl OpenPool {
         }
         // Catch up first, so that little is left to do under the lock.
         drop(self.index()?);
-        let _commit = self
-            .store
-            .locks()
-            .lock_within(ObjectKey::Commit, COMMIT_WAIT)
-            .context(|| format!("provision volume {}", volume.id))?;
+        let _commit = self.lock_commit().context(|| format!("provision volume {}", volume.id))?;
         let mut news = self.cache.news();
         news.catch_up(&self.store, &self.cache)?;
         self.check_provisioned_sum(reservation.bytes())?;
         self.check_in_place()?;
+        news.announce(&self.store, ObjectKind::Volumes, name)?;
         rename()?;
         news.skip_own(ObjectKind::Volumes, name);
         reservation.commit(&mut self.cached_index(), name, entry);
@@ -125,6 +150,22 @@ impl OpenPool {
         found
     }
 
+    fn lock_commit(&self) -> Result<LockGuard<ObjectKey>> {
+        self.store.locks().lock_within(ObjectKey::Commit, COMMIT_WAIT)
+    }
+
+    /// Announces to the other hosts that a change was undone, since the sync that would have made it final has failed.
+    fn announce_undone(&self, kind: ObjectKind, name: &Name) {
+        if self.medium == Medium::Local {
+            return;
+        }
+        // If this fails, the pool cannot be written. The others read everything once a minute.
+        let Ok(_commit) = self.lock_commit() else { return };
+        let mut news = self.cache.news();
+        let _ = news.announce(&self.store, kind, name);
+        news.read_later(kind, name);
+    }
+
     /// Renames an object that no other call or process changes now: the caller holds its lock, or that of the copy to it.
     /// Updates the index, and drops the rename's own event, so that the object is not read again.
     fn rename<T>(
@@ -134,8 +175,14 @@ impl OpenPool {
         rename: impl FnOnce() -> Result<T>,
         update: impl FnOnce(&mut Index),
     ) -> Result<T> {
+        // Where other hosts use the pool, changes are announced one after another.
+        let _commit = match self.medium {
+            Medium::Local => None,
+            Medium::Shared => Some(self.lock_commit().context(|| format!("change {kind} {name}"))?),
+        };
         let mut news = self.cache.news();
         self.check_in_place()?;
+        news.announce(&self.store, kind, name)?;
         let renamed = rename()?;
         news.skip_own(kind, name);
         update(&mut self.cached_index());
@@ -146,7 +193,6 @@ impl OpenPool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
     use crate::pool::{Pool, PoolSettings, Purpose};
 
     #[test]

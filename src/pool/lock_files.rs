@@ -121,7 +121,8 @@ fn file_name(number: u8) -> String {
     format!("{number:02x}")
 }
 
-fn range(kind: i32, byte: i64) -> flock {
+/// The byte to lock or unlock.
+pub(super) fn range(kind: i32, byte: i64) -> flock {
     #[expect(clippy::cast_possible_truncation, reason = "the constants fit, but libc types them as int")]
     let (kind, whence) = (kind as c_short, SEEK_SET as c_short);
     // The process id must be 0 for these commands.

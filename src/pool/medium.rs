@@ -1,14 +1,38 @@
-//! Which filesystems several processes may use as one pool.
+//! Which filesystems several processes may use as one pool, and whether those may be on several hosts.
 
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::fstatfs;
 
+use super::PoolSettings;
 use crate::error::{Context as _, Error, Kind, Result};
+
+/// Who may use a pool besides this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// Processes of this host only: inotify reports every change, and the mount tables show every use.
+    Local,
+    /// Other hosts, too. The locks exclude them, but neither their changes nor their mounts can be seen.
+    Shared,
+}
+
+/// NFS 4. NFS 3 has the same type, and no locks among clients that do not run a lock daemon.
+const NFS: u64 = 0x6969;
+
+impl Medium {
+    /// The medium of a pool's directory, as its filesystem or the settings say.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn of(root: BorrowedFd<'_>, settings: &PoolSettings) -> Result<Self> {
+        let is_shared = !settings.exclusive && (settings.shared || fs_type(root)? == NFS);
+        Ok(if is_shared { Self::Shared } else { Self::Local })
+    }
+}
 
 /// The types of local filesystems, as in statfs(2), by name: byte-range locks exclude all processes that use them, and
 /// inotify reports every change.
-const LOCAL: [(u64, &str); 12] = [
+const LOCAL: [(u64, &str); 11] = [
     (0xEF53, "ext2, ext3 and ext4"),
     (0x5846_5342, "xfs"),
     (0x9123_683E, "btrfs"),
@@ -20,7 +44,6 @@ const LOCAL: [(u64, &str); 12] = [
     (0x3153_464A, "jfs"),
     (0x3434, "nilfs2"),
     (0x8584_58F6, "ramfs"),
-    (0x6969, "nfs 4"),
 ];
 
 /// Refuses a filesystem that is not known to let processes exclude each other: on 9p, virtiofs, FUSE, and NFS without
@@ -30,7 +53,7 @@ const LOCAL: [(u64, &str); 12] = [
 /// `Unavailable`, with the remedy; otherwise the error of the failed system call.
 pub fn check_shareable(root: BorrowedFd<'_>) -> Result<()> {
     let found = fs_type(root)?;
-    if LOCAL.iter().any(|(known, _)| *known == found) {
+    if found == NFS || LOCAL.iter().any(|(known, _)| *known == found) {
         return Ok(());
     }
     let text = format!(

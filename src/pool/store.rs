@@ -13,7 +13,7 @@ mod unmanaged;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{self, AtFlags, FlockOperation, OFlags};
+use rustix::fs::{self, AtFlags, FlockOperation, OFlags, StatxFlags};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
@@ -22,6 +22,7 @@ use super::durable_dir::DurableDir;
 use super::layout::{Directories, Layout};
 use super::lock_files::LockFiles;
 use super::locks::{LockGuard, LockTable, Mode};
+use super::medium::Medium;
 use super::object::{ObjectKey, ObjectKind};
 use super::projects::Projects;
 use super::trash::{Retention, Trash, TrashEntry};
@@ -33,7 +34,7 @@ pub(super) use change::parse_new_record_name;
 pub use draft::Draft;
 pub use in_place::InPlace;
 use in_place::is_impossible;
-use record::write_file;
+pub(super) use record::write_file;
 pub use record::{parse, read_file, replace_file};
 pub use unmanaged::FoundVolume;
 
@@ -46,6 +47,7 @@ pub struct Store {
     snapshots: DurableDir,
     work: OwnedFd,
     trash: Trash,
+    medium: Medium,
     locks: LockTable<ObjectKey>,
     /// Open as long as this process has the pool for itself.
     _pool_lock: Option<OwnedFd>,
@@ -84,6 +86,7 @@ impl Store {
             snapshots: DurableDir::new(snapshots),
             work,
             trash: Trash::new(trash),
+            medium: Medium::Local,
             locks: LockTable::with_files(files, lock_wait),
             _pool_lock: pool_lock,
             root,
@@ -92,6 +95,32 @@ impl Store {
             // ext4 after an error. Nothing was created, and the volumes can be published.
             Err(Errno::ROFS) => Ok(store),
             synced => synced.context(|| "sync the pool's directory").map(|()| store),
+        }
+    }
+
+    /// The same directories, on this medium.
+    pub(super) fn on(self, medium: Medium) -> Self {
+        Self { medium, ..self }
+    }
+
+    /// Whether other hosts use the pool, too.
+    pub(super) fn medium(&self) -> Medium {
+        self.medium
+    }
+
+    /// Makes an NFS client forget what it has cached of the names of objects: that one does not exist, and which record it
+    /// has. The calls that follow report what fails.
+    fn forget_names(&self, kind: ObjectKind, object: Option<&Name>) {
+        if self.medium == Medium::Local {
+            return;
+        }
+        let ask = |path: &str, flags| {
+            let flags = flags | AtFlags::STATX_FORCE_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+            let _ = fs::statx(self.directory(kind), path, flags, StatxFlags::BASIC_STATS);
+        };
+        ask("", AtFlags::EMPTY_PATH);
+        if let Some(name) = object {
+            ask(name.as_str(), AtFlags::empty());
         }
     }
 
@@ -203,6 +232,7 @@ impl Store {
     /// The error of the failed system call.
     pub fn names(&self, kind: ObjectKind) -> Result<Vec<Name>> {
         let mut names = Vec::new();
+        self.forget_names(kind, None);
         for_each_name(self.directory(kind), |entry| names.extend(entry.parse().ok()))
             .context(|| format!("list {}", kind.directory()))?;
         Ok(names)

@@ -53,6 +53,15 @@ impl Retention {
         Self::For { deleted: Clocks::now().host, seconds }
     }
 
+    /// At least this time, from now on.
+    #[must_use]
+    pub fn at_least(self, seconds: i64) -> Self {
+        match self {
+            Self::For { deleted, seconds: asked } => Self::For { deleted, seconds: asked.max(seconds) },
+            Self::Forever => Self::Forever,
+        }
+    }
+
     /// The time since the boot at which an entry that is now seen for the first time is due; `None` if that is unknown:
     /// never, or not before the host's clock is set.
     pub(super) fn due(self, now: &Clocks) -> Option<i64> {

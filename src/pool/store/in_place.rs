@@ -61,6 +61,7 @@ impl Store {
     /// data, so that a directory of an administrator with this mode is not taken for one.
     pub(in crate::pool) fn is_deleted(&self, kind: ObjectKind, name: &Name) -> bool {
         let stat = |path: &str| fs::statat(self.directory(kind), path, AtFlags::SYMLINK_NOFOLLOW);
+        self.forget_names(kind, Some(name));
         let exists = |file: &str| stat(&format!("{name}/{file}")).is_ok();
         stat(name.as_str()).is_ok_and(has_mark) && (exists(kind.record()) || !exists(DATA))
     }

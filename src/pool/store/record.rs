@@ -124,7 +124,7 @@ pub fn replace_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) ->
 ///
 /// # Errors
 /// `Invalid` when it would be larger than [`read_file`] reads; otherwise the error of the failed system call.
-pub(super) fn write_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
+pub(in crate::pool) fn write_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
     let failed = |error| Error::caused(Kind::Internal, "serialize the record", error);
     let mut bytes = serde_json::to_vec_pretty(value).map_err(failed)?;
     bytes.push(b'\n');

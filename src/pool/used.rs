@@ -1,0 +1,324 @@
+//! Which volumes the hosts of a shared pool use: the lock "used NAME", held by a process of each host that has the volume
+//! mounted. It is shared, or exclusive for a volume that one host may use at a time; a deletion asks for it alone.
+//!
+//! The locks belong to descriptors of their own, so that they exclude the other locks of this process, too, and can be kept
+//! longer than the rest of the pool. They are taken before a volume is mounted, and at the start, before any call, for what
+//! is mounted already. A thread compares them with the mounts after each unpublish and once a minute: it releases those of
+//! volumes that are not mounted any more, and takes again those that this host has lost with its lease.
+
+mod check;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::hosts::{HostRecord, HostUse, Hosts};
+use super::lock_files::{LockFiles, Mode};
+use crate::error::{Error, Kind, Result};
+use crate::volume::{Name, PoolName, VolumeId};
+use check::Wakeup;
+
+/// The used-locks of a process.
+#[derive(Debug)]
+pub struct UsedLocks {
+    pool: PoolName,
+    files: LockFiles,
+    hosts: Hosts,
+    /// `None`: this process serves nothing, and only asks.
+    host: Option<HostRecord>,
+    /// Locked during each change of a lock, since a second lock of a key replaces the first.
+    held: Mutex<Held>,
+    wakeup: Arc<Wakeup>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    locks: BTreeMap<Name, Lock>,
+    /// The volumes that are mounted here although another host has them alone, with the reason.
+    lost: BTreeMap<Name, String>,
+}
+
+#[derive(Debug)]
+struct Lock {
+    mode: Mode,
+    /// Number of calls that are mounting or deleting the volume.
+    pins: usize,
+    /// Number of calls so far.
+    calls: u64,
+}
+
+/// A lock that a call needs: it is not released before this is dropped.
+#[derive(Debug)]
+pub struct UsedLock<'u> {
+    used: &'u UsedLocks,
+    name: Name,
+    /// Whether the lock is released with this.
+    release: bool,
+}
+
+impl UsedLocks {
+    /// Takes the lock of a volume that is about to be mounted on this host: `alone` if no other host may use it meanwhile.
+    /// The caller holds the volume's lock.
+    ///
+    /// # Errors
+    /// `InUse` when another host excludes this one; the message names it. Otherwise the error of the failed system call.
+    pub fn take(&self, name: &Name, alone: bool) -> Result<UsedLock<'_>> {
+        let mode = if alone { Mode::Exclusive } else { Mode::Shared };
+        let mut held = self.held();
+        self.lock(&mut held, name, mode)?;
+        Ok(self.pin(&mut held, name, false))
+    }
+
+    /// Takes the lock of a volume that is to be deleted and is not mounted on this host. It is released with the result.
+    ///
+    /// # Errors
+    /// Same as [`UsedLocks::take`].
+    pub fn take_to_delete(&self, name: &Name) -> Result<UsedLock<'_>> {
+        let mut held = self.held();
+        if !held.locks.contains_key(name) {
+            // No record: the host does not use the volume.
+            if !self.files.try_lock(&key(name), Mode::Exclusive)? {
+                return Err(self.refusal(name));
+            }
+            held.locks.insert(name.clone(), Lock { mode: Mode::Exclusive, pins: 0, calls: 0 });
+        } else {
+            self.lock(&mut held, name, Mode::Exclusive)?;
+        }
+        Ok(self.pin(&mut held, name, true))
+    }
+
+    /// The hosts that use a volume, as their records say.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn users(&self, name: &Name) -> Result<Vec<HostUse>> {
+        let all = self.hosts.all()?;
+        let mut users: Vec<HostUse> = all
+            .iter()
+            .filter_map(|host| Some((host, self.hosts.use_of(host, name)?)))
+            .filter(|(host, _)| !self.is_gone(host))
+            .map(|(_, found)| found)
+            .collect();
+        users.sort_by(|a, b| (&a.node, a.since).cmp(&(&b.node, b.since)));
+        Ok(users)
+    }
+
+    /// Why this host should not use a volume that it has mounted: another one took it while this one could not reach the
+    /// pool. `None` if all is well.
+    pub(crate) fn lost(&self, name: &Name) -> Option<String> {
+        self.held().lost.get(name).cloned()
+    }
+
+    /// Whether this process holds the lock of a volume.
+    #[must_use]
+    pub fn holds(&self, name: &Name) -> bool {
+        self.held().locks.contains_key(name)
+    }
+
+    /// Whether this process holds the lock of a volume so that no other host may use it.
+    #[must_use]
+    pub fn holds_alone(&self, name: &Name) -> bool {
+        self.held().locks.get(name).is_some_and(|lock| lock.mode == Mode::Exclusive)
+    }
+
+    /// Releases the lock of a volume that is not mounted on this host, unless a call needs it. The caller holds the
+    /// volume's lock.
+    pub fn release_unused(&self, name: &Name) {
+        let mut held = self.held();
+        if held.locks.get(name).is_some_and(|lock| lock.pins == 0) {
+            self.release(&mut held, name);
+        }
+    }
+
+    /// Has the locks compared with the mounts soon. Does no I/O.
+    pub fn check_soon(&self) {
+        self.wakeup.check_soon();
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pin(&self, held: &mut Held, name: &Name, release: bool) -> UsedLock<'_> {
+        if let Some(lock) = held.locks.get_mut(name) {
+            lock.pins += 1;
+            lock.calls += 1;
+        }
+        UsedLock { used: self, name: name.clone(), release }
+    }
+
+    fn lock(&self, held: &mut Held, name: &Name, mode: Mode) -> Result<()> {
+        let known = held.locks.get(name).map(|lock| lock.mode);
+        if known == Some(mode) || known == Some(Mode::Exclusive) {
+            return Ok(());
+        }
+        // The record first, so that whoever is refused finds it.
+        if let Some(host) = &self.host {
+            self.hosts.add_use(host.uuid, name, mode);
+        }
+        let locked = self.files.try_lock(&key(name), mode);
+        if !matches!(locked, Ok(true)) {
+            if let Some(host) = &self.host {
+                self.hosts.remove_use(host.uuid, name);
+                if let Some(known) = known {
+                    self.hosts.add_use(host.uuid, name, known);
+                }
+            }
+            return locked.and_then(|_| Err(self.refusal(name)));
+        }
+        let lock = held.locks.entry(name.clone()).or_insert(Lock { mode, pins: 0, calls: 0 });
+        lock.mode = mode;
+        held.lost.remove(name);
+        Ok(())
+    }
+
+    fn release(&self, held: &mut Held, name: &Name) {
+        if held.locks.remove(name).is_some() {
+            self.files.unlock(&key(name));
+        }
+        held.lost.remove(name);
+        if let Some(host) = &self.host {
+            self.hosts.remove_use(host.uuid, name);
+        }
+    }
+
+    fn refusal(&self, name: &Name) -> Error {
+        let own = self.host.as_ref();
+        let others = self
+            .hosts
+            .all()
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|host| own.is_none_or(|own| own.uuid != host.uuid));
+        let users: Vec<String> = others
+            .filter_map(|host| self.hosts.use_of(&host, name).filter(|_| !self.is_gone(&host)))
+            .map(|found| format!("{} since {:.0}", found.node, found.since))
+            .collect();
+        let id = VolumeId { pool: self.pool.clone(), name: name.clone() };
+        let text = match &users[..] {
+            [] => format!("volume {id} is in use on another host of its pool: stop its pods there and retry"),
+            users => format!("volume {id} is in use on {}: stop its pods there and retry", users.join(", ")),
+        };
+        Error::new(Kind::InUse, text)
+    }
+
+    /// Whether a process has ended: its lock is free.
+    fn is_gone(&self, host: &HostRecord) -> bool {
+        if self.host.as_ref().is_some_and(|own| own.uuid == host.uuid) {
+            return false;
+        }
+        let gone = self.files.try_lock(&host_key(host), Mode::Exclusive).unwrap_or(false);
+        if gone {
+            self.files.unlock(&host_key(host));
+        }
+        gone
+    }
+}
+
+impl Drop for UsedLocks {
+    /// The records stay: the next process of this host learns from them which volumes it used alone.
+    fn drop(&mut self) {
+        self.wakeup.stop();
+    }
+}
+
+impl Drop for UsedLock<'_> {
+    fn drop(&mut self) {
+        let mut held = self.used.held();
+        let Some(lock) = held.locks.get_mut(&self.name) else { return };
+        lock.pins = lock.pins.saturating_sub(1);
+        if self.release && lock.pins == 0 {
+            self.used.release(&mut held, &self.name);
+        }
+    }
+}
+
+fn key(name: &Name) -> String {
+    format!("used {name}")
+}
+
+fn host_key(host: &HostRecord) -> String {
+    format!("host {}", host.uuid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::pool::{OpenPool, Pool, PoolSettings, Purpose};
+
+    fn host(node: &str, dir: &std::path::Path) -> Arc<OpenPool> {
+        let settings = PoolSettings {
+            shared: true,
+            node: Some(node.to_owned()),
+            ..PoolSettings::new("p".parse().unwrap(), dir.to_owned())
+        };
+        Pool::new(settings, Purpose::Serve, Duration::ZERO, Duration::ZERO).get_or_open().unwrap()
+    }
+
+    fn refusal<T: std::fmt::Debug>(result: Result<T>) -> String {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), Kind::InUse);
+        error.to_string()
+    }
+
+    #[test]
+    fn hosts_use_a_volume_together_or_one_alone_and_a_deletion_needs_it_unused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (host("node-a", dir.path()), host("node-b", dir.path()));
+        let (a, b) = (a.used().unwrap(), b.used().unwrap());
+        let name: Name = "v".parse().unwrap();
+        let (of_a, of_b) = (a.take(&name, false).unwrap(), b.take(&name, false).unwrap());
+        assert!(refusal(a.take(&name, true)).contains("in use on node-b since"));
+        assert!(refusal(a.take_to_delete(&name)).contains("node-b"));
+        drop((of_a, of_b));
+        assert!(refusal(a.take_to_delete(&name)).contains("node-b"), "the lock outlives the call");
+        b.release_unused(&name);
+        let alone = a.take(&name, true).unwrap();
+        assert_eq!(b.users(&name).unwrap().len(), 1);
+        assert!(b.users(&name).unwrap()[0].alone);
+        assert!(refusal(b.take(&name, false)).contains("node-a"));
+        drop(alone);
+        drop(a.take_to_delete(&name).unwrap());
+        assert!(b.users(&name).unwrap().is_empty());
+        b.take(&name, true).unwrap();
+    }
+
+    #[test]
+    fn a_host_that_lost_a_lock_takes_it_again_or_says_who_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (host("node-a", dir.path()), host("node-b", dir.path()));
+        let (a, b) = (a.used().unwrap(), b.used().unwrap());
+        let name: Name = "v".parse().unwrap();
+        drop(a.take(&name, false).unwrap());
+        // As when a lease ends.
+        a.files.unlock(&key(&name));
+        a.take_mounted(&mut a.held(), &name, Mode::Shared);
+        assert!(refusal(b.take_to_delete(&name)).contains("node-a"), "taken again");
+        a.files.unlock(&key(&name));
+        drop(b.take(&name, true).unwrap());
+        a.take_mounted(&mut a.held(), &name, Mode::Shared);
+        assert!(a.lost(&name).unwrap().contains("in use on node-b since"));
+        b.release_unused(&name);
+        a.take_mounted(&mut a.held(), &name, Mode::Shared);
+        assert_eq!(a.lost(&name), None);
+        assert!(refusal(b.take_to_delete(&name)).contains("node-a"));
+    }
+
+    #[test]
+    fn a_host_that_is_gone_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (host("node-a", dir.path()), host("node-b", dir.path()));
+        let name: Name = "v".parse().unwrap();
+        drop(a.used().unwrap().take(&name, true).unwrap());
+        assert_eq!(b.used().unwrap().users(&name).unwrap().len(), 1);
+        drop(a);
+        assert!(b.used().unwrap().users(&name).unwrap().is_empty());
+        b.used().unwrap().take(&name, true).unwrap();
+        let c = host("node-c", dir.path());
+        let nodes: Vec<_> =
+            c.used().unwrap().hosts.all().unwrap().into_iter().map(|host| host.node).collect();
+        assert_eq!(nodes.len(), 2, "{nodes:?}");
+        assert!(!nodes.contains(&"node-a".to_owned()), "{nodes:?}");
+    }
+}
