@@ -28,6 +28,7 @@ mod medium;
 mod parents;
 mod projects;
 mod root;
+mod settings;
 mod used;
 mod watch;
 
@@ -39,7 +40,6 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, Mode, OFlags};
-use serde::{Deserialize, Serialize};
 
 use self::cache::IndexCache;
 use self::known::KnownPool;
@@ -54,8 +54,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::{ChangeTime, DirIdentity};
 use crate::mount::mountinfo;
 use crate::mount::namespace::MountNamespace;
-use crate::remote::NfsShare;
-use crate::volume::{DATA, Name, PoolName};
+use crate::volume::{DATA, Name};
 
 pub use capacity::{FsStats, Reservation};
 pub use hosts::HostUse;
@@ -65,55 +64,8 @@ pub use medium::{Medium, check_shareable};
 pub use parents::check_outside_pools;
 pub use projects::check_projects;
 pub use root::PoolRoot;
+pub use settings::PoolSettings;
 pub use used::{UsedLock, UsedLocks};
-
-/// The configuration of a pool.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct PoolSettings {
-    /// The pool's name.
-    pub name: PoolName,
-    /// An existing directory. orlop never creates it. For a share: its server and its path there, as they are shown.
-    pub path: PathBuf,
-    /// The share that has the pool; `None` if it is on this host.
-    pub share: Option<NfsShare>,
-    /// Whether the directory must be a mount point.
-    pub mounted: bool,
-    /// The UUID that its marker must have.
-    pub uuid: Option<String>,
-    /// The size that may be provisioned, in percent of the filesystem's size.
-    pub overcommit_percent: u32,
-    /// Bytes that are never provisioned.
-    pub reserve: u64,
-    /// Whether this process has the pool for itself. Required on filesystems that are not known to let processes exclude
-    /// each other.
-    pub exclusive: bool,
-    /// The group of the pool, if a worker process serves it: the pools of one group share a worker.
-    pub worker: Option<String>,
-    /// Whether other hosts use the directory, too, through a cluster filesystem. NFS is recognized without it.
-    pub shared: bool,
-    /// The name of this host for the other hosts of a shared pool; `None`: its host name.
-    pub node: Option<String>,
-}
-
-impl PoolSettings {
-    /// A pool without overcommit, reserve or checks of its directory.
-    #[must_use]
-    pub fn new(name: PoolName, path: PathBuf) -> Self {
-        Self {
-            name,
-            path,
-            share: None,
-            mounted: false,
-            uuid: None,
-            overcommit_percent: 100,
-            reserve: 0,
-            exclusive: false,
-            worker: None,
-            shared: false,
-            node: None,
-        }
-    }
-}
 
 /// What a process opens pools for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
