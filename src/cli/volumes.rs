@@ -82,8 +82,8 @@ fn rm(flags: &Rm) -> Result<ExitCode> {
 }
 
 fn create(flags: Create) -> Result<()> {
+    let is_anonymous = flags.name.is_none();
     let name = flags.name.unwrap_or_else(anonymous_name);
-    let is_anonymous = flags.new.labels.is_empty() && name.len() == 64;
     let mut assigned = assignment::parse(&flags.new.options, &flags.new.labels)?;
     if is_anonymous {
         assigned.options.labels.entry(ANONYMOUS.to_owned()).or_default();

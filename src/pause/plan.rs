@@ -47,6 +47,9 @@ impl Plan {
                 continue;
             }
             let Some((hierarchy, path)) = hierarchies.locate(&consumer.cgroup) else {
+                if look.open(consumer).is_none_or(|process| process.is_ending()) {
+                    continue;
+                }
                 let why = "in a cgroup of its own";
                 return Err(refusal(look, consumer, &format!("consumes the volume and is not {why}")));
             };
@@ -62,7 +65,8 @@ impl Plan {
         }
         plan.cgroups.sort_unstable();
         plan.open.sort_by(|a, b| a.name.cmp(&b.name));
-        plan.containers = consumers.iter().map(|consumer| container(&plan, consumer)).collect();
+        let paused = consumers.iter().filter(|consumer| plan.contains(&consumer.cgroup));
+        plan.containers = paused.map(|consumer| container(&plan, consumer)).collect();
         plan.containers.sort_unstable();
         plan.containers.dedup();
         plan.refuse_host(look)?;

@@ -71,6 +71,16 @@ impl Process {
         self.link("exe") == Err(Errno::NOENT)
     }
 
+    /// Reports whether it executes no program any more: it is ending (`PF_EXITING` in proc_pid_stat(5)), or has ended. Its
+    /// `cgroup` then names the root in hierarchies of cgroup v1.
+    pub(super) fn is_ending(&self) -> bool {
+        const PF_EXITING: u32 = 0x4;
+        let Ok(stat) = self.text("stat") else { return true };
+        // The name of the program may contain anything, so the fields are counted from its end.
+        let flags = stat.rsplit(')').next().and_then(|fields| fields.split_whitespace().nth(6)?.parse().ok());
+        flags.is_some_and(|flags: u32| flags & PF_EXITING != 0)
+    }
+
     /// Reads a small file.
     pub(super) fn text(&self, path: &str) -> Result<String, Errno> {
         let file = self.file(path, OFlags::RDONLY)?;
@@ -101,4 +111,26 @@ pub(super) fn each_number<E: From<Errno>>(
         number.map_or(Ok(()), &mut visit)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test needs a process that ends")]
+    fn a_process_that_has_ended_is_told_from_one_that_runs() {
+        let proc = rustix::fs::open("/proc", OFlags::PATH, Mode::empty()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let process = Process::open(&proc, pid).unwrap();
+        assert!(!process.is_ending());
+        child.kill().unwrap();
+        while !process.text("stat").unwrap().contains(") Z ") {
+            std::thread::yield_now();
+        }
+        assert!(process.is_ending(), "a zombie");
+        child.wait().unwrap();
+        assert!(process.is_ending(), "no process");
+    }
 }
