@@ -1,7 +1,7 @@
 //! Private mount namespaces: each keeps one mount that no other process sees, such as that of a share.
 //!
 //! Files of the mount are used through descriptors from everywhere. But the kernel clones a directory of it only for a thread
-//! in the namespace, and describes the mount only there. [`first`] looks in the own namespace, and then in these.
+//! in the namespace, and describes the mount only there. `first` looks in the own namespace, and then in these.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::resume_unwind;
