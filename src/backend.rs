@@ -194,6 +194,14 @@ pub trait Backend: fmt::Debug + Send + Sync {
         Ok(Enforced::No)
     }
 
+    /// Makes the owner and the mode of `data` durable, if the sync of the directory that contains it does not.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    fn sync_data_directory(&self, _data: BorrowedFd<'_>) -> Result<()> {
+        Ok(())
+    }
+
     /// How an administrator lets the filesystem enforce limits, which it does not do now; `None` if there is no way.
     fn how_to_limit(&self) -> Option<&'static str> {
         None

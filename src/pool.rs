@@ -241,7 +241,8 @@ impl OpenPool {
         if settings.mounted {
             check_mount_point(&settings.path)?;
         }
-        if !settings.exclusive {
+        // A cluster filesystem has the locks that its administrator says it has.
+        if !settings.exclusive && !settings.shared {
             medium::check_shareable(root.as_fd())?;
         }
         check_outside_pools(root.as_fd(), &settings.path)?;

@@ -55,6 +55,11 @@ impl Backend for Btrfs {
         Capabilities { limits, copies: CopySupport::Instant, usage }
     }
 
+    /// Each subvolume has a log of its own.
+    fn sync_data_directory(&self, data: BorrowedFd<'_>) -> Result<()> {
+        rustix::fs::fsync(data).context(|| "sync the data directory")
+    }
+
     fn how_to_limit(&self) -> Option<&'static str> {
         Some(
             "btrfs quotas are off: run `btrfs quota enable --simple PATH` (Linux 6.7), or `btrfs quota enable PATH`, with \

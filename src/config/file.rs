@@ -70,6 +70,11 @@ impl PoolSection {
     pub(super) fn settings(self) -> Result<PoolSettings> {
         let share = self.share().context(|| format!("pool {}", self.name))?;
         let path = share.as_ref().map_or(self.path, NfsShare::location);
+        if self.isolated && (share.is_some() || self.shared) {
+            let text = "isolated = true is for a pool that no other host uses: the end of its worker would release what tells \
+                        the other hosts which volumes are in use";
+            return Err(Error::new(Kind::Invalid, text)).context(|| format!("pool {}", self.name));
+        }
         let worker = self.isolated.then(|| self.name.to_string());
         Ok(PoolSettings {
             name: self.name,

@@ -246,7 +246,9 @@ fn finish_volume(
     volume: &Volume,
     reservation: Reservation,
 ) -> Result<()> {
-    set_owner(draft.data()?.as_fd(), volume.owner)?;
+    let data = draft.data()?;
+    set_owner(data.as_fd(), volume.owner)?;
+    pool.backend.sync_data_directory(data.as_fd())?;
     pool.commit_volume(draft, volume, reservation)
 }
 

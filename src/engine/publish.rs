@@ -118,7 +118,7 @@ impl Engine {
     /// Same as [`Engine::unpublish`].
     pub fn finish_unpublish(&self, id: &str, target: &Path, was_there: bool) -> Result<()> {
         let parsed: Option<VolumeId> = id.parse().ok();
-        self.note_unmounted(&parsed.as_ref().map_or_else(|| Name::of(id), |id| id.name.clone()));
+        self.note_unmounted();
         match parsed {
             Some(id) => self.delete_if_ephemeral(&id),
             None => match self.find_ephemeral(id)? {
@@ -150,11 +150,11 @@ impl Engine {
         used.take(name, alone).map(Some)
     }
 
-    /// Has the used-locks of a volume that was just unmounted released, which may wait for a server. Does no I/O.
-    fn note_unmounted(&self, name: &Name) {
-        let has_it = |pool: &Arc<OpenPool>| pool.used().is_some_and(|used| used.holds(name));
+    /// Has the used-locks of what was just unmounted released by their threads, which may wait for a server. Does no I/O,
+    /// and takes no lock that is held during I/O.
+    fn note_unmounted(&self) {
         let pools = self.pools.iter().filter_map(|pool| pool.loaded());
-        pools.filter(has_it).for_each(|pool| pool.used().into_iter().for_each(UsedLocks::check_soon));
+        pools.for_each(|pool| pool.used().into_iter().for_each(UsedLocks::check_soon));
     }
 
     /// Refuses to unpublish a volume of the same name in another pool. Such a name is rare, so the mount table is read only

@@ -241,7 +241,8 @@ impl OpenPool {
             }
         }
         let mut news = self.cache.news();
-        news.read_at = Some(Instant::now());
+        // It is `None` if changes were missed meanwhile: then everything is read again.
+        news.read_at = news.read_at.map(|_| Instant::now());
         news.refreshing = false;
     }
 }

@@ -1,11 +1,13 @@
 //! Which filesystems several processes may use as one pool, and whether those may be on several hosts.
 
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::fstatfs;
 
 use super::PoolSettings;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::mount::mount_of;
 
 /// Who may use a pool besides this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +55,11 @@ const LOCAL: [(u64, &str); 11] = [
 /// `Unavailable`, with the remedy; otherwise the error of the failed system call.
 pub fn check_shareable(root: BorrowedFd<'_>) -> Result<()> {
     let found = fs_type(root)?;
+    if found == NFS && is_without_locks(root)? {
+        let text = "it is on a mount of NFS 3, whose locks other hosts do not see: mount it with version 4, or set \
+                    `exclusive = true` in its settings if no other process and no other host uses this pool";
+        return Err(Error::new(Kind::Unavailable, text));
+    }
     if found == NFS || LOCAL.iter().any(|(known, _)| *known == found) {
         return Ok(());
     }
@@ -61,6 +68,13 @@ pub fn check_shareable(root: BorrowedFd<'_>) -> Result<()> {
          filesystem, or set `exclusive = true` in its settings if no other process and no other host uses this pool"
     );
     Err(Error::new(Kind::Unavailable, text))
+}
+
+/// Whether a directory is on a mount of NFS 3 or older.
+fn is_without_locks(root: BorrowedFd<'_>) -> Result<bool> {
+    let is_old = |word: &[u8]| matches!(word, b"vers=2" | b"vers=3");
+    let mount = mount_of(root)?;
+    Ok(mount.is_some_and(|mount| mount.super_options.as_bytes().split(|byte| *byte == b',').any(is_old)))
 }
 
 fn fs_type(root: BorrowedFd<'_>) -> Result<u64> {

@@ -234,6 +234,9 @@ impl Scene<'_> {
         assert!(engine.wait_for_reaper(Duration::from_secs(120)));
         check(&engine, &pool);
         self.check_other_process();
+        // An entry that the other process is removing is not one of this process's reaper.
+        let other = self.other.as_ref();
+        assert!(other.is_none_or(|other| other.wait_for_reaper(Duration::from_secs(120))));
         let kept = names(&pool.join("trash")).len();
         assert_eq!(kept, operation.kept(), "in the trash: {:?}", names(&pool.join("trash")));
     }

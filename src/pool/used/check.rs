@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::{Held, Lock, UsedLocks, host_key, key};
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Kind, Result};
 use crate::mount::users::Users;
 use crate::pool::dirs::open_or_create;
 use crate::pool::hosts::{HostRecord, Hosts};
@@ -114,7 +114,12 @@ impl UsedLocks {
                     return warn!(pool = %self.pool, volume = %name, error = error.chain(), "cannot confirm a lock");
                 }
             },
-            None => self.lock(held, name, mode).err(),
+            None => match self.lock(held, name, mode) {
+                Err(error) if error.kind() != Kind::InUse => {
+                    return warn!(pool = %self.pool, volume = %name, error = error.chain(), "cannot take a lock");
+                }
+                taken => taken.err(),
+            },
         };
         let Some(error) = error else {
             if held.lost.remove(name).is_some() {
