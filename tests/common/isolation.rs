@@ -51,7 +51,7 @@ fn in_process_of(test: &str, command: &[&str], body: impl FnOnce()) {
     let (program, arguments) = command.split_first().unwrap();
     let mut command = Command::new(program);
     command.args(arguments).arg(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+    command.args(["--exact", test, "--include-ignored", "--nocapture", "--test-threads=1"]).env(CHILD, "1");
     let output = command.output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     eprint!("{}", String::from_utf8_lossy(&output.stderr));

@@ -127,6 +127,8 @@ impl Slow {
         };
         match answer {
             Err(status) if status.code() == Code::Aborted => Ok(false),
+            // A write through the slow filesystem may outlast the time that a cgroup has to freeze.
+            Err(status) if status.message().contains("did not freeze in time") => Ok(false),
             answer => answer,
         }
     }
@@ -237,11 +239,17 @@ fn on_a_slow_pool(test: &str, body: impl AsyncFnOnce(Slow)) {
 }
 
 #[test]
+#[ignore = "needs a machine with little else to do: make test-long"]
 fn a_publish_during_a_pause_succeeds_after_it() {
     on_a_slow_pool("faults::phases::a_publish_during_a_pause_succeeds_after_it", async |mut slow| {
         let container = slow.container();
         assert!(!slow.request(Copy::Snapshot).await.unwrap());
-        until("the container is paused", || container.is_paused()).await;
+        let deadline = Instant::now() + PATIENCE;
+        while !container.is_paused() {
+            assert!(Instant::now() < deadline, "the container is paused");
+            assert!(!slow.request(Copy::Snapshot).await.unwrap());
+            pause_between_polls().await;
+        }
         loop {
             match slow.publish("second").await {
                 Ok(()) => break,
@@ -262,6 +270,7 @@ async fn cancel(slow: &mut Slow, copy: Copy, phase: &str, is_reached: impl Fn(&C
     let deadline = Instant::now() + PATIENCE;
     while !is_reached(&container, slow) {
         assert!(Instant::now() < deadline, "{copy:?}: the copy reaches its {phase}");
+        slow.request(copy).await.unwrap();
         pause_between_polls().await;
     }
     slow.delete(copy).await;
@@ -293,18 +302,21 @@ fn cancel_in_each_phase(test: &str, copy: Copy) {
 }
 
 #[test]
+#[ignore = "needs a machine with little else to do: make test-long"]
 fn a_snapshot_that_is_deleted_in_any_phase_leaves_nothing_paused() {
     let test = "faults::phases::a_snapshot_that_is_deleted_in_any_phase_leaves_nothing_paused";
     cancel_in_each_phase(test, Copy::Snapshot);
 }
 
 #[test]
+#[ignore = "needs a machine with little else to do: make test-long"]
 fn a_clone_that_is_deleted_in_any_phase_leaves_nothing_paused() {
     let test = "faults::phases::a_clone_that_is_deleted_in_any_phase_leaves_nothing_paused";
     cancel_in_each_phase(test, Copy::Clone);
 }
 
 #[test]
+#[ignore = "needs a machine with little else to do: make test-long"]
 fn a_container_that_starts_during_the_copy_is_paused() {
     on_a_slow_pool("faults::phases::a_container_that_starts_during_the_copy_is_paused", async |mut slow| {
         for is_late in [false, true] {
@@ -339,6 +351,7 @@ async fn spoil(slow: &mut Slow, container: &Container, pauses: u32) -> Result<bo
 }
 
 #[test]
+#[ignore = "needs a machine with little else to do: make test-long"]
 fn a_copy_whose_pause_is_broken_is_tried_once_more() {
     on_a_slow_pool("faults::phases::a_copy_whose_pause_is_broken_is_tried_once_more", async |mut slow| {
         let mut container = slow.container();
