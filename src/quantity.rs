@@ -71,7 +71,7 @@ impl FromStr for Bytes {
 }
 
 /// A number of bytes as Docker writes it: `10g`, `10GB` and `10GiB` are the same, and `512b` are bytes. A bare number below
-/// 1 Mi counts GiB: nobody means a volume of ten bytes.
+/// 1 Mi counts GiB: a volume of ten bytes is never meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DockerSize(pub u64);
 

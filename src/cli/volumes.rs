@@ -195,7 +195,7 @@ fn make(
     print(&format!("{id}\n"))
 }
 
-/// Refuses a name that would become a digest, which nobody could type.
+/// Refuses a name that would become a digest: commands would have to name the volume by it.
 fn plain_name(name: &str) -> Result<Name> {
     let directory = Name::of(name);
     if directory.is_plain() {

@@ -129,7 +129,7 @@ fn read(root: BorrowedFd<'_>) -> Result<Option<Vec<Announcement>>> {
     for _ in 0..READINGS {
         // Opened each time, since the file may have been removed.
         let file = open(root)?;
-        // A lock makes an NFS client read afresh. It excludes nobody, since nobody locks for writing. Closing releases it.
+        // A lock makes an NFS client read afresh. It is shared by all readers, and no process locks the file for writing. Closing releases it.
         fcntl(&file, FcntlArg::F_OFD_SETLK(&range(F_RDLCK, 0)))
             .map_err(std::io::Error::from)
             .context(|| "lock it")?;

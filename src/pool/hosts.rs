@@ -1,8 +1,8 @@
 //! The records in `hosts/`: which processes serve a pool that several hosts share, and which volumes their hosts use.
 //!
-//! They give names to locks and decide nothing: a process without its lock is gone, whatever its record says. So one
-//! that cannot be read is only missing in a message. Whoever finds the records of a process that is gone
-//! removes them.
+//! They only tell people which host holds a lock: a process without its lock is gone, whatever its record says. So one
+//! that cannot be read is only missing in a message. The process that finds the
+//! records of one that is gone removes them.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 

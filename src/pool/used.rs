@@ -151,7 +151,7 @@ impl UsedLocks {
         if known == Some(mode) || known == Some(Mode::Exclusive) {
             return Ok(());
         }
-        // The record first, so that whoever is refused finds it.
+        // The record first, so that a host that is refused finds it.
         if let Some(host) = &self.host {
             self.hosts.add_use(host.uuid, name, mode);
         }

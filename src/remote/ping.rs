@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_server_that_never_answers_takes_the_deadline_only() {
-        // The kernel accepts the connection, and nobody reads it.
+        // The kernel accepts the connection, and no program reads it.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let error = ping(&listener.local_addr().unwrap(), 4).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

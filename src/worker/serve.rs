@@ -90,7 +90,7 @@ impl Worker {
     }
 
     fn answer(&self, number: u64, result: Result<String>) {
-        // If the parent has ended, nobody waits for the answer.
+        // If the parent has ended, the answer is not needed.
         let _ = self.send(&Response::Answer { number, result: result.map_err(Into::into) }, None);
     }
 
