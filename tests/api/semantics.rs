@@ -192,14 +192,14 @@ fn a_copy_longer_than_a_call_completes_over_retries() {
     for at in 0..300 {
         fs::write(data.join(format!("{at}")), format!("{at}")).unwrap();
     }
-    within_seconds(60, "the clone is complete", || match engine.create(&clone_request("b", &a)) {
+    within_seconds(180, "the clone is complete", || match engine.create(&clone_request("b", &a)) {
         Ok(_) => true,
         Err(error) => {
             assert_eq!(error.kind(), Kind::Busy, "{}", error.chain());
             false
         }
     });
-    within_seconds(60, "the snapshot is ready", || {
+    within_seconds(180, "the snapshot is ready", || {
         engine.create_snapshot(&snapshot_request("s", &a)).unwrap().ready
     });
     for copy in ["volumes/b/data", "snapshots/s/data"] {
@@ -245,7 +245,7 @@ fn trash_is_removed_after_its_retention() {
     let volume = engine.create(&CreateVolume { policy, ..request("a", MIB) }).unwrap();
     engine.delete(&volume.id).unwrap();
     assert_eq!(names(&dir.path().join("trash")).len(), 1);
-    within_seconds(60, "the trash is empty", || names(&dir.path().join("trash")).is_empty());
+    within_seconds(180, "the trash is empty", || names(&dir.path().join("trash")).is_empty());
 }
 
 #[test]
@@ -447,7 +447,7 @@ fn a_failed_copy_without_a_waiting_call_does_not_keep_its_name() {
     let [large, small] = ["large", "small"].map(|name| engine.create(&request(name, MIB)).unwrap().id);
     std::fs::write(dir.path().join("volumes/large/data/file"), vec![1; 2 << 20]).unwrap();
     let until_it_is_copied = |create: &dyn Fn() -> Result<(), Error>| {
-        within_seconds(60, "the name is used again", || match create() {
+        within_seconds(180, "the name is used again", || match create() {
             Ok(()) => true,
             Err(error) => {
                 assert_eq!(error.kind(), Kind::Busy, "{}", error.chain());
@@ -457,16 +457,16 @@ fn a_failed_copy_without_a_waiting_call_does_not_keep_its_name() {
     };
     for from in [Some(&small), None] {
         // A copy that has failed before its request looks has told its error.
-        within_seconds(60, "a copy fails later", || {
+        within_seconds(180, "a copy fails later", || {
             kind(engine.create(&clone_request("a", &large))) == Kind::Busy
         });
-        within_seconds(60, "it has failed", || engine.active_jobs() == 0);
+        within_seconds(180, "it has failed", || engine.active_jobs() == 0);
         let other = from.map_or_else(|| request("a", MIB), |from| clone_request("a", from));
         until_it_is_copied(&|| engine.create(&other).map(drop));
         engine.delete(&id("a")).unwrap();
     }
     let pending = engine.create_snapshot(&snapshot_request("s", &large)).unwrap();
-    within_seconds(60, "it has failed", || engine.active_jobs() == 0);
+    within_seconds(180, "it has failed", || engine.active_jobs() == 0);
     assert_eq!(kind(engine.get_snapshot(&pending.id)), Kind::NotFound, "no copy is running");
     engine.create_snapshot(&snapshot_request("s", &small)).unwrap();
 }

@@ -77,14 +77,14 @@ fn removals_and_copies(dir: &Path) {
     let frozen = disk.freeze();
     assert!(!is_ready("of-a", &source));
     engine.delete(&own_deleted).unwrap();
-    within_seconds(60, "a copy within the other pool is complete", || is_ready("of-c", &own_source));
-    within_seconds(60, "a copy from the frozen pool, which can be read, is complete", copied);
-    within_seconds(60, "the other pool's trash is removed", || names(&path.path().join("trash")).is_empty());
+    within_seconds(180, "a copy within the other pool is complete", || is_ready("of-c", &own_source));
+    within_seconds(180, "a copy from the frozen pool, which can be read, is complete", copied);
+    within_seconds(180, "the other pool's trash is removed", || names(&path.path().join("trash")).is_empty());
     assert!(!is_ready("of-a", &source));
     assert_eq!(names(&frozen_path.join("trash")).len(), 1);
     drop(frozen);
-    within_seconds(60, "the copy continues", || is_ready("of-a", &source));
-    within_seconds(60, "the removal continues", || names(&frozen_path.join("trash")).is_empty());
+    within_seconds(180, "the copy continues", || is_ready("of-a", &source));
+    within_seconds(180, "the removal continues", || names(&frozen_path.join("trash")).is_empty());
 }
 
 #[test]

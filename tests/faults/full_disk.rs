@@ -32,7 +32,7 @@ fn on_a_small_disk(options: &CStr, test: impl FnOnce(&Path) + Send) {
 fn open(pool: &Path) -> Engine {
     let settings = PoolSettings { overcommit_percent: 1000, ..settings(pool) };
     let engine = Engine::open(vec![settings], long_waits()).unwrap();
-    within_seconds(60, "the pool is available", || engine.pools()[0].unavailable.is_none());
+    within_seconds(180, "the pool is available", || engine.pools()[0].unavailable.is_none());
     engine
 }
 
@@ -195,7 +195,7 @@ fn a_full_disk_can_be_emptied_while_a_tenant_keeps_it_full() {
         let listed = engine.list(None, 100).unwrap().items;
         assert_eq!(listed.iter().map(|volume| volume.id.clone()).collect::<Vec<_>>(), [id("fill")]);
         engine.delete(&id("fill")).unwrap();
-        within_seconds(60, "the disk is empty", || engine.capacity(None).unwrap().available > 100 << 20);
+        within_seconds(180, "the disk is empty", || engine.capacity(None).unwrap().available > 100 << 20);
         // What is kept is in the trash as soon as there is space, at the latest after a minute.
         drop(engine);
         let engine = open(pool);
@@ -204,7 +204,7 @@ fn a_full_disk_can_be_emptied_while_a_tenant_keeps_it_full() {
             let stat = fs::metadata(pool.join("trash").join(entry));
             stat.is_ok_and(|stat| stat.permissions().mode() & 0o7777 == 0o700)
         };
-        within_seconds(60, "volumes/ and trash/ hold what they should", || {
+        within_seconds(180, "volumes/ and trash/ hold what they should", || {
             names_in(pool, "volumes") + names_in(pool, "snapshots") == 0
                 && names_in(pool, "trash") == 40
                 && crate::common::pool::names(&pool.join("trash")).into_iter().all(is_private)
@@ -245,7 +245,7 @@ fn a_deletion_on_a_full_disk_is_seen_by_all_processes_and_survives_a_restart() {
         fs::remove_file(pool.join("volumes/fill/data/fill")).unwrap();
         drop(engine);
         let engine = open(pool);
-        within_seconds(60, "volumes/ and trash/ hold what they should", || {
+        within_seconds(180, "volumes/ and trash/ hold what they should", || {
             names_in(pool, "volumes") == 1 && names_in(pool, "trash") == 40
         });
         check(&engine, pool);
@@ -289,7 +289,7 @@ fn the_remains_of_a_copy_that_finds_the_disk_full_are_removed() {
             let has_begun = !error.chain().contains("create a directory in work/");
             assert!(has_begun || attempt > 0, "{}", error.chain());
         }
-        within_seconds(60, "no remains are left", || {
+        within_seconds(180, "no remains are left", || {
             names_in(pool, "work") == 0 && names_in(pool, "trash") == foreign
         });
     });

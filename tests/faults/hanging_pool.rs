@@ -58,7 +58,7 @@ impl Fuse {
         let server = command.arg(&back).arg(&mount).spawn().unwrap();
         let fuse = Self { server, mount };
         let device = |path: &Path| rustix::fs::stat(path).unwrap().st_dev;
-        within_seconds(60, "bindfs is mounted", || device(&fuse.mount) != device(base));
+        within_seconds(180, "bindfs is mounted", || device(&fuse.mount) != device(base));
         fuse
     }
 
@@ -268,7 +268,7 @@ fn a_pool_that_hangs_harms_only_its_own_callers_and_recovers() {
             }
             setup.fuse.send(Signal::STOP);
             let callers = start_callers(&client);
-            within_seconds(60, "a lane is full", || server.threads() >= idle_threads + 60);
+            within_seconds(180, "a lane is full", || server.threads() >= idle_threads + 60);
             for call in 0..CALLS_PER_ROUND {
                 during.push(client.cycle(&format!("d{round}-{call}")).await);
             }
@@ -282,7 +282,7 @@ fn a_pool_that_hangs_harms_only_its_own_callers_and_recovers() {
             setup.fuse.send(Signal::CONT);
             within_async(10, async || client.clone().get("slow/mine").await.is_ok()).await;
             within_async(10, async || client.clone().list().await.is_ok()).await;
-            within_seconds(60, "the pool is available", || {
+            within_seconds(180, "the pool is available", || {
                 server.http("/readyz").contains("pool slow: available")
             });
             let text = server.http("/metrics");
@@ -298,7 +298,7 @@ fn a_pool_that_hangs_harms_only_its_own_callers_and_recovers() {
         }
         // The last lines are written some milliseconds later.
         let read_log = || fs::read_to_string(setup.base.join("log")).unwrap();
-        within_seconds(60, "the last change is logged", || {
+        within_seconds(180, "the last change is logged", || {
             read_log().matches("pool is available pool=\"slow\"").count() > ROUNDS
         });
         let log = read_log();
@@ -306,7 +306,7 @@ fn a_pool_that_hangs_harms_only_its_own_callers_and_recovers() {
         assert_eq!(changes("pool is unavailable pool=\"slow\""), ROUNDS, "{log}");
         assert_eq!(changes("pool is available pool=\"slow\""), ROUNDS + 1, "{log}");
         // The runtime ends a thread that has been idle for ten seconds.
-        within_seconds(60, "the threads of the calls end", || server.threads() <= idle_threads + 4);
+        within_seconds(180, "the threads of the calls end", || server.threads() <= idle_threads + 4);
     });
 }
 
@@ -345,7 +345,7 @@ fn the_process_starts_while_a_pool_hangs() {
         let (server, mut client) = setup.serve().await;
         eprintln!("the socket was there after {:?}", started.elapsed());
         client.cycle("a").await;
-        within_seconds(60, "the pool is reported", || {
+        within_seconds(180, "the pool is reported", || {
             server.http("/readyz").contains("has not responded since 20")
         });
         is_unavailable("ControllerGetVolume", client.get("slow/mine")).await;

@@ -62,7 +62,7 @@ fn a_project_id_that_forbids_a_rename_is_named_and_deleting_works() {
         set_project(&pool.join("trash"), "43", "chattr +P");
         engine.delete(&id("b")).unwrap();
         engine.delete_snapshot(&id("s")).unwrap();
-        within_seconds(60, "they are removed", || {
+        within_seconds(180, "they are removed", || {
             names(&pool.join("volumes")).len() == 2 && names(&pool.join("snapshots")).is_empty()
         });
         for directory in ["volumes/a", "volumes", "snapshots", "trash"] {
@@ -106,7 +106,7 @@ fn project_ids_that_forbid_renames_are_found_when_the_pool_is_opened() {
             engine.delete(&id(volume)).unwrap();
             run("chattr", &["-p", "0", "-P", directory.to_str().unwrap()]);
             assert_eq!((check_bad(pool), engine.pools().remove(0).refuses), (None, None));
-            within_seconds(60, "it is removed", || engine.create(&request(volume, MIB)).is_ok());
+            within_seconds(180, "it is removed", || engine.create(&request(volume, MIB)).is_ok());
         }
         for name in ["volumes", "snapshots", "trash", "work"] {
             set_project(&pool.join(name), "42", "chattr +P");
@@ -152,7 +152,7 @@ fn a_volume_in_a_lower_layer_of_an_overlay_is_deleted() {
         expand(&engine, "b").unwrap();
         engine.delete(&id("a")).unwrap();
         engine.delete_snapshot(&id("s")).unwrap();
-        within_seconds(60, "they are removed", || {
+        within_seconds(180, "they are removed", || {
             names(&merged.join("volumes")).len() == 1 && names(&merged.join("snapshots")).is_empty()
         });
         engine.create(&request("a", MIB)).unwrap();
@@ -162,7 +162,7 @@ fn a_volume_in_a_lower_layer_of_an_overlay_is_deleted() {
         let alarm = || {
             engine.pools().remove(0).trash_failure.is_some_and(|text| text.contains("layers of an overlay"))
         };
-        within_seconds(60, "the volume that is retained is named", alarm);
+        within_seconds(180, "the volume that is retained is named", alarm);
         assert_eq!(std::fs::read(merged.join("volumes/b/data/file")).unwrap(), b"b");
         drop(engine);
         run("umount", &["--lazy", merged.to_str().unwrap()]);

@@ -95,7 +95,7 @@ fn with_container(test: impl Fn(&Volume, &TestCgroup) + Send + Sync) {
 
 #[track_caller]
 fn assert_thawed(volume: &Volume, cgroup: &TestCgroup) {
-    within_seconds(60, "the cgroup is thawed", || !cgroup.is_frozen());
+    within_seconds(180, "the cgroup is thawed", || !cgroup.is_frozen());
     assert_growing(&volume.data);
 }
 
@@ -108,7 +108,7 @@ fn the_end_of_the_owner_thaws() {
     with_container(|volume, cgroup| {
         let mut owner = start_owner(volume, LIMIT);
         owner.send("record and wait");
-        within_seconds(60, "the record exists", || volume.base.join("pause.json").exists());
+        within_seconds(180, "the record exists", || volume.base.join("pause.json").exists());
         owner.kill();
         assert_thawed(volume, cgroup);
 
@@ -132,7 +132,7 @@ fn the_end_of_the_owner_at_any_moment_thaws() {
             sleep_ms(random.pick(60));
             owner.kill();
             // The helper may not have begun to freeze yet, but it does not begin after the end of its input.
-            within_seconds(60, "the helper has ended", || no_helper_is_left(cgroup));
+            within_seconds(180, "the helper has ended", || no_helper_is_left(cgroup));
             assert_thawed(volume, cgroup);
         }
     });

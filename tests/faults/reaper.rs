@@ -53,14 +53,14 @@ fn removal_of_others(first: &Path) {
         for _ in 0..WRITERS {
             scope.spawn(|| keep_writing(&data, &created, &stop));
         }
-        within_seconds(60, "the filesystem is full", || created.load(Ordering::Relaxed) > INODES);
+        within_seconds(180, "the filesystem is full", || created.load(Ordering::Relaxed) > INODES);
         engine.delete(&growing).unwrap();
         // Until the reaper is in the middle of it.
         sleep_ms(500);
         assert_eq!(gauges(), [1, 0], "the entry that is being removed counts");
         others.iter().for_each(|id| engine.delete(id).unwrap());
-        within_seconds(60, "the others are removed", || trash() == [1, 0]);
-        within_seconds(60, "they are no longer counted", || gauges() == [1, 0]);
+        within_seconds(180, "the others are removed", || trash() == [1, 0]);
+        within_seconds(180, "they are no longer counted", || gauges() == [1, 0]);
         assert!(engine.pools().iter().all(|pool| pool.trash_failure.is_none()));
     });
     assert!(engine.wait_for_reaper(Duration::from_secs(120)));

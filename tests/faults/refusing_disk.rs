@@ -129,11 +129,11 @@ fn a_filesystem_without_inodes_offers_nothing() {
 fn readyz_metrics_and_health_name_a_pool_that_refuses_volumes() {
     on_a_disk(&["mkfs.ext4"], |dir, disk| {
         let server = Server::spawn(dir, Options { pool: true, own_mounts: false });
-        within_seconds(60, "the server accepts connections", || server.socket().exists());
+        within_seconds(180, "the server accepts connections", || server.socket().exists());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let healthy = "orlop_pool_refuses_volumes{pool=\"p\"} 0";
-            within_seconds(60, "it is healthy", || server.http("/metrics").contains(healthy));
+            within_seconds(180, "it is healthy", || server.http("/metrics").contains(healthy));
             disk.remount("ro");
             let readyz = server.http("/readyz");
             assert!(

@@ -57,7 +57,7 @@ fn exists(pid: u32) -> bool {
 
 /// The worker of a server that has one.
 fn worker(server: &Server) -> u32 {
-    within_seconds(60, "there is one worker", || server.children().len() == 1);
+    within_seconds(180, "there is one worker", || server.children().len() == 1);
     server.children()[0]
 }
 
@@ -225,7 +225,7 @@ fn a_killed_worker_is_replaced_and_retries_succeed() {
         assert!(killed.get() > 0, "no worker was killed");
         within_async(60, async || client.clone().get("own/base").await.is_ok()).await;
         assert_eq!(fs::read_dir(base.join("own/volumes")).unwrap().count(), 1);
-        within_seconds(60, "the killed workers are reaped", || server.children().len() == 1);
+        within_seconds(180, "the killed workers are reaped", || server.children().len() == 1);
     });
 }
 
@@ -246,7 +246,7 @@ fn no_worker_outlives_its_parent() {
         client.create("own", "a").await.unwrap();
         let first = worker(&server);
         server.kill();
-        within_seconds(60, "the worker of a killed parent ends", || !exists(first));
+        within_seconds(180, "the worker of a killed parent ends", || !exists(first));
         let (mut server, mut client) = serve(base).await;
         client.get("own/a").await.unwrap();
         let second = worker(&server);
@@ -285,7 +285,7 @@ fn a_worker_whose_disk_hangs_is_killed_and_harms_no_other_pool() {
             for caller in waiting {
                 caller.await.unwrap();
             }
-            within_seconds(60, "the pool is reported", || {
+            within_seconds(180, "the pool is reported", || {
                 server.http("/readyz").contains("pool slow: unavailable: has not responded since 20")
             });
             // One call is let in as a trial; another one is refused at once.
@@ -298,13 +298,13 @@ fn a_worker_whose_disk_hangs_is_killed_and_harms_no_other_pool() {
             within_async(60, async || client.clone().get("slow/mine").await.is_ok()).await;
             within_async(60, async || client.clone().list().await.is_ok()).await;
         }
-        within_seconds(60, "the killed workers are gone", || server.children().len() == 1);
+        within_seconds(180, "the killed workers are gone", || server.children().len() == 1);
         assert_ne!(worker(&server), first);
-        within_seconds(60, "no worker is left behind", || {
+        within_seconds(180, "no worker is left behind", || {
             server.http("/metrics").contains("orlop_workers_left_behind{group=\"slow\"} 0\n")
                 && server.http("/readyz").contains("pool slow: available")
         });
-        within_seconds(60, "the threads end", || server.threads() <= threads + 4);
+        within_seconds(180, "the threads end", || server.threads() <= threads + 4);
         client.delete("slow/mine").await.unwrap();
     });
 }
@@ -365,11 +365,11 @@ fn a_deposited_lock_survives_its_worker_and_reaches_the_next_one() {
     assert!(!try_lock(&lock), "the worker holds the lock");
     let worker = fs::read_to_string(base.join("pid")).unwrap().parse().unwrap();
     send(worker, Signal::KILL);
-    within_seconds(60, "the worker is reaped", || !exists(worker));
+    within_seconds(180, "the worker is reaped", || !exists(worker));
     assert!(!try_lock(&lock), "its parent keeps the lock");
     call();
     assert!(base.join("inherited").exists());
-    within_seconds(60, "the next worker releases the lock", || try_lock(&lock));
+    within_seconds(180, "the next worker releases the lock", || try_lock(&lock));
     runtime.block_on(group.shutdown(Duration::from_secs(60)));
 }
 

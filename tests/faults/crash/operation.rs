@@ -225,8 +225,9 @@ impl Operation {
     /// Reports whether the operation took effect. Checks that it took effect completely or not at all.
     pub(super) fn is_done(self, base: &Base, before: &BTreeMap<String, String>) -> bool {
         let (directory, name) = self.object();
-        // Without space for a rename, an object is deleted where it is, and the reaper moves or removes it.
-        within_seconds(60, "nothing is deleted in place", || !has_deleted_in_place(&base.pool(), directory));
+        // Without space for a rename, an object is deleted where it is, and the reaper moves or removes it. When the first
+        // attempt fails too, the next one comes a minute later.
+        within_seconds(180, "nothing is deleted in place", || !has_deleted_in_place(&base.pool(), directory));
         let now = contents(&base.pool());
         let object = |all: &BTreeMap<String, String>| subtree(all, &format!("{directory}/{name}"));
         let exists = base.pool().join(directory).join(name).exists();
