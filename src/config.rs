@@ -5,9 +5,10 @@ pub mod flags;
 mod file;
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::csi::{self, Identity, Registration};
+use crate::docker;
 use crate::engine::request::{PoolSettings, Tuning};
 use crate::error::{Context, Error, Kind, Result};
 use crate::http::Address;
@@ -26,8 +27,10 @@ pub struct Settings {
     pub pools: Vec<PoolSettings>,
     /// Timeouts and concurrency.
     pub tuning: Tuning,
-    /// Path of the CSI socket.
-    pub csi: PathBuf,
+    /// Path of the CSI socket; `None` if CSI is not served.
+    pub csi: Option<PathBuf>,
+    /// Where volumes are served to Docker and Podman; `None` if they are not.
+    pub docker: Option<docker::Settings>,
     /// Directory in which the host's pools are recorded.
     pub known_pools: PathBuf,
     /// Filter of the log, for worker processes.
@@ -51,11 +54,15 @@ impl TryFrom<Serve> for Settings {
             Some(path) => file::read(path)?,
             None => ConfigFile::default(),
         };
-        let endpoint = flags
-            .endpoint()
-            .ok_or_else(|| invalid("--csi is required, such as --csi unix:///run/orlop/csi.sock"))?;
-        let csi = socket::parse_path(endpoint).context(|| "--csi")?;
-        let known_pools = flags.known_pools.clone().unwrap_or_else(|| csi.with_file_name("known-pools"));
+        let csi = flags.endpoint().map(socket::parse_path).transpose().context(|| "--csi")?;
+        let docker = docker(&flags)?;
+        if csi.is_none() && docker.is_none() {
+            return Err(invalid(
+                "--csi is required, such as --csi unix:///run/orlop/csi.sock; or --docker for Docker and Podman",
+            ));
+        }
+        let default = csi.as_ref().map(|csi| csi.with_file_name("known-pools"));
+        let known_pools = flags.known_pools.clone().or(default).unwrap_or_else(|| DOCKER_KNOWN_POOLS.into());
         if !known_pools.is_absolute() {
             return Err(invalid("--known-pools is not an absolute path"));
         }
@@ -87,6 +94,7 @@ impl TryFrom<Serve> for Settings {
             pools,
             tuning: tuning(file.tuning)?,
             csi,
+            docker,
             known_pools,
             log: flags.log,
             log_as_json: flags.log_format == flags::Output::Json,
@@ -97,6 +105,9 @@ impl TryFrom<Serve> for Settings {
         })
     }
 }
+
+/// Where the host's pools are recorded if only Docker is served: its socket is in a directory that a reboot empties.
+const DOCKER_KNOWN_POOLS: &str = "/var/lib/orlop-known-pools";
 
 /// The file that commands read the pools from if neither `--pool` nor `--config` is given.
 const DEFAULT_FILE: &str = "/etc/orlop/orlop.toml";
@@ -244,6 +255,21 @@ fn check_node_name(text: String) -> Result<String> {
     )))
 }
 
+fn docker(flags: &Serve) -> Result<Option<docker::Settings>> {
+    let Some(text) = &flags.docker else { return Ok(None) };
+    let socket = socket::parse_path(text).context(|| "--docker")?;
+    if flags.no_pools {
+        return Err(invalid("--no-pools and --docker are both given: use only one of them"));
+    }
+    let targets = flags.docker_mounts.clone();
+    // The paths of mounts are compared with it.
+    let is_plain = targets.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !targets.is_absolute() || !is_plain {
+        return Err(invalid("--docker-mounts is not an absolute path without \"..\""));
+    }
+    Ok(Some(docker::Settings { socket, targets }))
+}
+
 fn registration(flags: &Serve, driver: &str) -> Result<Option<Registration>> {
     let Some(text) = &flags.kubelet_registration else { return Ok(None) };
     let socket = socket::parse_path(text).context(|| "--kubelet-registration")?;
@@ -279,9 +305,23 @@ mod tests {
         assert_eq!(settings.identity.driver, "dir.orlop.dev");
         assert!(settings.identity.controller_expand);
         assert_eq!(settings.pools.iter().map(|pool| pool.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(settings.csi, Path::new("/run/csi.sock"));
+        assert_eq!(settings.csi.as_deref(), Some(Path::new("/run/csi.sock")));
         assert_eq!(settings.known_pools, Path::new("/run/known-pools"));
         assert!(settings.http.is_none() && settings.registration.is_none());
+    }
+
+    #[test]
+    fn docker_is_served_with_and_without_csi() {
+        let docker = "--pool a=/x --docker unix:///run/docker/plugins/orlop.sock --node-id n";
+        let alone = settings(docker).unwrap();
+        assert!(alone.csi.is_none());
+        assert_eq!(alone.known_pools, Path::new(DOCKER_KNOWN_POOLS));
+        let served = alone.docker.unwrap();
+        assert_eq!(served.socket, Path::new("/run/docker/plugins/orlop.sock"));
+        assert_eq!(served.targets, Path::new("/run/orlop/docker"));
+        let both = settings(&format!("{docker} --csi /run/csi.sock --docker-mounts /m")).unwrap();
+        assert_eq!(both.known_pools, Path::new("/run/known-pools"));
+        assert_eq!(both.docker.unwrap().targets, Path::new("/m"));
     }
 
     #[test]
@@ -298,6 +338,9 @@ mod tests {
             (format!("{base} --pool a=/x/y/ --pool b=/x/y/volumes/v/data"), "pool b at"),
             (format!("{base} --pool a=/x/y --pool b=/x"), "inside pool b"),
             (format!("{base} --pool a=/x --http nowhere"), "--http"),
+            (format!("{base} --pool a=/x --docker orlop"), "--docker"),
+            (format!("{base} --pool a=/x --docker /o.sock --docker-mounts /a/../b"), "--docker-mounts"),
+            (format!("{base} --no-pools --docker /o.sock"), "--docker"),
             (format!("{base} --pool a=/x --driver 0.orlop"), "--driver"),
             (format!("{base} --pool a=/x --driver Dir.dev"), "--driver"),
             ("--pool a=/x --csi /c.sock --node-id n/1".to_owned(), "--node-id"),

@@ -8,6 +8,7 @@ mod claims;
 mod consistency;
 mod copy;
 mod create;
+mod described;
 mod edit;
 mod health;
 mod inspect;

@@ -39,6 +39,7 @@ pub mod command;
 pub mod config;
 pub mod csi;
 pub mod dispatch;
+pub mod docker;
 pub mod engine;
 pub mod error;
 pub mod fs;

@@ -9,11 +9,12 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, info_span, warn};
+use tracing::{field, info, info_span, warn};
 
 use crate::config::Settings;
 use crate::csi::{self, Driver};
 use crate::dispatch::Dispatch;
+use crate::docker::Plugin;
 use crate::engine::Engine;
 use crate::engine::request::PoolSettings;
 use crate::error::{Context, Error, Kind, Result};
@@ -77,13 +78,22 @@ async fn run_frontends(settings: Settings) -> Result<()> {
     let stop = CancellationToken::new();
     let mut frontends = JoinSet::new();
 
-    let bound = socket::bind(&settings.csi)?;
     #[cfg(feature = "kube")]
     let relocator = settings.follow_sources.then(|| claim_relocator(&settings.identity));
     #[cfg(not(feature = "kube"))]
     let relocator = None;
-    let driver = Driver::new(settings.identity, calls.clone(), Arc::clone(&health)).with_relocator(relocator);
-    frontends.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
+    // The socket file is removed when this is dropped.
+    let bound = settings.csi.as_deref().map(socket::bind).transpose()?;
+    let _socket_file = bound.map(|bound| {
+        let driver =
+            Driver::new(settings.identity, calls.clone(), Arc::clone(&health)).with_relocator(relocator);
+        frontends.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
+        bound.file
+    });
+    if let Some(docker) = settings.docker {
+        let plugin = Plugin::new(calls.clone(), docker);
+        frontends.spawn(plugin.serve(Arc::clone(&metrics), stop.clone().cancelled_owned()));
+    }
     if let Some(address) = &settings.http {
         let listener = http::bind(address).await?;
         let serving = http::serve(listener, health, metrics, stop.clone().cancelled_owned());
@@ -96,7 +106,11 @@ async fn run_frontends(settings: Settings) -> Result<()> {
     if let Some(registration) = settings.registration {
         frontends.spawn(csi::register(registration, stop.clone()));
     }
-    info!(csi = %settings.csi.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    info!(
+        csi = settings.csi.as_deref().map(|csi| field::display(csi.display())),
+        version = env!("CARGO_PKG_VERSION"),
+        "serving"
+    );
 
     let result = tokio::select! {
         name = signals.recv() => { info!(signal = name, "stopping"); Ok(()) }

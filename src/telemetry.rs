@@ -245,9 +245,11 @@ impl Drop for Call {
 
 /// Reports whether a method only reads. Orchestrators repeat probes and listings every few seconds.
 fn is_query(method: &str) -> bool {
-    let name = method.rsplit('/').next().unwrap_or(method);
+    let name = method.rsplit(['/', '.']).next().unwrap_or(method);
     let verb = name.strip_prefix("Node").or_else(|| name.strip_prefix("Controller")).unwrap_or(name);
-    ["Get", "List", "Probe", "Validate"].iter().any(|word| verb.starts_with(word))
+    ["Activate", "Capabilities", "Get", "List", "Path", "Probe", "Validate"]
+        .iter()
+        .any(|word| verb.starts_with(word))
 }
 
 #[cfg(test)]
@@ -293,10 +295,14 @@ mod tests {
 
     #[test]
     fn queries_are_the_methods_that_only_read() {
-        for query in ["/x/Probe", "/x/NodeGetVolumeStats", "/x/ListVolumes", "/x/ControllerGetVolume"] {
+        for query in
+            ["/x/Probe", "/x/NodeGetVolumeStats", "/x/ListVolumes", "/x/ControllerGetVolume", "/V.List"]
+        {
             assert!(is_query(query), "{query}");
         }
-        for change in ["/x/CreateVolume", "/x/NodePublishVolume", "/x/ControllerExpandVolume", "unknown"] {
+        for change in
+            ["/x/CreateVolume", "/x/NodePublishVolume", "/x/ControllerExpandVolume", "/V.Mount", "unknown"]
+        {
             assert!(!is_query(change), "{change}");
         }
     }

@@ -17,14 +17,12 @@ use crate::config::flags::{
     Restore, Rm, RmSnapshots, Snapshots, Volumes,
 };
 use crate::engine::Engine;
-use crate::engine::request::{self, ConsistencySpec, CreateVolume, PoolSettings, SnapshotFilter, Tuning};
+use crate::engine::request::{self, ConsistencySpec, PoolSettings, SnapshotFilter, Tuning};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::options::assignment::{self, Assigned};
 use crate::quantity::DockerSize;
 use crate::volume::{Name, Size, SizeRange, Source, Timestamp, VolumeId, shorten};
 
-/// The label that Docker gives to anonymous volumes.
-const ANONYMOUS: &str = "com.docker.volume.anonymous";
 /// How long a call waits for a copy before the command looks whether it was interrupted.
 const COPY_WAIT: Duration = Duration::from_millis(100);
 
@@ -86,7 +84,7 @@ fn create(flags: Create) -> Result<()> {
     let name = flags.name.unwrap_or_else(anonymous_name);
     let mut assigned = assignment::parse(&flags.new.options, &flags.new.labels)?;
     if is_anonymous {
-        assigned.options.labels.entry(ANONYMOUS.to_owned()).or_default();
+        assigned.options.labels.entry(assignment::ANONYMOUS.to_owned()).or_default();
     }
     if let Some(pool) = config::first_pool(&flags.pools)? {
         if flags.new.dry_run {
@@ -170,21 +168,11 @@ fn make(
     dry_run: bool,
 ) -> Result<()> {
     let directory = plain_name(&name)?;
-    let Assigned { size, options, .. } = assigned;
-    let pool = session.pool(options.pool)?;
+    let size = assigned.size;
+    let pool = session.pool(assigned.options.pool.clone())?;
     let id = VolumeId { pool: pool.clone(), name: directory };
     session.refuse_name_of_other_pool(&id)?;
-    let request = CreateVolume {
-        name,
-        pool: Some(pool),
-        size: SizeRange { required: size.unwrap_or(0), limit: size.unwrap_or(0) },
-        owner: options.owner,
-        policy: options.policy,
-        labels: options.labels,
-        source,
-        consistency: options.consistency,
-        may_go_elsewhere: false,
-    };
+    let request = assigned.into_request(name, pool, source);
     if dry_run {
         let from = request.source.as_ref().map(|source| format!(" from {source}")).unwrap_or_default();
         let size = size.map(|size| format!(", size {}", Size(size))).unwrap_or_default();

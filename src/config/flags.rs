@@ -72,8 +72,17 @@ pub struct Serve {
     #[arg(long, env = "CSI_ENDPOINT", hide = true)]
     pub csi_endpoint: Option<String>,
 
+    /// Socket to serve volumes to Docker and Podman on: unix:///run/docker/plugins/NAME.sock, for volumes of --driver NAME
+    #[arg(long, value_name = "SOCKET", env = "ORLOP_DOCKER")]
+    pub docker: Option<String>,
+
+    /// Directory in which volumes are mounted for Docker and Podman
+    #[arg(long, value_name = "DIR", env = "ORLOP_DOCKER_MOUNTS", default_value = "/run/orlop/docker")]
+    pub docker_mounts: PathBuf,
+
     /// Directory in which this host's pools are recorded, so that the empty mount point of a missing disk never becomes
-    /// a new pool. It should survive a reboot [default: known-pools beside the CSI socket]
+    /// a new pool. It should survive a reboot [default: known-pools beside the CSI socket, or
+    /// /var/lib/orlop-known-pools without one]
     #[arg(long, value_name = "DIR", env = "ORLOP_KNOWN_POOLS")]
     pub known_pools: Option<PathBuf>,
 

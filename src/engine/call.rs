@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Engine;
 use super::request::{
-    Activity, Capacity, CreateSnapshot, CreateVolume, Listed, Page, PoolStatus, Publish, SnapshotFilter,
-    Symptom, Usage,
+    Activity, Capacity, CreateSnapshot, CreateVolume, Described, Listed, Page, PoolStatus, Publish,
+    SnapshotFilter, Symptom, Usage,
 };
 use crate::error::{Error, Kind, Result};
-use crate::volume::{PolicyChange, PoolName, SizeRange, Snapshot, Volume, VolumeId};
+use crate::volume::{Name, PolicyChange, PoolName, SizeRange, Snapshot, Volume, VolumeId};
 
 /// One call of the engine.
 pub trait EngineCall: Clone + Into<Call> + Send + 'static {
@@ -96,6 +96,10 @@ calls! {
     GetUsage { id: VolumeId, path: PathBuf } -> Usage = |engine| engine.stats(&id, &path);
     ExpandPublished { id: VolumeId, path: PathBuf, size: SizeRange } -> Volume =
         |engine| engine.expand_published(&id, &path, size);
+    ListNames { pool: PoolName } -> Vec<Name> = |engine| engine.names(&pool);
+    Describe { id: VolumeId, targets: PathBuf } -> Described = |engine| engine.describe(&id, &targets);
+    RemovePublished { id: VolumeId, targets: PathBuf } -> () =
+        |engine| engine.remove_published(&id, &targets);
     CheckVolumeName { id: VolumeId } -> () = |engine| engine.claim_volume_name(&id).map(drop);
     CheckSnapshotName { id: VolumeId } -> () = |engine| engine.claim_snapshot_name(&id).map(drop);
     GetStatus { pool: PoolName } -> Option<PoolStatus> = |engine| Ok(engine.status_of(&pool));

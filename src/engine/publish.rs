@@ -82,7 +82,7 @@ impl Engine {
             .context(|| format!("publish volume {} at {}", request.id, request.target.display()))
     }
 
-    fn lock_target(&self, target: &Path) -> Result<LockGuard<Target>> {
+    pub(super) fn lock_target(&self, target: &Path) -> Result<LockGuard<Target>> {
         self.targets.lock(Target::new(target)).context(|| target.display().to_string())
     }
 
@@ -292,7 +292,7 @@ fn refuse_second_target(id: &VolumeId, data: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Unmounts the volume of this name from a target and removes the directory; reports whether either existed.
-fn unmount_and_remove(name: &Name, target: &Path) -> Result<bool> {
+pub(super) fn unmount_and_remove(name: &Name, target: &Path) -> Result<bool> {
     let Some(root) = mount::root_mounted_at(target)? else {
         let existed = target.exists();
         return mount::remove_target(target).map(|()| existed);

@@ -11,7 +11,9 @@ use crate::error::{Error, Result};
 use crate::mount::options::MountFlags;
 use crate::mount::users::User;
 pub use crate::pool::{HostUse, PoolSettings};
-use crate::volume::{Consistency, Labels, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId};
+use crate::volume::{
+    Consistency, Labels, Name, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId,
+};
 
 /// A request to create a volume, or to return the one that an earlier request created.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -141,6 +143,21 @@ pub struct Inspected {
     pub users: Vec<User>,
     /// The hosts that use it, if its pool is shared by several.
     pub hosts: Vec<HostUse>,
+}
+
+/// A volume as a frontend that names volumes without their pools describes it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Described {
+    /// Its record.
+    pub volume: Volume,
+    /// Bytes on disk; `None` until they are measured.
+    pub used: Option<u64>,
+    /// Its users on this host, as text, without the targets of the frontend.
+    pub users: Vec<String>,
+    /// The targets of the frontend at which it is mounted.
+    pub targets: Vec<PathBuf>,
+    /// The names of its snapshots, which are in the same pool.
+    pub snapshots: Vec<Name>,
 }
 
 /// The records of all volumes, as far as their pools are available.

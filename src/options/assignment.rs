@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::fs;
 
 use super::{VolumeOptions, volume_options};
+use crate::engine::request::CreateVolume;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::quantity::DockerSize;
-use crate::volume::{Labels, shorten};
+use crate::volume::{Labels, PoolName, SizeRange, Source, shorten};
 
 /// The options that a command passes on to [`volume_options`]. Their case is ignored.
 const NAMES: [&str; 9] =
     ["pool", "onDelete", "trashFor", "mode", "uid", "gid", "limit", "consistency", "maxPause"];
+/// The label that Docker gives to anonymous volumes.
+pub const ANONYMOUS: &str = "com.docker.volume.anonymous";
 /// Prefix of an option that is a label.
 const LABEL: &str = "label.";
 /// Maximum length of a label's key or value in bytes.
@@ -25,6 +28,25 @@ pub struct Assigned {
     pub from: Option<String>,
     /// All other options.
     pub options: VolumeOptions,
+}
+
+impl Assigned {
+    /// The request for a volume of this name in this pool.
+    #[must_use]
+    pub fn into_request(self, name: String, pool: PoolName, source: Option<Source>) -> CreateVolume {
+        let size = self.size.unwrap_or(0);
+        CreateVolume {
+            name,
+            pool: Some(pool),
+            size: SizeRange { required: size, limit: size },
+            owner: self.options.owner,
+            policy: self.options.policy,
+            labels: self.options.labels,
+            source,
+            consistency: self.options.consistency,
+            may_go_elsewhere: false,
+        }
+    }
 }
 
 /// Parses options such as `size=10G`, and labels such as `app=shop`. A size has Docker's units.

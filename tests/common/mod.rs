@@ -8,6 +8,7 @@ pub(crate) mod csi;
 pub(crate) mod disk;
 pub(crate) mod isolation;
 pub(crate) mod mapper;
+pub(crate) mod plugin;
 pub(crate) mod pool;
 pub(crate) mod random;
 pub(crate) mod server;

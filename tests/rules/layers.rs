@@ -79,6 +79,11 @@ const LAYERS: &[Row] = &[
         &["engine", "error", "health", "metrics", "socket", "volume"],
         &["axum", "futures_util", "hyper_util", "tokio"],
     ),
+    (
+        "docker",
+        &["dispatch", "engine", "error", "metrics", "mount", "options", "socket", "telemetry", "volume"],
+        &["axum", "futures_util", "hyper_util", "serde", "serde_json", "tokio", "tower", "tracing"],
+    ),
     ("kube", &["error", "volume"], &["k8s_openapi", "kube", "serde_json", "tokio"]),
 ];
 

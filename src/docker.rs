@@ -1,0 +1,142 @@
+//! The Docker frontend: the volume plugin protocol of Docker and Podman on one Unix socket.
+//!
+//! A volume has one target for each user that an engine names, `<targets>/<name>/<user>`. So the mount table holds the whole
+//! state, and a restart of orlop or of an engine loses nothing. Engines lose track of users: a deletion does not depend on
+//! these targets, but on what containers have mounted.
+
+mod calls;
+mod catalog;
+mod create;
+mod message;
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{self, State};
+use axum::http::Method;
+use axum::response::Response;
+use futures_util::StreamExt as _;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use serde_json::Value;
+use tokio::time::timeout;
+use tower::Layer as _;
+use tracing::{info, warn};
+
+use self::catalog::Catalog;
+use crate::dispatch::Dispatch;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::metrics::Metrics;
+use crate::socket;
+use crate::telemetry::RpcLayer;
+
+/// Maximum size of a request's body in bytes.
+const MAX_BODY: usize = 1 << 20;
+/// How long the body of a request may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the pools are read again until all are available.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// Where the protocol is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The socket. Engines know the driver by its name without `.sock`.
+    pub socket: PathBuf,
+    /// The directory in which volumes are mounted for engines.
+    pub targets: PathBuf,
+}
+
+/// The volume plugin.
+#[derive(Debug)]
+pub struct Plugin {
+    dispatch: Dispatch,
+    catalog: Catalog,
+    settings: Settings,
+}
+
+impl Plugin {
+    /// Creates the plugin of an engine, whose calls `dispatch` runs.
+    #[must_use]
+    pub fn new(dispatch: Dispatch, settings: Settings) -> Self {
+        Self { dispatch, catalog: Catalog::default(), settings }
+    }
+
+    /// Serves the protocol until `stop` completes. Calls in progress continue.
+    ///
+    /// Listens only when all volumes are known: an engine that starts meanwhile then keeps the labels of its volumes, and
+    /// would forget them if it were told that a volume does not exist.
+    ///
+    /// # Errors
+    /// The error of the socket or of the directory of the targets.
+    pub async fn serve(self, metrics: Arc<Metrics>, stop: impl Future<Output = ()>) -> Result<()> {
+        tokio::select! { served = self.serve_connections(metrics) => served, () = stop => Ok(()) }
+    }
+
+    async fn serve_connections(self, metrics: Arc<Metrics>) -> Result<()> {
+        let Settings { socket, targets } = self.settings.clone();
+        // With user namespaces, the root of a container must be able to pass through the directory.
+        create_directory(&targets, 0o711)?;
+        create_directory(socket.parent().unwrap_or(&socket), 0o755)?;
+        self.wait_for_pools().await;
+        let driver = socket.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let layer = RpcLayer::new(driver, &message::CALLS, metrics, message::outcome);
+        let router = Router::new().fallback(handle).with_state(Arc::new(self));
+        let service = TowerToHyperService::new(layer.layer(router));
+        let bound = socket::bind(&socket)?;
+        info!(docker = %socket.display(), "serving volumes to Docker");
+        let mut connections = pin!(socket::connections(|context| bound.listener.poll_accept(context)));
+        while let Some(Ok(connection)) = connections.next().await {
+            let service = service.clone();
+            tokio::spawn(async move {
+                let server = Builder::new(TokioExecutor::new()).http1_only();
+                // A client that sends no valid request gets no other answer.
+                let _ = server.serve_connection(TokioIo::new(connection), service).await;
+            });
+        }
+        Ok(())
+    }
+
+    /// Waits until each pool has listed its volumes.
+    async fn wait_for_pools(&self) {
+        let mut logged = String::new();
+        loop {
+            let Err(error) = self.list_all().await else { return };
+            let reason = error.chain();
+            if reason != logged {
+                warn!(reason, "Docker is not served until all pools are available");
+                logged = reason;
+            }
+            tokio::time::sleep(RETRY_EVERY).await;
+        }
+    }
+
+    /// Reads and answers a request.
+    async fn answer(&self, request: extract::Request) -> Result<Value> {
+        let (parts, body) = request.into_parts();
+        if parts.method != Method::POST {
+            return Err(Error::new(Kind::Invalid, "the volume plugin protocol has POST requests only"));
+        }
+        let late = |_| Error::new(Kind::Invalid, "the body of the request did not arrive in time: retry");
+        let body = timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY)).await.map_err(late)?;
+        let body = body.map_err(|error| {
+            let text = format!("the body of the request is incomplete, or larger than {MAX_BODY} bytes");
+            Error::caused(Kind::Invalid, text, error)
+        })?;
+        self.call(message::parse(parts.uri.path(), &body)?).await
+    }
+}
+
+async fn handle(State(plugin): State<Arc<Plugin>>, request: extract::Request) -> Response {
+    message::response(plugin.answer(request).await)
+}
+
+fn create_directory(path: &Path, mode: u32) -> Result<()> {
+    let created = DirBuilder::new().recursive(true).mode(mode).create(path);
+    created.context(|| format!("create {}", path.display()))
+}

@@ -1,0 +1,283 @@
+//! The calls of the protocol: each one finds its volume, calls the engine, and answers.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use super::message::{Opts, Request};
+use super::{Plugin, create, create_directory};
+use crate::dispatch::Lane;
+use crate::engine::call::{Describe, Get, GetSnapshot, ListNames, PublishVolume, RemovePublished};
+use crate::engine::request::{CreateVolume, Described, Publish, Sharing};
+use crate::error::{Error, Kind, Result};
+use crate::mount::MountFlags;
+use crate::telemetry;
+use crate::volume::{Name, Source, Volume, VolumeId, shorten};
+
+/// How long Get and List wait for a disk. Then they answer what is known: engines call them before everything else.
+const QUERY_WAIT: Duration = Duration::from_millis(80);
+/// How long Create waits for a copy. Docker gives up after 120 s, and an administrator should read the reason.
+const COPY_WAIT: Duration = Duration::from_secs(100);
+/// The pause between two requests for the same copy.
+const COPY_RETRY: Duration = Duration::from_millis(250);
+
+impl Plugin {
+    pub(super) async fn call(&self, request: Request) -> Result<Value> {
+        match request {
+            Request::Activate => Ok(json!({ "Implements": ["VolumeDriver"] })),
+            Request::Capabilities => Ok(json!({ "Capabilities": { "Scope": "local" } })),
+            Request::List => Ok(self.list().await),
+            Request::Create { name, opts } => self.create(named(name), opts).await,
+            Request::Get { name } => self.get(named(name)).await,
+            Request::Path { name } => self.path(named(name)).await,
+            Request::Mount { name, user } => self.mount(named(name), &user).await,
+            Request::Unmount { name, user } => self.unmount(named(name), &user).await,
+            Request::Remove { name } => self.remove(named(name)).await,
+        }
+    }
+
+    async fn create(&self, name: String, opts: Opts) -> Result<Value> {
+        let requested = create::parse(&name, &opts)?;
+        let expected = requested.expected();
+        let mut assigned = requested.assigned;
+        let pool = self.dispatch.resolve_pool(assigned.options.pool.take())?;
+        let source = match assigned.from.take() {
+            Some(from) => Some(self.source(&from).await?),
+            None => None,
+        };
+        let request = assigned.into_request(name, pool.clone(), source);
+        let deadline = Instant::now() + COPY_WAIT;
+        let volume = loop {
+            match self.dispatch.create(pool.clone(), request.clone()).await {
+                Err(error) if is_copying(&error, &request) && Instant::now() < deadline => {
+                    tokio::time::sleep(COPY_RETRY).await;
+                }
+                created => break created?,
+            }
+        };
+        self.catalog.add(&volume.id);
+        expected.check(&volume)?;
+        Ok(json!({}))
+    }
+
+    /// The volume, or else the snapshot, that a user names as `<pool>/<name>` or as `<name>`.
+    async fn source(&self, text: &str) -> Result<Source> {
+        let ids: Vec<VolumeId> = match text.parse() {
+            Ok(id) => vec![id],
+            Err(_) => self.ids_of(text)?,
+        };
+        for id in &ids {
+            match self.find_in(id).await {
+                Ok(volume) => return Ok(Source::Volume(volume.id)),
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for id in ids {
+            match self.dispatch.call(&Lane::of(&id), GetSnapshot { id }).await {
+                Ok(snapshot) => return Ok(Source::Snapshot(snapshot.id)),
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let text = format!("option from: no volume and no snapshot {:?} exists", shorten(text));
+        Err(Error::new(Kind::NotFound, text))
+    }
+
+    /// Any error means to an engine that the volume does not exist. So a volume that is known is described as far as its
+    /// pool responds.
+    async fn get(&self, name: String) -> Result<Value> {
+        let mut id = self.locate(&name).await?;
+        let mut described = self.describe(&id).await;
+        if described.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
+            // Another process has deleted it. There may be a new one in another pool.
+            self.catalog.remove(&id);
+            id = self.locate(&name).await?;
+            described = self.describe(&id).await;
+        }
+        let volume = match described {
+            Ok(described) => describe(&name, &described),
+            Err(error) if error.kind() == Kind::NotFound => return Err(error),
+            Err(error) => json!({ "Name": name, "Status": { "pool": id.pool, "state": error.chain() } }),
+        };
+        Ok(json!({ "Volume": volume }))
+    }
+
+    async fn path(&self, name: String) -> Result<Value> {
+        let id = self.locate(&name).await?;
+        let described = self.describe(&id).await?;
+        Ok(json!({ "Mountpoint": described.targets.first() }))
+    }
+
+    /// Lists the names only: an engine shows nothing else.
+    async fn list(&self) -> Value {
+        // The pools that did not answer keep the names that they had.
+        let _ = timeout_at(Instant::now() + QUERY_WAIT, self.list_all()).await;
+        let volume = |name| json!({ "Name": name });
+        json!({ "Volumes": self.catalog.names().into_iter().map(volume).collect::<Vec<_>>() })
+    }
+
+    /// Lists the volumes of all pools, side by side.
+    ///
+    /// # Errors
+    /// The error of a pool. The names of the others are updated nevertheless.
+    pub(super) async fn list_all(&self) -> Result<()> {
+        let mut listings = JoinSet::new();
+        for pool in self.dispatch.pool_settings().map(|pool| pool.name.clone()) {
+            let dispatch = self.dispatch.clone();
+            listings.spawn(async move {
+                let names = dispatch.call(&Lane::Pool(pool.clone()), ListNames { pool: pool.clone() }).await;
+                (pool, names)
+            });
+        }
+        let mut failed = None;
+        while let Some(listed) = listings.join_next().await {
+            match listed {
+                Ok((pool, Ok(names))) => self.catalog.replace(&pool, names),
+                Ok((_, Err(error))) => failed = Some(error),
+                Err(error) => failed = Some(Error::caused(Kind::Internal, "list the volumes", error)),
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn mount(&self, name: String, user: &str) -> Result<Value> {
+        let id = self.locate(&name).await?;
+        let target = self.target(&id.name, user);
+        if let Some(parent) = target.parent() {
+            create_directory(parent, 0o711)?;
+        }
+        let request = Publish {
+            id: id.clone(),
+            target: target.clone(),
+            flags: MountFlags::default(),
+            sharing: Sharing::ManyTargets,
+            ephemeral: None,
+        };
+        self.dispatch.call(&Lane::of(&id), PublishVolume { request }).await?;
+        Ok(json!({ "Mountpoint": target }))
+    }
+
+    /// Succeeds for a user that has nothing mounted: engines repeat calls.
+    async fn unmount(&self, name: String, user: &str) -> Result<Value> {
+        let Ok(name) = name.parse::<Name>() else { return Ok(json!({})) };
+        let target = self.target(&name, user);
+        let id = match self.catalog.find(&name) {
+            Some(id) => id,
+            // Unmounting needs no volume: it may have been deleted by another process.
+            None => VolumeId { pool: self.dispatch.default_pool_name()?, name },
+        };
+        self.dispatch.unpublish(id.to_string(), target).await?;
+        Ok(json!({}))
+    }
+
+    async fn remove(&self, name: String) -> Result<Value> {
+        let id = self.locate(&name).await?;
+        let targets = self.targets_of(&id.name);
+        let removed = RemovePublished { id: id.clone(), targets: targets.clone() };
+        let removed = self.dispatch.call(&Lane::of(&id), removed).await;
+        if removed.as_ref().err().is_none_or(|error| error.kind() == Kind::NotFound) {
+            self.catalog.remove(&id);
+        }
+        removed?;
+        // It is missing if the volume was never mounted. A directory that is not empty is left as it is.
+        let _ = std::fs::remove_dir(targets);
+        Ok(json!({}))
+    }
+
+    /// Finds the pool of a volume: where it was last seen, or by asking each pool.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn locate(&self, name: &str) -> Result<VolumeId> {
+        for id in self.ids_of(name)? {
+            if let Some(known) = self.catalog.find(&id.name) {
+                return Ok(known);
+            }
+            match self.find_in(&id).await {
+                Ok(_) => return Ok(id),
+                // It exists.
+                Err(error) if error.kind() == Kind::Unreadable => {
+                    self.catalog.add(&id);
+                    return Ok(id);
+                }
+                // A pool that does not respond had no volume of this name when it was last listed.
+                Err(_) => {}
+            }
+        }
+        Err(not_found(name))
+    }
+
+    /// The ids that a volume of this name may have.
+    fn ids_of(&self, name: &str) -> Result<Vec<VolumeId>> {
+        let name = name.parse::<Name>().map_err(|_| not_found(name))?;
+        let pools = self.dispatch.pool_settings().map(|pool| pool.name.clone());
+        Ok(pools.map(|pool| VolumeId { pool, name: name.clone() }).collect())
+    }
+
+    async fn find_in(&self, id: &VolumeId) -> Result<Volume> {
+        let volume = self.dispatch.call(&Lane::of(id), Get { id: id.clone() }).await?;
+        if volume.ephemeral {
+            return Err(not_found(id.name.as_str()));
+        }
+        self.catalog.add(id);
+        Ok(volume)
+    }
+
+    async fn describe(&self, id: &VolumeId) -> Result<Described> {
+        let call = Describe { id: id.clone(), targets: self.targets_of(&id.name) };
+        let lane = Lane::of(id);
+        let described = timeout_at(Instant::now() + QUERY_WAIT, self.dispatch.call(&lane, call)).await;
+        described.unwrap_or_else(|_| {
+            let text = format!("pool {} has not responded within {} ms", id.pool, QUERY_WAIT.as_millis());
+            Err(Error::new(Kind::Unresponsive, text))
+        })
+    }
+
+    /// Where a volume is mounted for one user. A user is any text, so its name is made safe.
+    fn target(&self, volume: &Name, user: &str) -> PathBuf {
+        self.targets_of(volume).join(Name::of(user).as_str())
+    }
+
+    fn targets_of(&self, volume: &Name) -> PathBuf {
+        self.settings.targets.join(volume.as_str())
+    }
+}
+
+/// Adds the name of the volume to the log.
+fn named(name: String) -> String {
+    telemetry::record_volume_id(&name);
+    name
+}
+
+fn not_found(name: &str) -> Error {
+    Error::new(Kind::NotFound, format!("volume {:?} does not exist", shorten(name)))
+}
+
+fn is_copying(error: &Error, request: &CreateVolume) -> bool {
+    error.kind() == Kind::Busy && request.source.is_some()
+}
+
+/// The volume as Get shows it.
+fn describe(name: &str, described: &Described) -> Value {
+    let Described { volume, used, users, targets, snapshots } = described;
+    let size = (volume.size != 0).then_some(volume.size);
+    json!({
+        "Name": name,
+        "Mountpoint": targets.first(),
+        "CreatedAt": volume.created,
+        "Status": {
+            "pool": volume.id.pool,
+            "state": "ok",
+            "size": size,
+            "used": used,
+            "enforced": volume.enforced,
+            "users": users,
+            "snapshots": snapshots,
+            "labels": volume.labels,
+        },
+    })
+}
