@@ -9,8 +9,8 @@ use crate::quantity::DockerSize;
 use crate::volume::{Labels, shorten};
 
 /// The options that a command passes on to [`volume_options`]. Their case is ignored.
-const NAMES: [&str; 9] =
-    ["pool", "onDelete", "trashFor", "mode", "uid", "gid", "limit", "consistency", "maxPause"];
+const NAMES: [&str; 10] =
+    ["pool", "onDelete", "trashFor", "mode", "uid", "gid", "limit", "inodes", "consistency", "maxPause"];
 /// Prefix of an option that is a label.
 const LABEL: &str = "label.";
 /// Maximum length of a label's key or value in bytes.
