@@ -5,6 +5,7 @@
 mod btrfs;
 mod dir;
 mod file_copy;
+mod quota;
 
 use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -17,7 +18,7 @@ use crate::fs::copy::{Manifest, Progress, TreeCopier};
 pub use crate::fs::copy::{Pass, SourceState};
 use crate::fs::remove::{Removed, Slice, remove_tree};
 use crate::fs::subvolume::is_btrfs;
-use crate::fs::{open_directory, remove_acls};
+use crate::fs::{inherited_project, open_directory, project, remove_acls};
 use crate::volume::{BackendState, DATA, Enforced, Limits};
 
 /// The kinds of backend. A pool's marker records the kind of its backend.
@@ -27,6 +28,8 @@ pub enum BackendKind {
     Dir,
     /// Subvolumes of btrfs.
     Btrfs,
+    /// Plain directories with project quotas.
+    Quota,
 }
 
 impl BackendKind {
@@ -36,6 +39,7 @@ impl BackendKind {
         match self {
             Self::Dir => "dir",
             Self::Btrfs => "btrfs",
+            Self::Quota => "quota",
         }
     }
 }
@@ -53,6 +57,8 @@ pub enum LimitSupport {
     None,
     /// The size in bytes.
     Bytes,
+    /// The size in bytes, and the number of inodes.
+    BytesAndInodes,
 }
 
 /// How a backend copies a tree.
@@ -71,6 +77,15 @@ pub enum UsageSupport {
     Walk,
     /// By a counter of the kernel.
     Counter,
+}
+
+/// The space that a volume takes, as counted by the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    /// In bytes.
+    pub bytes: u64,
+    /// In inodes; `None` if they are not counted.
+    pub inodes: Option<u64>,
 }
 
 /// What a backend can do.
@@ -153,11 +168,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The capabilities in this pool.
     fn capabilities(&self) -> Capabilities;
 
-    /// Reserves backend state for a new object, such as a project id. The engine records it before the object is made.
+    /// Reserves backend state for a new volume, such as a project id. `new_id` gives ids that no other object of the pool has
+    /// or had.
     ///
     /// # Errors
     /// `NoSpace` when nothing is left to reserve.
-    fn allot(&self) -> Result<BackendState> {
+    fn allot(&self, _new_id: &dyn Fn() -> Result<u32>) -> Result<BackendState> {
         Ok(BackendState::default())
     }
 
@@ -166,9 +182,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Unsupported` for a limit that cannot be set; otherwise the error of the failed system call.
     fn create(&self, draft: BorrowedFd<'_>, state: &BackendState, limits: Limits) -> Result<Enforced> {
-        mkdirat(draft, DATA, Mode::RWXU).context(|| "make the data directory")?;
-        let data = open_directory(draft, DATA).context(|| "open the new data directory")?;
-        remove_acls(data.as_fd())?;
+        make_data(draft)?;
         self.set_limit(draft, state, limits)
     }
 
@@ -207,11 +221,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
         None
     }
 
-    /// The bytes that an object takes, as tracked by the kernel; `None` if the caller must walk the tree.
+    /// The space that an object takes, as tracked by the kernel; `None` if the caller must walk the tree.
     ///
     /// # Errors
     /// The error of the failed system call.
-    fn used_bytes(&self, _object: BorrowedFd<'_>, _state: &BackendState) -> Result<Option<u64>> {
+    fn used(&self, _object: BorrowedFd<'_>, _state: &BackendState) -> Result<Option<Used>> {
         Ok(None)
     }
 
@@ -223,6 +237,13 @@ pub trait Backend: fmt::Debug + Send + Sync {
     fn remove(&self, parent: BorrowedFd<'_>, name: &str, slice: Slice<'_>) -> Result<Removed> {
         remove_tree(parent, name, slice)
     }
+}
+
+/// Makes the empty directory `data` in a draft, with mode 0700.
+fn make_data(draft: BorrowedFd<'_>) -> Result<()> {
+    mkdirat(draft, DATA, Mode::RWXU).context(|| "make the data directory")?;
+    let data = open_directory(draft, DATA).context(|| "open the new data directory")?;
+    remove_acls(data.as_fd())
 }
 
 /// Makes `data` in a draft, and starts to copy a directory into it, file by file.
@@ -246,7 +267,13 @@ fn begin_file_copy<'a, B: Backend + ?Sized>(
 /// The kind of backend that a new pool in this directory gets.
 #[must_use]
 pub fn kind_for_new_pool(root: BorrowedFd<'_>) -> BackendKind {
-    if is_btrfs(root) { BackendKind::Btrfs } else { BackendKind::Dir }
+    if is_btrfs(root) {
+        BackendKind::Btrfs
+    } else if project::is_enforced(root) && inherited_project(root).is_none() {
+        BackendKind::Quota
+    } else {
+        BackendKind::Dir
+    }
 }
 
 /// The backend that a pool's marker names. A pool of plain directories stays one on every filesystem.
@@ -255,15 +282,19 @@ pub fn kind_for_new_pool(root: BorrowedFd<'_>) -> BackendKind {
 /// `Unavailable` when the filesystem of the pool's directory does not support it, or this version does not know it.
 pub fn open(root: BorrowedFd<'_>, name: &str) -> Result<Box<dyn Backend>> {
     match name {
-        "dir" => Ok(Box::new(dir::Dir)),
-        "btrfs" if is_btrfs(root) => Ok(Box::new(btrfs::Btrfs::new(root)?)),
-        _ => {
-            let text = format!(
-                "the pool was made with backend {name:?}, but its filesystem gives backend {:?} here: check the mount \
-                 options and the version of orlop",
-                kind_for_new_pool(root).as_str()
-            );
-            Err(Error::new(Kind::Unavailable, text))
+        "dir" => return Ok(Box::new(dir::Dir::new(root))),
+        "btrfs" if is_btrfs(root) => return Ok(Box::new(btrfs::Btrfs::new(root)?)),
+        "quota" => {
+            if let Some(quota) = quota::Quota::new(root)? {
+                return Ok(Box::new(quota));
+            }
         }
+        _ => {}
     }
+    let text = format!(
+        "the pool was made with backend {name:?}, but its filesystem gives backend {:?} here: check the mount \
+         options and the version of orlop",
+        kind_for_new_pool(root).as_str()
+    );
+    Err(Error::new(Kind::Unavailable, text))
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::backend::{self, Backend, LimitSupport};
 use crate::engine::request::PoolSettings;
+use crate::fs::project;
 use crate::mount::users::Users;
 use crate::mount::{MountInfo, mount_of};
 use crate::pool::{PoolRoot, check_outside_pools, check_projects, check_shareable, read_marker};
@@ -163,11 +164,12 @@ fn check_pool(facts: &mut Vec<Fact>, settings: &PoolSettings) {
         Ok(false) => fact(Verdict::Note, &pool, "reflink", "no: snapshots and clones are full copies"),
         Err(error) => fact(Verdict::Note, &pool, "reflink", format!("unknown: {error}")),
     });
-    let quota = mount.is_some_and(|mount| has_project_quota(&mount));
-    facts.push(if quota {
-        fact(Verdict::Ok, &pool, "project quota", "on, but not used: this version enforces no sizes")
-    } else {
-        fact(Verdict::Note, &pool, "project quota", "off, and not used: this version enforces no sizes")
+    facts.push(match (project::kind_of(directory.as_fd()), project::is_enforced(directory.as_fd())) {
+        (_, true) => {
+            fact(Verdict::Ok, &pool, "project quota", "on: new pools on this filesystem enforce sizes")
+        }
+        (Some(_), false) => fact(Verdict::Note, &pool, "project quota", "off"),
+        (None, false) => fact(Verdict::Note, &pool, "project quota", "none: only xfs and ext4 have them"),
     });
 }
 
@@ -176,6 +178,9 @@ fn limits_of(backend: &dyn Backend) -> String {
     let kind = backend.kind();
     match (backend.capabilities().limits, backend.how_to_limit()) {
         (LimitSupport::Bytes, _) => format!("backend {kind}, sizes are enforced"),
+        (LimitSupport::BytesAndInodes, _) => {
+            format!("backend {kind}, sizes and numbers of inodes are enforced")
+        }
         (LimitSupport::None, Some(how)) => format!("backend {kind}, sizes are not enforced: {how}"),
         (LimitSupport::None, None) => format!("backend {kind}, sizes are not enforced"),
     }
@@ -243,10 +248,6 @@ fn describe(mount: &MountInfo) -> String {
     format!("{}{version}", mount.fs_type.display())
 }
 
-fn has_project_quota(mount: &MountInfo) -> bool {
-    super_options(mount).any(|option| matches!(option, b"prjquota" | b"pquota" | b"prjjquota"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,11 +259,9 @@ mod tests {
     }
 
     #[test]
-    fn a_filesystem_is_described_with_its_version_and_quota() {
-        let xfs = mounted("xfs", "rw,prjquota");
-        assert_eq!((describe(&xfs).as_str(), has_project_quota(&xfs)), ("xfs", true));
-        let nfs = mounted("nfs4", "rw,vers=4.2,hard");
-        assert_eq!((describe(&nfs).as_str(), has_project_quota(&nfs)), ("nfs4 4.2", false));
+    fn a_filesystem_is_described_with_its_version() {
+        assert_eq!(describe(&mounted("xfs", "rw,prjquota")), "xfs");
+        assert_eq!(describe(&mounted("nfs4", "rw,vers=4.2,hard")), "nfs4 4.2");
     }
 
     fn marker(schema: u32, name: &str) -> String {

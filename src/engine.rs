@@ -297,9 +297,9 @@ impl Engine {
             return Err(Error::new(Kind::Unsupported, text));
         }
         let reservation = locked.pool.reserve(range.required - volume.size)?;
+        let before = volume.clone();
         volume.size = range.required;
-        locked.apply_limits(&mut volume)?;
-        locked.pool.rewrite(&volume, Some(reservation))?;
+        locked.change_limits(&before, &mut volume, Some(reservation))?;
         Ok(volume)
     }
 
@@ -318,9 +318,9 @@ impl Engine {
             let text = format!("volume {id} is unmanaged and has no policy");
             return Err(Error::new(Kind::Unsupported, text));
         }
+        let before = volume.clone();
         volume.policy = policy;
-        locked.apply_limits(&mut volume)?;
-        locked.pool.rewrite(&volume, None)?;
+        locked.change_limits(&before, &mut volume, None)?;
         Ok(volume)
     }
 

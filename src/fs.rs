@@ -4,6 +4,7 @@
 //! nothing is opened in a way that can block on a device or a FIFO.
 
 pub mod copy;
+pub mod project;
 pub mod remove;
 pub mod subvolume;
 
@@ -87,7 +88,7 @@ fn fstatat(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<Statx> {
 /// project ids.
 #[must_use]
 pub fn inherited_project(dir: BorrowedFd<'_>) -> Option<u32> {
-    crate::sys::project::inherited_project(dir).ok().flatten()
+    project::of(dir).filter(|project| project.is_inherited).map(|project| project.id)
 }
 
 /// Identifies a directory among all filesystems of this host.

@@ -49,6 +49,10 @@ struct Parameters {
     /// cannot), `none`. Mutable.
     #[serde(deserialize_with = "variant")]
     limit: Option<Limit>,
+    /// The largest number of files and directories, with the root directory; enforced as `limit` says. Default: any number.
+    /// Mutable.
+    #[serde(deserialize_with = "from_text")]
+    inodes: Option<InodeLimit>,
     /// What a clone of a volume in use shows, as in [`SnapshotParameters`].
     #[serde(deserialize_with = "variant")]
     consistency: Option<Consistency>,
@@ -79,6 +83,8 @@ struct Mutable {
     trash_for: Option<HumanDuration>,
     #[serde(deserialize_with = "variant")]
     limit: Option<Limit>,
+    #[serde(deserialize_with = "from_text")]
+    inodes: Option<InodeLimit>,
 }
 
 /// The options of a new volume, for the engine.
@@ -114,6 +120,7 @@ pub fn volume_options(
         on_delete,
         trash_for: trash_for.map_or(DEFAULT_TRASH_FOR, |duration| duration.0),
         limit: overrides.limit.or(parameters.limit).unwrap_or_default(),
+        inodes: overrides.inodes.or(parameters.inodes).map_or(0, |inodes| inodes.0),
     };
     let owner = OwnerSpec {
         uid: parameters.uid.map(|uid| uid.0),
@@ -129,11 +136,12 @@ pub fn volume_options(
 /// # Errors
 /// Same as [`volume_options`].
 pub fn policy_change(mutable_parameters: &HashMap<String, String>) -> Result<PolicyChange> {
-    let Mutable { on_delete, trash_for, limit } = mutable(mutable_parameters)?;
+    let Mutable { on_delete, trash_for, limit, inodes } = mutable(mutable_parameters)?;
     if let Some(on_delete) = on_delete {
         check_trash_for(trash_for, on_delete)?;
     }
-    Ok(PolicyChange { on_delete, trash_for: trash_for.map(|duration| duration.0), limit })
+    let (trash_for, inodes) = (trash_for.map(|duration| duration.0), inodes.map(|inodes| inodes.0));
+    Ok(PolicyChange { on_delete, trash_for, limit, inodes })
 }
 
 /// Parses the options of a snapshot.
@@ -229,6 +237,22 @@ impl FromStr for Mode {
         bits.filter(|bits| *bits <= 0o7777)
             .map(Self)
             .ok_or_else(|| format!("{:?} is not an octal mode such as 0750", shorten(text)))
+    }
+}
+
+/// A number of inodes; 0: any number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct InodeLimit(u64);
+
+impl FromStr for InodeLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.parse().ok().filter(|number| *number <= u64::from(u32::MAX));
+        let number = number.filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+        number.map(Self).ok_or_else(|| {
+            format!("{:?} is not a number of files and directories such as 100000", shorten(text))
+        })
     }
 }
 

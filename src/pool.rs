@@ -26,6 +26,7 @@ mod lock_files;
 mod marker;
 mod medium;
 mod parents;
+mod project_ids;
 mod projects;
 mod root;
 mod settings;
@@ -46,6 +47,7 @@ use self::known::KnownPool;
 use self::layout::Layout;
 use self::marker::MARKER;
 use self::object::ObjectKind;
+use self::project_ids::ProjectIds;
 use self::reaper::{Reaper, ReaperQueue};
 use self::store::Store;
 use self::usage::UsageCache;
@@ -94,6 +96,7 @@ pub struct OpenPool {
     /// The measured usage of its volumes.
     pub usage: UsageCache,
     used: Option<UsedLocks>,
+    project_ids: ProjectIds,
     cache: IndexCache,
     identity: DirIdentity,
     /// The mount of its share, from which volumes are published.
@@ -274,6 +277,7 @@ impl OpenPool {
             reaper: configured.reaper.queue(),
             usage: configured.usage.clone(),
             used,
+            project_ids: ProjectIds::default(),
             cache: IndexCache::default(),
             identity,
             _share: share,

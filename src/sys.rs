@@ -7,4 +7,5 @@ pub mod mount_setattr;
 pub mod namespace;
 pub mod probe;
 pub mod project;
+pub mod quota;
 pub mod write_back;

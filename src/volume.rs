@@ -91,6 +91,13 @@ pub struct Policy {
     pub trash_for: Duration,
     /// Whether the size is to be enforced.
     pub limit: Limit,
+    /// The largest number of files and directories, with the volume's own; 0: any number.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub inodes: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A change of a policy. A field that is `None` is unchanged.
@@ -102,6 +109,9 @@ pub struct PolicyChange {
     pub trash_for: Option<Duration>,
     /// New value of [`Policy::limit`].
     pub limit: Option<Limit>,
+    /// New value of [`Policy::inodes`].
+    #[serde(default)]
+    pub inodes: Option<u64>,
 }
 
 impl PolicyChange {
@@ -112,6 +122,7 @@ impl PolicyChange {
             on_delete: self.on_delete.unwrap_or(policy.on_delete),
             trash_for: self.trash_for.unwrap_or(policy.trash_for),
             limit: self.limit.unwrap_or(policy.limit),
+            inodes: self.inodes.unwrap_or(policy.inodes),
         }
     }
 }
@@ -170,7 +181,9 @@ impl fmt::Display for Source {
 pub struct Limits {
     /// Size in bytes; 0: unlimited.
     pub bytes: u64,
-    /// Whether the size is to be enforced.
+    /// Number of inodes; 0: unlimited.
+    pub inodes: u64,
+    /// Whether the limits are to be enforced.
     pub mode: Limit,
 }
 
@@ -183,6 +196,11 @@ pub enum Enforced {
     No,
     /// The size in bytes.
     Bytes,
+    /// The number of inodes.
+    Inodes,
+    /// Both.
+    #[serde(rename = "bytes+inodes")]
+    BytesAndInodes,
 }
 
 /// Labels from the request for an object, such as the name and namespace of a claim.

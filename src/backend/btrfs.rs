@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{
     Backend, BackendKind, Capabilities, CopySpec, CopyStats, CopySupport, LimitSupport, Pass, SourceState,
-    TreeCopy, UsageSupport, begin_file_copy,
+    TreeCopy, UsageSupport, Used, begin_file_copy,
 };
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
@@ -106,12 +106,13 @@ impl Backend for Btrfs {
         }
     }
 
-    fn used_bytes(&self, object: BorrowedFd<'_>, _state: &BackendState) -> Result<Option<u64>> {
+    fn used(&self, object: BorrowedFd<'_>, _state: &BackendState) -> Result<Option<Used>> {
         let data = open_directory(object, DATA).context(|| "open the data directory")?;
         if !is_subvolume(data.as_fd()) || self.quotas()? != Quotas::On {
             return Ok(None);
         }
-        subvolume::charged_bytes(data.as_fd())
+        let bytes = subvolume::charged_bytes(data.as_fd())?;
+        Ok(bytes.map(|bytes| Used { bytes, inodes: None }))
     }
 }
 

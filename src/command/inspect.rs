@@ -26,6 +26,8 @@ struct Details<'a> {
     path: &'a Path,
     size: u64,
     enforced: Enforced,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_enforced: Option<&'a str>,
     owner: Option<Owner>,
     policy: Policy,
     labels: &'a Labels,
@@ -62,7 +64,7 @@ struct UserDetails<'a> {
 }
 
 impl<'a> From<&'a Inspected> for Details<'a> {
-    fn from(Inspected { volume, path, users, hosts }: &'a Inspected) -> Self {
+    fn from(Inspected { volume, path, not_enforced, users, hosts }: &'a Inspected) -> Self {
         let Volume { id, managed, copied, .. } = volume;
         let copied = copied.as_ref();
         Self {
@@ -74,6 +76,7 @@ impl<'a> From<&'a Inspected> for Details<'a> {
             path,
             size: volume.size,
             enforced: volume.enforced,
+            not_enforced: not_enforced.as_deref(),
             owner: managed.then_some(volume.owner),
             policy: volume.policy,
             labels: &volume.labels,

@@ -124,7 +124,10 @@ mod tests {
         assert_eq!(options.pool, Some("ssd".parse().unwrap()));
         assert_eq!(options.owner, OwnerSpec { uid: Some(1000), gid: Some(0), mode: Some(0o750) });
         let trash_for = Duration::from_secs(129_600);
-        assert_eq!(options.policy, Policy { on_delete: OnDelete::Trash, trash_for, limit: Limit::None });
+        assert_eq!(
+            options.policy,
+            Policy { on_delete: OnDelete::Trash, trash_for, limit: Limit::None, inodes: 0 }
+        );
         let five = Duration::from_secs(5);
         assert_eq!(options.consistency, ConsistencySpec { max_pause: five, ..ConsistencySpec::default() });
         assert_eq!(options.labels.len(), 2);

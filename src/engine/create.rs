@@ -45,7 +45,7 @@ impl Engine {
             return Ok(found);
         }
         self.refuse_name_of_other_pool(&id)?;
-        check_limit(&pool, request.policy.limit)?;
+        check_limit(&pool, request.policy)?;
         match &request.source {
             None => self.create_empty(&locked, request, ephemeral),
             Some(source) => {
@@ -113,7 +113,7 @@ impl Engine {
         volume.ephemeral = ephemeral;
         volume.owner = merged_owner(request.owner, Owner::default());
         let made = pool.store.draft().and_then(|draft| {
-            volume.backend = pool.backend.allot()?;
+            volume.backend = pool.allot()?;
             volume.enforced = pool.backend.create(draft.dir(), &volume.backend, limits(&volume))?;
             finish_volume(pool, draft, &volume, reservation)
         });
@@ -146,7 +146,7 @@ impl Engine {
         self.start_job(pool, JobKey::Volume(id.clone()), source.clone(), move |job| {
             let _held = (claim, locks);
             let draft = pool_of_job.store.draft()?;
-            volume.backend = pool_of_job.backend.allot()?;
+            volume.backend = pool_of_job.allot()?;
             let max_bytes = max_bytes(&job.from, size);
             let (state, limits) = (volume.backend.clone(), limits(&volume));
             let spec = CopySpec { state, limits, max_bytes, ..CopySpec::default() };

@@ -11,7 +11,7 @@ use super::source::reopen;
 use crate::error::{Error, Kind, Result};
 use crate::pool::object::ObjectKind;
 use crate::pool::{OpenPool, VolumeEntry};
-use crate::volume::{Size, Volume, VolumeId};
+use crate::volume::{Enforced, Size, Volume, VolumeId};
 
 /// Longest wait of a request for the first measurement of a volume.
 const FIRST_MEASUREMENT: Duration = Duration::from_millis(500);
@@ -34,8 +34,8 @@ impl Engine {
         let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
         let data = data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} has no data")))?;
         let object = pool.store.object(ObjectKind::Volumes, &id.name)?;
-        let (used, used_inodes) = match pool.backend.used_bytes(object.as_fd(), &volume.backend)? {
-            Some(bytes) => (Some(bytes), None),
+        let (used, used_inodes) = match pool.backend.used(object.as_fd(), &volume.backend)? {
+            Some(used) => (Some(used.bytes), used.inodes),
             None => {
                 let measured = pool.usage.measure(&id.name, reopen(data.as_fd())?, FIRST_MEASUREMENT)?;
                 (measured.map(|usage| usage.bytes), measured.map(|usage| usage.inodes))
@@ -44,10 +44,14 @@ impl Engine {
         let available =
             if size == 0 { stats.free } else { size.saturating_sub(used.unwrap_or(0)).min(stats.free) };
         let total = if size == 0 { stats.total } else { size };
-        Ok(Usage {
-            bytes: Amounts { total, used, available },
-            inodes: Amounts { total: stats.inodes, used: used_inodes, available: stats.inodes_free },
-        })
+        let inodes = match volume.policy.inodes {
+            most if matches!(volume.enforced, Enforced::Inodes | Enforced::BytesAndInodes) => {
+                let left = most.saturating_sub(used_inodes.unwrap_or(0));
+                Amounts { total: most, used: used_inodes, available: left.min(stats.inodes_free) }
+            }
+            _ => Amounts { total: stats.inodes, used: used_inodes, available: stats.inodes_free },
+        };
+        Ok(Usage { bytes: Amounts { total, used, available }, inodes })
     }
 
     /// Returns the symptoms of a volume; a healthy volume has none. With a path, its mount there is checked, too.

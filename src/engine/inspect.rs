@@ -5,10 +5,11 @@ use std::os::fd::AsFd as _;
 use super::Engine;
 use super::locked::{not_found, read};
 use super::request::{Inspected, StoredVolume};
+use crate::backend::LimitSupport;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::OpenPool;
 use crate::pool::object::ObjectKind;
-use crate::volume::{Name, PoolName, VolumeId};
+use crate::volume::{Enforced, Limit, Name, PoolName, Volume, VolumeId};
 
 impl Engine {
     /// Reads the records of the volumes of a pool, ordered by name. A record that cannot be read affects only itself.
@@ -86,6 +87,29 @@ impl Engine {
         };
         let hosts = pool.used().map(|used| used.users(&id.name)).transpose();
         let hosts = hosts.context(|| format!("find the hosts that use volume {id}"))?.unwrap_or_default();
-        Ok(Inspected { volume, path: pool.path_of_data(&id.name), users, hosts })
+        let (path, not_enforced) = (pool.path_of_data(&id.name), not_enforced(&pool, &volume));
+        Ok(Inspected { volume, path, not_enforced, users, hosts })
+    }
+}
+
+/// Why the limits of a volume are not enforced now.
+fn not_enforced(pool: &OpenPool, volume: &Volume) -> Option<String> {
+    if !volume.managed || (volume.size == 0 && volume.policy.inodes == 0) {
+        return None;
+    }
+    if volume.policy.limit == Limit::None {
+        return Some("limit=none".to_owned());
+    }
+    let is_possible = pool.backend.capabilities().limits != LimitSupport::None;
+    match (is_possible, volume.enforced) {
+        (true, Enforced::Bytes | Enforced::Inodes | Enforced::BytesAndInodes) => None,
+        (true, Enforced::No) => Some(
+            "its pool enforced no sizes when its limits were set, or it was copied or moved since: expand it"
+                .to_owned(),
+        ),
+        (false, _) => {
+            let how = pool.backend.how_to_limit().unwrap_or("its filesystem cannot limit directories");
+            Some(how.to_owned())
+        }
     }
 }

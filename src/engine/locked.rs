@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::pool::locks::{LockGuard, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::store::FoundVolume;
-use crate::pool::{OpenPool, VolumeEntry};
+use crate::pool::{OpenPool, Reservation, VolumeEntry};
 use crate::volume::{
     BackendState, Enforced, Labels, Limit, Limits, Name, OnDelete, Owner, Policy, SCHEMA, Timestamp, Volume,
     VolumeId,
@@ -35,9 +35,22 @@ impl LockedVolume {
         self.load()?.ok_or_else(|| not_found(&self.id))
     }
 
+    /// Sets the limits that a record asks for, and writes the record. If that fails, the limits are those of before.
+    pub(super) fn change_limits(
+        &self,
+        before: &Volume,
+        volume: &mut Volume,
+        growth: Option<Reservation>,
+    ) -> Result<()> {
+        let changed = self.apply_limits(volume).and_then(|()| self.pool.rewrite(volume, growth));
+        changed.inspect_err(|_| {
+            let _ = self.apply_limits(&mut before.clone());
+        })
+    }
+
     /// Sets the limits that a record asks for, and notes in it what the kernel enforces.
-    pub(super) fn apply_limits(&self, volume: &mut Volume) -> Result<()> {
-        check_limit(&self.pool, volume.policy.limit)?;
+    fn apply_limits(&self, volume: &mut Volume) -> Result<()> {
+        check_limit(&self.pool, volume.policy)?;
         if self.pool.store.data(ObjectKind::Volumes, &self.id.name)?.is_none() {
             return Err(Error::new(
                 Kind::Internal,
@@ -144,13 +157,18 @@ pub(super) fn ensure_no_copy_creates(pool: &OpenPool, kind: ObjectKind, name: &N
     }
 }
 
-/// Refuses a hard limit in a pool that cannot enforce any.
-pub(super) fn check_limit(pool: &OpenPool, limit: Limit) -> Result<()> {
-    if limit != Limit::Hard || pool.backend.capabilities().limits != LimitSupport::None {
+/// Refuses a hard limit in a pool that cannot enforce it.
+pub(super) fn check_limit(pool: &OpenPool, policy: Policy) -> Result<()> {
+    let what = match pool.backend.capabilities().limits {
+        LimitSupport::None => "a size",
+        LimitSupport::Bytes if policy.inodes != 0 => "a number of inodes",
+        LimitSupport::Bytes | LimitSupport::BytesAndInodes => return Ok(()),
+    };
+    if policy.limit != Limit::Hard {
         return Ok(());
     }
     let text = format!(
-        "limit=hard: pool {} (backend {}) cannot enforce a size; use limit=auto or limit=none{}",
+        "limit=hard: pool {} (backend {}) cannot enforce {what}; use limit=auto or limit=none{}",
         pool.settings.name,
         pool.backend.kind(),
         pool.backend.how_to_limit().map(|how| format!("; {how}")).unwrap_or_default(),
@@ -159,7 +177,7 @@ pub(super) fn check_limit(pool: &OpenPool, limit: Limit) -> Result<()> {
 }
 
 pub(super) fn limits(volume: &Volume) -> Limits {
-    Limits { bytes: volume.size, mode: volume.policy.limit }
+    Limits { bytes: volume.size, inodes: volume.policy.inodes, mode: volume.policy.limit }
 }
 
 pub(super) fn not_found(id: &VolumeId) -> Error {

@@ -139,6 +139,8 @@ pub struct Inspected {
     pub volume: Volume,
     /// Its data directory.
     pub path: PathBuf,
+    /// Why its limits are not enforced now; `None` if they are, or it has none.
+    pub not_enforced: Option<String>,
     /// The mounts of its data, in any mount namespace of this host.
     pub users: Vec<User>,
     /// The hosts that use it, if its pool is shared by several.

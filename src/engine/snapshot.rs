@@ -91,10 +91,8 @@ impl Engine {
         self.start_job(pool, JobKey::Snapshot(id.clone()), source, move |job| {
             let _held = (claim, locks);
             let draft = pool_of_job.store.draft()?;
-            snapshot.backend = pool_of_job.backend.allot()?;
             let max_bytes = max_bytes(&job.from, snapshot.size);
-            let state = snapshot.backend.clone();
-            let spec = CopySpec { state, max_bytes, read_only: true, ..CopySpec::default() };
+            let spec = CopySpec { max_bytes, read_only: true, ..CopySpec::default() };
             let (pauses, pool, from) = (&pauses, &pool_of_job, &from);
             let task = CopyTask { pauses, pool, from, draft: &draft, spec: &spec, consistency, job };
             let copied = task.run().map_err(|error| {

@@ -10,8 +10,8 @@ use crate::quantity::DockerSize;
 use crate::volume::{Labels, PoolName, SizeRange, Source, shorten};
 
 /// The options that a command passes on to [`volume_options`]. Their case is ignored.
-const NAMES: [&str; 9] =
-    ["pool", "onDelete", "trashFor", "mode", "uid", "gid", "limit", "consistency", "maxPause"];
+const NAMES: [&str; 10] =
+    ["pool", "onDelete", "trashFor", "mode", "uid", "gid", "limit", "inodes", "consistency", "maxPause"];
 /// The label that Docker gives to anonymous volumes.
 pub const ANONYMOUS: &str = "com.docker.volume.anonymous";
 /// Prefix of an option that is a label.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustix::fs::{self, StatVfsMountFlags};
 
 use super::{Index, OpenPool, PoolSettings, VolumeEntry};
+use crate::backend::BackendKind;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount;
 use crate::volume::{Name, Size};
@@ -128,7 +129,11 @@ impl OpenPool {
     /// `NoSpace` without inodes; otherwise `Unavailable`.
     pub fn check_accepts(&self, stats: FsStats) -> Result<()> {
         stats.refusal().map_or(Ok(()), Err)?;
-        self.store.projects().check(&self.settings.path)
+        let (projects, path) = (self.store.projects(), &self.settings.path);
+        match self.backend.kind() {
+            BackendKind::Quota => projects.check_none(path),
+            BackendKind::Dir | BackendKind::Btrfs => projects.check(path),
+        }
     }
 
     /// Bytes that can be provisioned beside those that are provisioned.

@@ -21,7 +21,7 @@ use crate::volume::{Name, Snapshot, Volume};
 
 /// How long a change that provisions space waits for those of other processes. Longer than for an object, since a copy that
 /// gives up here is lost.
-const COMMIT_WAIT: Duration = Duration::from_secs(60);
+pub(super) const COMMIT_WAIT: Duration = Duration::from_secs(60);
 
 /// Prepares a pool for changes, before the first one of this process.
 ///

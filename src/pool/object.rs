@@ -56,6 +56,8 @@ pub enum ObjectKey {
     Trash(String),
     /// The pool's sum of provisioned sizes, from its check to the rename that changes it.
     Commit,
+    /// The counter of project ids, while a block of them is taken.
+    ProjectIds,
 }
 
 impl fmt::Display for ObjectKey {
@@ -67,6 +69,7 @@ impl fmt::Display for ObjectKey {
             Self::Draft(nonce) => write!(f, "work/{nonce}"),
             Self::Trash(entry) => write!(f, "trash/{entry}"),
             Self::Commit => f.write_str("the pool's sum of sizes"),
+            Self::ProjectIds => f.write_str("the pool's counter of project ids"),
         }
     }
 }
@@ -81,6 +84,7 @@ impl LockKey for ObjectKey {
             Self::Draft(nonce) => format!("work/{nonce}"),
             Self::Trash(entry) => format!("trash/{entry}"),
             Self::Commit => "commit".to_owned(),
+            Self::ProjectIds => "project ids".to_owned(),
         }
     }
 }
@@ -100,6 +104,7 @@ mod tests {
             (ObjectKey::Draft("17ab".to_owned()), "work/17ab"),
             (ObjectKey::Trash("a.0.17ab".to_owned()), "trash/a.0.17ab"),
             (ObjectKey::Commit, "commit"),
+            (ObjectKey::ProjectIds, "project ids"),
         ];
         for (key, expected) in keys {
             assert_eq!(key.lock_name(), expected);

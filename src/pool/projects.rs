@@ -9,6 +9,8 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::dirs::{DIRECTORY, open_inside};
+use super::marker::read_marker;
+use crate::backend::BackendKind;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::inherited_project;
 
@@ -38,7 +40,8 @@ pub fn check_projects(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
         work: project("work")?,
         trash: project("trash")?,
     };
-    projects.check(path)
+    let is_quota = read_marker(root)?.is_some_and(|marker| marker.backend == BackendKind::Quota.as_str());
+    if is_quota { projects.check_none(path) } else { projects.check(path) }
 }
 
 impl Projects {
@@ -52,6 +55,28 @@ impl Projects {
             "{name}/ gives new entries the project id {id} and {other}/ gives them {other_id}, so none can be moved \
              between the two: run `chattr -p 0 -P {}`, or give the directories of the pool the same project id with \
              inheritance",
+            path.join(name).display()
+        );
+        Err(Error::new(Kind::Unavailable, text))
+    }
+
+    /// Refuses every project id in a pool whose volumes have ids of their own.
+    ///
+    /// # Errors
+    /// `Unavailable`, with the remedy.
+    pub(super) fn check_none(self, path: &Path) -> Result<()> {
+        let all = [
+            ("volumes", self.volumes),
+            ("snapshots", self.snapshots),
+            ("work", self.work),
+            ("trash", self.trash),
+        ];
+        let Some((name, id)) = all.into_iter().find_map(|(name, id)| Some((name, id?))) else {
+            return Ok(());
+        };
+        let text = format!(
+            "{name}/ gives new entries the project id {id}, and takes no volume, since each has an id of its own: run \
+             `chattr -p 0 -P {}`",
             path.join(name).display()
         );
         Err(Error::new(Kind::Unavailable, text))
@@ -103,5 +128,15 @@ mod tests {
         let error =
             all.check(Path::new("/srv/p")).and(Projects { trash: Some(8), ..all }.check(Path::new("/srv/p")));
         assert!(error.unwrap_err().chain().contains("run `chattr -p 0 -P /srv/p/trash`"));
+    }
+
+    #[test]
+    fn a_pool_whose_volumes_have_ids_of_their_own_takes_no_other_project_id() {
+        let path = Path::new("/srv/p");
+        assert!(Projects::default().check_none(path).is_ok());
+        let all = Projects { volumes: Some(7), snapshots: Some(7), work: Some(7), trash: Some(7) };
+        let error = all.check_none(path).unwrap_err();
+        assert!(error.chain().contains("run `chattr -p 0 -P /srv/p/volumes`"), "{}", error.chain());
+        assert!(Projects { trash: Some(0), ..Projects::default() }.check_none(path).is_err());
     }
 }

@@ -15,6 +15,19 @@ pub const SCHEMA: u32 = 1;
 pub struct BackendState(Map<String, Value>);
 
 impl BackendState {
+    /// The number in a field.
+    #[must_use]
+    pub fn number(&self, field: &str) -> Option<u64> {
+        self.0.get(field)?.as_u64()
+    }
+
+    /// The same state, with this number in a field.
+    #[must_use]
+    pub fn with_number(mut self, field: &str, number: u64) -> Self {
+        self.0.insert(field.to_owned(), number.into());
+        self
+    }
+
     fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

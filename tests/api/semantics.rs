@@ -216,7 +216,8 @@ fn the_policy_at_deletion_applies_and_trash_can_be_restored() {
     let volume = engine.create(&request("a", MIB)).unwrap();
     fs::write(dir.path().join("volumes/a/data/file"), "kept").unwrap();
     let hour = Some(Duration::from_secs(3600));
-    let change = PolicyChange { on_delete: Some(OnDelete::Trash), trash_for: hour, limit: None };
+    let change =
+        PolicyChange { on_delete: Some(OnDelete::Trash), trash_for: hour, ..PolicyChange::default() };
     let volume = engine.modify(&volume.id, change).unwrap();
     engine.delete(&volume.id).unwrap();
     assert_eq!(kind(engine.get(&volume.id)), Kind::NotFound);

@@ -10,6 +10,7 @@ use super::abandoned::PAUSE;
 use super::in_place::WORK;
 use super::{DIRECTORY, ObjectKind, Store, open_inside, replace_file, write_file};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::project::{self, Project};
 use crate::pause::PauseRecord;
 use crate::pool::dirs::{explain_rename, rename_new};
 use crate::pool::locks::LockGuard;
@@ -106,7 +107,11 @@ impl Drop for Draft<'_> {
         let _ = fs::unlinkat(&self.dir, PAUSE, AtFlags::empty());
         let _ = fs::unlinkat(&self.dir, DATA, AtFlags::REMOVEDIR);
         let removed = fs::unlinkat(&self.store.work, &self.nonce, AtFlags::REMOVEDIR);
-        if removed.is_err() {
+        if removed.is_ok() {
+            if let Some(Project { id: id @ 1.., .. }) = project::of(self.dir()) {
+                project::clear_limits(self.store.root(), id);
+            }
+        } else {
             // The remains of a copy are left to the reaper.
             let work = self.store.work.as_fd();
             let moved = self.store.trash.add(work, self.nonce.as_str(), WORK, Retention::seconds(0));
