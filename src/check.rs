@@ -15,7 +15,7 @@ use crate::engine::request::PoolSettings;
 use crate::fs::project;
 use crate::mount::users::Users;
 use crate::mount::{MountInfo, mount_of};
-use crate::pool::{PoolRoot, check_outside_pools, check_projects, check_shareable, read_marker};
+use crate::pool::{KeptFiles, PoolRoot, check_outside_pools, check_projects, check_shareable, read_marker};
 use crate::sys::probe::Call;
 use crate::volume::PoolName;
 
@@ -134,7 +134,7 @@ fn check_propagation() -> Fact {
 fn check_pool(facts: &mut Vec<Fact>, settings: &PoolSettings) {
     let (name, path) = (&settings.name, settings.path.as_path());
     let pool = format!("pool {name}");
-    let directory = match PoolRoot::open(settings) {
+    let directory = match PoolRoot::open(settings, &KeptFiles::default()) {
         Ok(directory) => directory,
         Err(error) => {
             let text = format!("{}: {}", path.display(), error.chain());

@@ -50,9 +50,9 @@ fn serve(flags: Serve) -> Result<ExitCode> {
 
 /// Runs a worker. Returns when its parent has ended, although calls may still hang.
 fn work() -> Result<ExitCode> {
-    let (worker, setup, _kept) = worker::connect()?;
+    let (worker, setup, kept) = worker::connect()?;
     let _log = telemetry::init(setup.log_as_json, &setup.log)?;
-    run::work(&worker, setup)?;
+    run::work(&worker, setup, kept)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -397,6 +397,8 @@ mod tests {
         .unwrap();
         let paths: Vec<_> = settings.pools.iter().map(|pool| pool.path.to_str().unwrap()).collect();
         assert_eq!(paths, ["nas:/a", "/a", "[fd00::1]:/a"]);
+        let workers: Vec<_> = settings.pools.iter().map(|pool| pool.worker.as_deref()).collect();
+        assert_eq!(workers, [Some("nfs:nas"), None, Some("nfs:fd00::1")]);
         let inner = "[[pool]]\nname = \"a\"\nserver = \"nas\"\npath = \"/a\"\n[[pool]]\nname = \"b\"\n\
                      server = \"nas\"\npath = \"/a/b\"\n";
         assert!(with_file(inner).unwrap_err().chain().contains("inside pool a"));
@@ -414,6 +416,7 @@ mod tests {
             (format!("{pool}server = \"nas\"\nversion = \"3\"\n"), "exclusive = true"),
             (format!("{pool}server = \"nas\"\nmounted = true\n"), "pool a: mounted"),
             (format!("{pool}server = \"nas\"\noptions = \"vers=4\"\n"), "vers=4"),
+            (format!("{pool}server = \"nas\"\nisolated = true\n"), "pool a: isolated"),
             (format!("{pool}reserve = \"much\"\n"), "much"),
             (format!("{pool}overcommit = 0\n"), "overcommit"),
             (format!("{pool}overcommit = 1e9\n"), "overcommit"),

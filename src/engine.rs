@@ -41,7 +41,7 @@ use consistency::Pauses;
 use jobs::{JobKey, Jobs};
 use locked::{LockedVolume, ensure_no_copy_creates};
 use publish::Target;
-use request::{Activity, PauseStats, PoolSettings, Tuning};
+use request::{Activity, KeptFiles, PauseStats, PoolSettings, Tuning};
 
 /// The pools of this process and the operations on their contents.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Engine {
     /// # Errors
     /// `Invalid` when two pools have the same name.
     pub fn open(pools: Vec<PoolSettings>, tuning: Tuning) -> Result<Self> {
-        let engine = Self::new(pools, Purpose::Serve, tuning, None)?;
+        let engine = Self::new(pools, Purpose::Serve, tuning, None, &KeptFiles::default())?;
         engine.open_pools()?;
         Ok(engine)
     }
@@ -73,7 +73,21 @@ impl Engine {
     /// # Errors
     /// Same as [`Engine::open`].
     pub fn open_recorded(pools: Vec<PoolSettings>, tuning: Tuning, records: &Path) -> Result<Self> {
-        let engine = Self::new(pools, Purpose::Serve, tuning, Some(records))?;
+        Self::open_kept(pools, tuning, records, &KeptFiles::default())
+    }
+
+    /// Opens the pools as [`Engine::open_recorded`] does, in a process whose mounts and used-locks are kept for its
+    /// successors, and which takes over those of its predecessors.
+    ///
+    /// # Errors
+    /// Same as [`Engine::open`].
+    pub fn open_kept(
+        pools: Vec<PoolSettings>,
+        tuning: Tuning,
+        records: &Path,
+        kept: &KeptFiles,
+    ) -> Result<Self> {
+        let engine = Self::new(pools, Purpose::Serve, tuning, Some(records), kept)?;
         engine.open_pools()?;
         Ok(engine)
     }
@@ -84,7 +98,7 @@ impl Engine {
     /// # Errors
     /// `Invalid` when two pools have the same name.
     pub fn open_for_command(pools: Vec<PoolSettings>, tuning: Tuning) -> Result<Self> {
-        Self::new(pools, Purpose::Command, tuning, None)
+        Self::new(pools, Purpose::Command, tuning, None, &KeptFiles::default())
     }
 
     fn new(
@@ -92,6 +106,7 @@ impl Engine {
         purpose: Purpose,
         tuning: Tuning,
         records: Option<&Path>,
+        kept: &KeptFiles,
     ) -> Result<Self> {
         for (i, pool) in pools.iter().enumerate() {
             if pools.iter().take(i).any(|earlier| earlier.name == pool.name) {
@@ -99,7 +114,8 @@ impl Engine {
             }
         }
         let pool = |settings| {
-            let pool = Pool::new(settings, purpose, tuning.lock_wait, tuning.usage_age);
+            let pool =
+                Pool::new(settings, purpose, tuning.lock_wait, tuning.usage_age).with_kept(kept.clone());
             Arc::new(match records {
                 Some(records) => pool.with_records(records),
                 None => pool,

@@ -222,6 +222,18 @@ pub fn detach(target: &Path) -> Result<()> {
     Err(Error::new(Kind::Internal, text))
 }
 
+/// Takes the topmost mount at `target` out of the mount table and removes the directory, although something uses the mount.
+/// Only for a server that does not respond: its users can change nothing meanwhile, and cannot be ended.
+///
+/// # Errors
+/// The error of the failed system call.
+pub fn detach_lazily(target: &Path) -> Result<()> {
+    target::split(target)?;
+    rustix::mount::unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+        .context(|| format!("unmount {} lazily", target.display()))?;
+    remove_target(target)
+}
+
 /// Reports whether `dir` is on a shared mount, so that mounts made below it appear outside of this mount namespace.
 ///
 /// # Errors

@@ -20,6 +20,7 @@ mod durable_dir;
 mod generation;
 mod hosts;
 mod index;
+mod keeper;
 mod known;
 mod layout;
 mod lock_files;
@@ -59,8 +60,10 @@ use crate::mount::namespace::MountNamespace;
 use crate::volume::{DATA, Name};
 
 pub use capacity::{FsStats, Reservation};
+pub use commit::Committer;
 pub use hosts::HostUse;
 pub use index::{Index, SnapshotEntry, VolumeEntry};
+pub use keeper::{Keeper, KeptFiles};
 pub use marker::{Marker, read_marker};
 pub use medium::{Medium, check_shareable};
 pub use parents::check_outside_pools;
@@ -95,7 +98,7 @@ pub struct OpenPool {
     pub reaper: ReaperQueue,
     /// The measured usage of its volumes.
     pub usage: UsageCache,
-    used: Option<UsedLocks>,
+    used: Option<Arc<UsedLocks>>,
     project_ids: ProjectIds,
     cache: IndexCache,
     identity: DirIdentity,
@@ -113,6 +116,7 @@ pub struct Pool {
     lock_wait: Duration,
     purpose: Purpose,
     known: KnownPool,
+    kept: KeptFiles,
     reaper: Reaper,
     usage: UsageCache,
     open: RwLock<Option<Arc<OpenPool>>>,
@@ -126,6 +130,8 @@ struct Last {
     /// It may still be in use, for example by a copy.
     instance: Weak<OpenPool>,
     layout: Option<Layout>,
+    /// Its used-locks, which would exclude those of the next instance.
+    used: Option<Arc<UsedLocks>>,
 }
 
 impl Pool {
@@ -136,7 +142,8 @@ impl Pool {
         let (reaper, usage) = (Reaper::default(), UsageCache::new(settings.name.clone(), usage_age));
         let (open, opening) = (RwLock::new(None), Mutex::new(Last::default()));
         let known = KnownPool::new(&settings.path, None);
-        Self { settings, purpose, lock_wait, known, reaper, usage, open, opening }
+        let kept = KeptFiles::default();
+        Self { settings, purpose, lock_wait, known, kept, reaper, usage, open, opening }
     }
 
     /// The same pool, with its record in this directory of the host. An empty directory whose path has a record never
@@ -145,6 +152,12 @@ impl Pool {
     pub fn with_records(self, records: &Path) -> Self {
         let known = KnownPool::new(&self.settings.path, Some(records));
         Self { known, ..self }
+    }
+
+    /// The same pool, whose descriptors are kept for the successors of this process.
+    #[must_use]
+    pub fn with_kept(self, kept: KeptFiles) -> Self {
+        Self { kept, ..self }
     }
 
     /// Its settings.
@@ -196,11 +209,12 @@ impl Pool {
             drop(self.set_open(Some(Arc::clone(&pool))));
             return Ok(pool);
         }
-        let pool = self.open_now(last.layout.as_ref()).map_err(|error| {
+        let pool = self.open_now(&mut last).map_err(|error| {
             let text = format!("pool {} at {}", self.settings.name, self.settings.path.display());
             Error::caused(Kind::Unavailable, text, error)
         })?;
         last.layout = Some(*pool.store.layout());
+        last.used.clone_from(&pool.used);
         drop(self.set_open(Some(Arc::clone(&pool))));
         Ok(pool)
     }
@@ -220,7 +234,7 @@ impl Pool {
         let _ = thread::Builder::new().name("close".to_owned()).spawn(move || drop(old));
     }
 
-    fn open_now(&self, last: Option<&Layout>) -> Result<Arc<OpenPool>> {
+    fn open_now(&self, last: &mut Last) -> Result<Arc<OpenPool>> {
         let pool = Arc::new(OpenPool::open(self, last)?);
         if self.purpose == Purpose::Serve {
             drop(pool.index()?);
@@ -238,9 +252,9 @@ impl OpenPool {
         self.settings.path.join(ObjectKind::Volumes.directory()).join(volume.as_str()).join(DATA)
     }
 
-    fn open(configured: &Pool, last: Option<&Layout>) -> Result<Self> {
+    fn open(configured: &Pool, last: &mut Last) -> Result<Self> {
         let settings = &configured.settings;
-        let root = PoolRoot::open(settings)?;
+        let root = PoolRoot::open(settings, &configured.kept)?;
         if settings.mounted {
             check_mount_point(&settings.path)?;
         }
@@ -261,13 +275,17 @@ impl OpenPool {
         let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
         let medium = Medium::of(root.as_fd(), settings)?;
         let (root, share) = root.into_parts();
-        let store = Store::open_again(root, last, settings.exclusive, configured.lock_wait)?.on(medium);
+        let layout = last.layout.as_ref();
+        let store = Store::open_again(root, layout, settings.exclusive, configured.lock_wait)?.on(medium);
         if configured.purpose == Purpose::Serve {
             // What cannot be swept now, for example on a full disk, is swept by a later start.
             let _ = store.sweep();
             commit::prepare(&store)?;
         }
-        let used = UsedLocks::open(settings, configured.purpose, &store)?;
+        if let Some(former) = last.used.take() {
+            former.close();
+        }
+        let used = UsedLocks::open(settings, configured.purpose, &store, &configured.kept)?.map(Arc::new);
         Ok(Self {
             settings: settings.clone(),
             marker,

@@ -1,6 +1,7 @@
 //! Assembles the process: opens the engine, starts the frontends, and shuts them down in order.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,19 +11,20 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{field, info, info_span, warn};
+use uuid::Uuid;
 
 use crate::config::Settings;
 use crate::csi::{self, Driver};
 use crate::dispatch::Dispatch;
 use crate::docker::Plugin;
 use crate::engine::Engine;
-use crate::engine::request::PoolSettings;
+use crate::engine::request::{KeptFiles, PoolSettings};
 use crate::error::{Context, Error, Kind, Result};
 use crate::health::Health;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::socket;
-use crate::worker::{Group, Launch, Setup, Worker};
+use crate::worker::{Group, Launch, Probe, Setup, Worker};
 
 /// Threads besides those of engine calls and of readings of the pools' status.
 const SPARE_BLOCKING_THREADS: usize = 16;
@@ -131,7 +133,10 @@ fn groups(settings: &Settings) -> Vec<Arc<Group>> {
     let mut groups: BTreeMap<String, Vec<PoolSettings>> = BTreeMap::new();
     for pool in &settings.pools {
         if let Some(group) = &pool.worker {
-            groups.entry(group.clone()).or_default().push(PoolSettings { worker: None, ..pool.clone() });
+            // Workers that succeed each other are one process for the other hosts.
+            let process = Some(Uuid::new_v4());
+            let pool = PoolSettings { worker: None, process, ..pool.clone() };
+            groups.entry(group.clone()).or_default().push(pool);
         }
     }
     let group = |(group, pools)| {
@@ -143,7 +148,9 @@ fn groups(settings: &Settings) -> Vec<Arc<Group>> {
             log: settings.log.clone(),
             log_as_json: settings.log_as_json,
         };
-        Arc::new(Group::new(Launch::default(), setup, None))
+        let share = setup.pools.iter().find_map(|pool| pool.share.clone());
+        let probe = share.map(|share| Probe::new(move || share.ping()));
+        Arc::new(Group::new(Launch::default(), setup, probe))
     };
     groups.into_iter().map(group).collect()
 }
@@ -162,10 +169,11 @@ async fn stop_workers(calls: &Dispatch) {
 ///
 /// # Errors
 /// When the engine cannot be opened, or the parent cannot be understood.
-pub fn work(worker: &Worker, setup: Setup) -> Result<()> {
+pub fn work(worker: &Worker, setup: Setup, kept: BTreeMap<String, OwnedFd>) -> Result<()> {
     raise_file_limit();
     let _span = info_span!("worker", group = setup.group).entered();
-    let engine = Arc::new(Engine::open_recorded(setup.pools, setup.tuning, &setup.known_pools)?);
+    let kept = KeptFiles::new(Arc::new(worker.clone()), kept);
+    let engine = Arc::new(Engine::open_kept(setup.pools, setup.tuning, &setup.known_pools, &kept)?);
     let served = worker.serve(&engine);
     // Closing the files of a dead disk may hang; the exit does not wait for it.
     std::mem::forget(engine);

@@ -40,6 +40,16 @@ pub struct Setup {
     pub log_as_json: bool,
 }
 
+impl Setup {
+    /// What its calls wait for, as the subject of a message, and what to check when that does not respond.
+    fn subject(&self) -> (String, &'static str) {
+        match self.pools.iter().find_map(|pool| pool.share.as_ref()) {
+            Some(share) => (format!("NFS server {}", share.server), "check the server and the network"),
+            None => (format!("pool {}", self.group), "check its disk"),
+        }
+    }
+}
+
 /// A message to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {

@@ -9,4 +9,5 @@ mod vm {
     mod pools;
     mod quota;
     mod quota_pools;
+    mod workers;
 }

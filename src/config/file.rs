@@ -54,7 +54,8 @@ pub(super) struct PoolSection {
     /// processes exclude each other, such as FUSE.
     #[serde(default)]
     pub(super) exclusive: bool,
-    /// Whether a worker process of its own serves the pool, which is killed when the disk hangs.
+    /// Whether a worker process of its own serves the pool, which is killed when the disk hangs. The pools of an NFS server
+    /// have one in any case.
     #[serde(default)]
     pub(super) isolated: bool,
     /// Whether other hosts use the directory, too. Set it for cluster filesystems; NFS is recognized without it.
@@ -70,15 +71,16 @@ impl PoolSection {
     pub(super) fn settings(self) -> Result<PoolSettings> {
         let share = self.share().context(|| format!("pool {}", self.name))?;
         let path = share.as_ref().map_or(self.path, NfsShare::location);
-        if self.isolated && (share.is_some() || self.shared) {
-            let text = "isolated = true is for a pool that no other host uses: the end of its worker would release what tells \
-                        the other hosts which volumes are in use";
+        if self.isolated && share.is_some() {
+            let text = "isolated = true is for a directory of this host: remove it, since a worker process serves the pools of \
+                        an NFS server anyway";
             return Err(Error::new(Kind::Invalid, text)).context(|| format!("pool {}", self.name));
         }
-        let worker = self.isolated.then(|| self.name.to_string());
+        let worker = match &share {
+            Some(share) => Some(format!("nfs:{}", share.server)),
+            None => self.isolated.then(|| self.name.to_string()),
+        };
         Ok(PoolSettings {
-            name: self.name,
-            path,
             share,
             mounted: self.mounted,
             uuid: self.uuid,
@@ -87,7 +89,7 @@ impl PoolSection {
             exclusive: self.exclusive,
             worker,
             shared: self.shared,
-            node: None,
+            ..PoolSettings::new(self.name, path)
         })
     }
 

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
+use tracing::warn;
 
 use super::{Dispatch, Lane, task_failed};
-use crate::engine::call::{EngineCall, FinishUnpublish, Unmount, Unpublish};
+use crate::engine::call::{EngineCall, FinishUnpublish, Unmount, UnmountLazily, Unpublish};
 use crate::engine::request::{Activity, PoolSettings, PoolStatus};
 use crate::error::{Error, Kind, Result};
 use crate::volume::{PoolName, VolumeId};
@@ -83,8 +84,8 @@ impl Dispatch {
                     return Ok(group);
                 }
                 let text = format!(
-                    "a volume of pool {to} cannot be copied from pool {from}, since one of them is isolated: copy within \
-                     one pool"
+                    "a volume of pool {to} cannot be copied from pool {from}, since they are isolated from each other, as \
+                     pools of different servers are: copy within one pool"
                 );
                 Err(Error::new(Kind::Unsupported, text))
             }
@@ -93,6 +94,16 @@ impl Dispatch {
 
     /// As [`Dispatch::run`], with a task in place of a thread.
     async fn call_worker<C: EngineCall>(
+        &self,
+        lane: &Lane,
+        group: &Arc<Group>,
+        call: C,
+    ) -> Result<C::Answer> {
+        let answered = self.call_worker_in_time(lane, group, call).await;
+        answered.map_err(|error| group.explain(error))
+    }
+
+    async fn call_worker_in_time<C: EngineCall>(
         &self,
         lane: &Lane,
         group: &Arc<Group>,
@@ -117,6 +128,7 @@ impl Dispatch {
 
     /// Unmounts a volume from a path as [`Engine::unpublish`] does. This process unmounts the volumes of all pools, so that
     /// pods can end while a worker does not respond; the worker is needed only for a volume that is deleted with its pod.
+    /// The id of such a volume names no pool.
     ///
     /// # Errors
     /// Those of [`Engine::unpublish`].
@@ -125,14 +137,18 @@ impl Dispatch {
     pub async fn unpublish(&self, id: String, target: PathBuf) -> Result<()> {
         let parsed: Option<VolumeId> = id.parse().ok();
         let group = parsed.as_ref().and_then(|id| self.group_of(&id.pool).map(|group| (id, group)));
-        if let Some((volume, _)) = group {
+        if let Some((volume, group)) = group {
             let lane = Lane::Unmount(volume.pool.clone());
-            let was_there = self.call(&lane, Unmount { id: id.clone(), target: target.clone() }).await?;
-            // The names of inline volumes are digests.
-            if volume.name.is_plain() {
-                return Ok(());
-            }
-            return self.call(&Lane::of(volume), FinishUnpublish { id, target, was_there }).await;
+            let unmount = Unmount { id: id.clone(), target: target.clone() };
+            let was_there = match self.call(&lane, unmount).await {
+                Err(error) if error.kind() == Kind::InUse && group.is_dead().await => {
+                    warn!(id, error = error.chain(), "{}: the volume is detached lazily", group.name());
+                    self.call(&lane, UnmountLazily { id: id.clone(), target: target.clone() }).await?
+                }
+                unmounted => unmounted?,
+            };
+            group.tell_running(FinishUnpublish { id, target, was_there });
+            return Ok(());
         }
         let lane = self.lane_of_unpublish(&id);
         if self.groups.is_empty() || lane != Lane::AllPools {

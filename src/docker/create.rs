@@ -33,6 +33,7 @@ pub(super) fn parse(name: &str, opts: &Opts) -> Result<Requested> {
         on_delete: is_given("ondelete").then_some(policy.on_delete),
         trash_for: is_given("trashfor").then_some(policy.trash_for),
         limit: is_given("limit").then_some(policy.limit),
+        inodes: is_given("inodes").then_some(policy.inodes),
     };
     Ok(Requested { assigned, policy })
 }

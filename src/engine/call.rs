@@ -91,6 +91,7 @@ calls! {
     PublishVolume { request: Publish } -> () = |engine| engine.publish(&request);
     Unpublish { id: String, target: PathBuf } -> () = |engine| engine.unpublish(&id, &target);
     Unmount { id: String, target: PathBuf } -> bool = |engine| engine.unmount(&id, &target);
+    UnmountLazily { id: String, target: PathBuf } -> bool = |engine| engine.unmount_lazily(&id, &target);
     FinishUnpublish { id: String, target: PathBuf, was_there: bool } -> () =
         |engine| engine.finish_unpublish(&id, &target, was_there);
     GetUsage { id: VolumeId, path: PathBuf } -> Usage = |engine| engine.stats(&id, &path);

@@ -11,9 +11,9 @@ use super::source::CopySource;
 use crate::backend::{CopySpec, CopyStats, SourceState};
 use crate::error::{Error, Kind, Result};
 use crate::fs::copy::Manifest;
-use crate::pool::OpenPool;
+use crate::pool::{OpenPool, UsedLock};
 use crate::pool::store::Draft;
-use crate::volume::{Consistency, CopyRecord, Size, Source};
+use crate::volume::{Consistency, CopyRecord, Size, Source, VolumeId};
 
 /// What a job copies into a draft.
 pub(super) struct CopyTask<'a> {
@@ -53,10 +53,27 @@ impl CopyTask<'_> {
             return Ok(Copied { stats: copy.finish()?, record: None });
         };
         let pool = self.from.pool();
+        let _alone = self.exclude_other_hosts(id)?;
         let mut parts = [Part { pool, id, data: data.as_fd(), draft: self.draft, progress, copy }];
         let record = self.pauses.copy(&mut parts, self.consistency)?;
         let [Part { copy, .. }] = parts;
         Ok(Copied { stats: copy.finish()?, record: Some(record) })
+    }
+
+    /// Keeps other hosts from using the source of a consistent copy, as their containers cannot be paused.
+    fn exclude_other_hosts(&self, id: &VolumeId) -> Result<Option<UsedLock<'_>>> {
+        let Some(used) = self.from.pool().used() else { return Ok(None) };
+        if self.consistency.consistency == Consistency::None {
+            return Ok(None);
+        }
+        let alone = used.take_to_copy(&id.name).map(Some);
+        alone.map_err(|error| match error.kind() {
+            Kind::InUse => {
+                let text = "a consistent copy pauses the containers of this host only: set consistency: none";
+                Error::caused(Kind::InUse, text, error)
+            }
+            _ => error,
+        })
     }
 }
 

@@ -16,7 +16,7 @@ use crate::backend::CopySpec;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::object::ObjectKind;
 use crate::pool::store::Draft;
-use crate::pool::{OpenPool, Pool, Reservation};
+use crate::pool::{Committer, OpenPool, Pool, Reservation};
 use crate::volume::{Enforced, Name, Owner, PoolName, SCHEMA, Size, Source, Timestamp, Volume, VolumeId};
 
 impl Engine {
@@ -115,7 +115,7 @@ impl Engine {
         let made = pool.store.draft().and_then(|draft| {
             volume.backend = pool.allot()?;
             volume.enforced = pool.backend.create(draft.dir(), &volume.backend, limits(&volume))?;
-            finish_volume(pool, draft, &volume, reservation)
+            finish_volume(pool, draft, &volume, reservation, Committer::Call)
         });
         pool.reaper.add(pool.store.trash().take_abandoned());
         made.context(|| format!("create volume {}", volume.id)).map(|()| volume)
@@ -159,7 +159,7 @@ impl Engine {
             volume.enforced = copied.stats.enforced;
             volume.copied.clone_from(&copied.record);
             volume.owner = merged_owner(owner, owner_on_disk(draft.data()?.as_fd())?);
-            finish_volume(&pool_of_job, draft, &volume, reservation).map(|()| copied)
+            finish_volume(&pool_of_job, draft, &volume, reservation, Committer::Job).map(|()| copied)
         })
     }
 
@@ -245,11 +245,12 @@ fn finish_volume(
     draft: Draft<'_>,
     volume: &Volume,
     reservation: Reservation,
+    committer: Committer,
 ) -> Result<()> {
     let data = draft.data()?;
     set_owner(data.as_fd(), volume.owner)?;
     pool.backend.sync_data_directory(data.as_fd())?;
-    pool.commit_volume(draft, volume, reservation)
+    pool.commit_volume(draft, volume, reservation, committer)
 }
 
 /// The requested owner and mode, with missing fields taken from `other`.

@@ -65,20 +65,27 @@ impl Engine {
         self.pauses.note_published();
         // First what may hang on a dead disk: an unpublish of the target must not wait for it.
         let data = data_of(&locked.pool, &request.id)?;
+        let named = || format!("publish volume {}", request.id);
+        // Before the used-lock, which a refused request must not turn into an exclusive one.
+        if request.sharing == Sharing::OneTarget {
+            refuse_second_target(request, data.as_fd()).context(named)?;
+        }
+        let used = self.take_used(&locked.pool, request, data.as_fd()).context(named)?;
+        let published = self.mount_at_target(request, data.as_fd());
+        drop(used);
+        // The lock may not be needed.
+        published.inspect_err(|_| locked.pool.used().into_iter().for_each(UsedLocks::check_soon))
+    }
+
+    /// Mounts the data of a volume at the target. Does not access the disk of its pool.
+    fn mount_at_target(&self, request: &Publish, data: BorrowedFd<'_>) -> Result<()> {
         let _target = self.lock_target(&request.target)?;
         let named = || format!("publish volume {}", request.id);
         if let Some(found) = mount::mounted_at(&request.target).context(named)? {
-            return check_published(request, &found, data.as_fd()).context(named);
-        }
-        if request.sharing == Sharing::OneTarget {
-            refuse_second_target(&request.id, data.as_fd()).context(named)?;
+            return check_published(request, &found, data).context(named);
         }
         let target = mount::open_target(&request.target).context(named)?;
-        let used = self.take_used(&locked.pool, request, data.as_fd()).context(named)?;
-        let attached = mount::attach(data.as_fd(), target.as_fd(), request.flags);
-        drop(used);
-        attached
-            .inspect_err(|_| locked.pool.used().into_iter().for_each(UsedLocks::check_soon))
+        mount::attach(data, target.as_fd(), request.flags)
             .context(|| format!("publish volume {} at {}", request.id, request.target.display()))
     }
 
@@ -110,6 +117,22 @@ impl Engine {
             self.refuse_volume_of_other_pool(id, target)?;
         }
         unmount_and_remove(&name, target).context(|| format!("unpublish volume {name}"))
+    }
+
+    /// Unmounts as [`Engine::unmount`] does, also while the mount is busy. For a volume whose server does not respond: what
+    /// keeps the mount busy waits for it, and can neither write nor end.
+    ///
+    /// # Errors
+    /// `Conflict` when another directory is mounted there; otherwise the error of the failed system call.
+    pub fn unmount_lazily(&self, id: &str, target: &Path) -> Result<bool> {
+        let name = id.parse().map_or_else(|_| Name::of(id), |id: VolumeId| id.name);
+        let _target = self.lock_target(target)?;
+        let unmounted = match mount::root_mounted_at(target)? {
+            Some(root) if is_root_of(&root, &name) => mount::detach_lazily(target).map(|()| true),
+            Some(root) => Err(not_the_volume(&root, &name, target)),
+            None => mount::remove_target(target).map(|()| false),
+        };
+        unmounted.context(|| format!("unpublish volume {name}"))
     }
 
     /// Deletes the volume that was unmounted, if it was created for one pod.
@@ -282,10 +305,17 @@ fn data_of(pool: &OpenPool, id: &VolumeId) -> Result<OwnedFd> {
     data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} does not exist")))
 }
 
-fn refuse_second_target(id: &VolumeId, data: BorrowedFd<'_>) -> Result<()> {
+/// The lock of the volume excludes other calls that publish it.
+fn refuse_second_target(request: &Publish, data: BorrowedFd<'_>) -> Result<()> {
+    if let Some(found) = mount::mounted_at(&request.target)?
+        && mount::is_of(&found, data)?
+    {
+        return Ok(());
+    }
     let Some(other) = mount::targets_of(data)?.into_iter().next() else { return Ok(()) };
     let text = format!(
-        "volume {id} may have one target only and is published at {}: unpublish it there first",
+        "volume {} may have one target only and is published at {}: unpublish it there first",
+        request.id,
         other.display()
     );
     Err(Error::new(Kind::InUse, text))
@@ -298,9 +328,7 @@ pub(super) fn unmount_and_remove(name: &Name, target: &Path) -> Result<bool> {
         return mount::remove_target(target).map(|()| existed);
     };
     if !is_root_of(&root, name) {
-        let (root, at) = (root.display(), target.display());
-        let text = format!("{root} is mounted at {at}, which is not volume {name}; nothing was changed");
-        return Err(Error::new(Kind::Conflict, text));
+        return Err(not_the_volume(&root, name, target));
     }
     mount::detach_top(target)?;
     match mount::remove_target(target) {
@@ -312,6 +340,12 @@ pub(super) fn unmount_and_remove(name: &Name, target: &Path) -> Result<bool> {
         removed => removed?,
     }
     Ok(true)
+}
+
+fn not_the_volume(root: &Path, name: &Name, target: &Path) -> Error {
+    let (root, at) = (root.display(), target.display());
+    let text = format!("{root} is mounted at {at}, which is not volume {name}; nothing was changed");
+    Error::new(Kind::Conflict, text)
 }
 
 /// Whether kubelet could have made this id for a pod's inline volume: `csi-` and a SHA-256.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::mount::options::MountFlags;
 use crate::mount::users::User;
-pub use crate::pool::{HostUse, PoolSettings};
+pub use crate::pool::{HostUse, Keeper, KeptFiles, PoolSettings};
 use crate::volume::{
     Consistency, Labels, Name, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId,
 };

@@ -38,8 +38,8 @@ pub struct Users {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Ids of the mounts that the callers' directories are on, one for each pool, with the `st_dev` seen there. Entries
-    /// are never removed, so a later scan also serves earlier callers.
+    /// Ids of the mounts that the callers' directories are on, with the `st_dev` seen there. While callers wait, entries are
+    /// only added, so a later scan also serves earlier callers.
     wanted: BTreeMap<MountId, Device>,
     /// Number of scans started.
     started: u64,
@@ -141,6 +141,10 @@ impl Users {
                 }
                 _ => break,
             }
+        }
+        // Of earlier callers, which may have asked for mounts that are gone, none needs this scan.
+        if state.waiting == 0 {
+            state.wanted = dirs.iter().map(|dir| (dir.mount, dir.device)).collect();
         }
         state.started += 1;
         state.running = true;

@@ -19,19 +19,38 @@ use super::trash::{Retention, TrashEntry};
 use crate::error::{Context as _, Kind, Result};
 use crate::volume::{Name, Snapshot, Volume};
 
-/// How long a change that provisions space waits for those of other processes. Longer than for an object, since a copy that
-/// gives up here is lost.
-pub(super) const COMMIT_WAIT: Duration = Duration::from_secs(60);
+/// What waits for the commit lock, which other processes and hosts may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Committer {
+    /// A call, which must end before its deadline and is retried.
+    Call,
+    /// A job. A copy that gives up is lost, so it waits for a minute.
+    Job,
+}
+
+/// How long a job waits for the commit lock.
+const JOB_WAIT: Duration = Duration::from_secs(60);
+
+impl Committer {
+    fn lock(self, store: &Store) -> Result<LockGuard<ObjectKey>> {
+        let wait = match self {
+            // With the waits for its other locks, less than the call timeout.
+            Self::Call => store.locks().wait().saturating_mul(2),
+            Self::Job => JOB_WAIT,
+        };
+        store.locks().lock_within(ObjectKey::Commit, wait)
+    }
+}
 
 /// Prepares a pool for changes, before the first one of this process.
 ///
 /// # Errors
-/// Those of [`generation::allocate`]; `Busy` when another process holds the commit lock for a minute.
+/// Those of [`generation::allocate`]; `Busy` when another process holds the commit lock for too long.
 pub(super) fn prepare(store: &Store) -> Result<()> {
-    if store.medium() == Medium::Local {
+    if store.medium() == Medium::Local || generation::is_allocated(store.root()).unwrap_or(false) {
         return Ok(());
     }
-    let _commit = store.locks().lock_within(ObjectKey::Commit, COMMIT_WAIT)?;
+    let _commit = Committer::Call.lock(store)?;
     match generation::allocate(store.root()) {
         // Nothing can be changed, and volumes can be published.
         Err(error) if error.kind() == Kind::Unavailable => Ok(()),
@@ -48,17 +67,18 @@ impl OpenPool {
     ///
     /// # Errors
     /// `Conflict` when the name is taken; `NoSpace` when other processes have provisioned the space meanwhile; `Busy` when
-    /// another process holds the commit lock for a minute; otherwise the error of the failed system call. Nothing is visible
+    /// another process holds the commit lock for too long; otherwise the error of the failed system call. Nothing is visible
     /// then.
     pub fn commit_volume(
         self: &Arc<Self>,
         mut draft: Draft<'_>,
         volume: &Volume,
         reservation: Reservation,
+        committer: Committer,
     ) -> Result<()> {
         let (kind, name) = (ObjectKind::Volumes, &volume.id.name);
         draft.write_record(kind, volume)?;
-        self.provision(reservation, volume, || draft.rename_to(kind, name))?;
+        self.provision(reservation, volume, committer, || draft.rename_to(kind, name))?;
         drop(draft);
         self.store.sync_new(kind, name).inspect_err(|_| self.announce_undone(kind, name))
     }
@@ -71,12 +91,9 @@ impl OpenPool {
         let (kind, name) = (ObjectKind::Snapshots, &snapshot.id.name);
         draft.write_record(kind, snapshot)?;
         let entry = SnapshotEntry::from(snapshot);
-        self.rename(
-            kind,
-            name,
-            || draft.rename_to(kind, name),
-            |index| index.put_snapshot(name.clone(), entry),
-        )?;
+        let rename = || draft.rename_to(kind, name);
+        let update = |index: &mut Index| index.put_snapshot(name.clone(), entry);
+        self.rename(kind, name, Committer::Job, rename, update)?;
         drop(draft);
         self.store.sync_new(kind, name).inspect_err(|_| self.announce_undone(kind, name))
     }
@@ -90,11 +107,11 @@ impl OpenPool {
     pub fn rewrite(self: &Arc<Self>, volume: &Volume, growth: Option<Reservation>) -> Result<()> {
         let mut change = self.store.change_record(volume)?;
         match growth {
-            Some(reservation) => self.provision(reservation, volume, || change.rename())?,
+            Some(reservation) => self.provision(reservation, volume, Committer::Call, || change.rename())?,
             None => {
                 let (name, entry) = (&volume.id.name, VolumeEntry::from(volume));
                 let update = |index: &mut Index| index.put_volume(name.clone(), entry);
-                self.rename(ObjectKind::Volumes, name, || change.rename(), update)?;
+                self.rename(ObjectKind::Volumes, name, Committer::Call, || change.rename(), update)?;
             }
         }
         change.sync()
@@ -110,7 +127,8 @@ impl OpenPool {
             Medium::Shared => retention.at_least(SHARED_RETENTION),
         };
         let discard = || self.store.discard(kind, name, retention);
-        let discarded = self.rename(kind, name, discard, |index| index.remove(kind, name))?;
+        let update = |index: &mut Index| index.remove(kind, name);
+        let discarded = self.rename(kind, name, Committer::Call, discard, update)?;
         let synced = self.store.sync_discarded(kind, name, discarded);
         synced.inspect_err(|_| self.announce_undone(kind, name))
     }
@@ -120,16 +138,17 @@ impl OpenPool {
         self: &Arc<Self>,
         reservation: Reservation,
         volume: &Volume,
+        committer: Committer,
         rename: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let (name, entry) = (&volume.id.name, VolumeEntry::from(volume));
         if reservation.bytes() == 0 {
-            return self
-                .rename(ObjectKind::Volumes, name, rename, |index| reservation.commit(index, name, entry));
+            let update = |index: &mut Index| reservation.commit(index, name, entry);
+            return self.rename(ObjectKind::Volumes, name, committer, rename, update);
         }
         // Catch up first, so that little is left to do under the lock.
         drop(self.index()?);
-        let _commit = self.lock_commit().context(|| format!("provision volume {}", volume.id))?;
+        let _commit = committer.lock(&self.store).context(|| format!("provision volume {}", volume.id))?;
         let mut news = self.cache.news();
         news.catch_up(&self.store, &self.cache)?;
         self.check_provisioned_sum(reservation.bytes())?;
@@ -150,17 +169,13 @@ impl OpenPool {
         found
     }
 
-    fn lock_commit(&self) -> Result<LockGuard<ObjectKey>> {
-        self.store.locks().lock_within(ObjectKey::Commit, COMMIT_WAIT)
-    }
-
     /// Announces to the other hosts that a change was undone, since the sync that would have made it final has failed.
     fn announce_undone(&self, kind: ObjectKind, name: &Name) {
         if self.medium == Medium::Local {
             return;
         }
         // If this fails, the pool cannot be written. The others read everything once a minute.
-        let Ok(_commit) = self.lock_commit() else { return };
+        let Ok(_commit) = Committer::Call.lock(&self.store) else { return };
         let mut news = self.cache.news();
         let _ = news.announce(&self.store, kind, name);
         news.read_later(kind, name);
@@ -172,13 +187,14 @@ impl OpenPool {
         &self,
         kind: ObjectKind,
         name: &Name,
+        committer: Committer,
         rename: impl FnOnce() -> Result<T>,
         update: impl FnOnce(&mut Index),
     ) -> Result<T> {
         // Where other hosts use the pool, changes are announced one after another.
         let _commit = match self.medium {
             Medium::Local => None,
-            Medium::Shared => Some(self.lock_commit().context(|| format!("change {kind} {name}"))?),
+            Medium::Shared => Some(committer.lock(&self.store).context(|| format!("change {kind} {name}"))?),
         };
         let mut news = self.cache.news();
         self.check_in_place()?;

@@ -8,11 +8,12 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::F_RDLCK;
 use rustix::fs::{self, Mode, OFlags};
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::dirs::{nonce, open_file_inside};
@@ -45,11 +46,19 @@ pub(super) enum Changes {
 /// # Errors
 /// The error of the failed system call.
 pub(super) fn allocate(root: BorrowedFd<'_>) -> Result<()> {
-    let is_complete = |file: File| Ok(file.metadata().context(|| "stat it")?.len() >= BYTES as u64);
-    if open(root).and_then(is_complete).context(|| format!("open {FILE}"))? {
+    if is_allocated(root)? {
         return Ok(());
     }
     write(root, &[]).context(|| format!("write {FILE}"))
+}
+
+/// Whether the file has its full size.
+///
+/// # Errors
+/// The error of the failed system call.
+pub(super) fn is_allocated(root: BorrowedFd<'_>) -> Result<bool> {
+    let is_complete = |file: File| Ok(file.metadata().context(|| "stat it")?.len() >= BYTES as u64);
+    open(root).and_then(is_complete).context(|| format!("open {FILE}"))
 }
 
 /// What a process knows of the changes of a pool.
@@ -128,7 +137,7 @@ impl Generation {
 fn read(root: BorrowedFd<'_>) -> Result<Option<Vec<Announcement>>> {
     for _ in 0..READINGS {
         // Opened each time, since the file may have been removed.
-        let file = open(root)?;
+        let Some(file) = open_to_read(root)? else { return Ok(None) };
         // A lock makes an NFS client read afresh. It is shared by all readers, and no process locks the file for writing. Closing releases it.
         fcntl(&file, FcntlArg::F_OFD_SETLK(&range(F_RDLCK, 0)))
             .map_err(std::io::Error::from)
@@ -158,9 +167,23 @@ fn write(root: BorrowedFd<'_>, list: &[Announcement]) -> Result<()> {
 }
 
 fn open(root: BorrowedFd<'_>) -> Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = open_file_inside(root, FILE, flags, Mode::RUSR | Mode::WUSR);
-    Ok(File::from(file.context(|| "open it")?))
+    Ok(File::from(open_with(root, OFlags::RDWR | OFlags::CREATE).context(|| "open it")?))
+}
+
+/// On a read-only filesystem, the file is only read, and `None` if it is missing.
+fn open_to_read(root: BorrowedFd<'_>) -> Result<Option<File>> {
+    match open_with(root, OFlags::RDWR | OFlags::CREATE) {
+        Err(Errno::ROFS) => match open_with(root, OFlags::RDONLY) {
+            Err(Errno::NOENT) => Ok(None),
+            file => Ok(Some(File::from(file.context(|| "open it")?))),
+        },
+        file => Ok(Some(File::from(file.context(|| "open it")?))),
+    }
+}
+
+fn open_with(root: BorrowedFd<'_>, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
+    open_file_inside(root, FILE, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK, mode)
 }
 
 fn format(list: &[Announcement]) -> String {

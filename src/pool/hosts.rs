@@ -57,12 +57,12 @@ pub struct HostUse {
 pub(super) struct Hosts(OwnedFd);
 
 impl HostRecord {
-    /// A new process on this host.
-    pub(super) fn new(node: Option<&str>) -> Self {
+    /// A process on this host; a new one without a name of its own.
+    pub(super) fn new(process: Option<Uuid>, node: Option<&str>) -> Self {
         let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let node = node.map_or_else(host_name, str::to_owned);
-        Self { schema: SCHEMA, uuid: Uuid::new_v4(), node, boot: boot.trim_end().to_owned() }
+        Self { schema: SCHEMA, uuid: process.unwrap_or_else(Uuid::new_v4), node, boot: boot.trim_end().to_owned() }
     }
 
     /// Whether the other process was started by the same boot of the same host.
@@ -77,10 +77,18 @@ impl Hosts {
         open_or_create(root, HOSTS).map(Self)
     }
 
+    /// Whether the record of a process is there.
+    pub(super) fn has(&self, host: &HostRecord) -> bool {
+        let found = read_file(&self.0, file(host.uuid).as_str()).ok().flatten();
+        found.is_some_and(|bytes| parse(&bytes).is_ok_and(|found: HostRecord| found == *host))
+    }
+
     /// Adds the record of a process.
     pub(super) fn add(&self, host: &HostRecord) -> Result<()> {
         let of = || format!("record this host in {HOSTS}/");
         open_or_create(self.0.as_fd(), &host.uuid.to_string()).context(of)?;
+        // A damaged one.
+        let _ = fs::unlinkat(&self.0, file(host.uuid).as_str(), AtFlags::empty());
         write_file(self.0.as_fd(), &file(host.uuid), host).context(of)
     }
 

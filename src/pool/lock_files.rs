@@ -4,7 +4,7 @@
 //! There are 256 files since the kernel searches the locks of one file one by one. The locks belong to the open file
 //! descriptions of this process and end with it, however it ends.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::OnceLock;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -14,7 +14,9 @@ use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::dirs::open_file_inside;
+use super::keeper::KeptFiles;
 use crate::error::{Context as _, Result};
+use crate::fs::DirIdentity;
 
 /// Whether others may hold a lock at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,8 @@ const FILES: usize = 256;
 #[derive(Debug)]
 pub(super) struct LockFiles {
     dir: OwnedFd,
+    /// Where each file is kept, so that its locks outlive this process, and under which prefix.
+    kept: Option<(KeptFiles, String)>,
     files: Box<[OnceLock<OwnedFd>; FILES]>,
 }
 
@@ -54,7 +58,22 @@ impl LockFiles {
     /// Uses the files in this directory, and makes them if it is new: a full filesystem has no space for them later, and a
     /// delete needs them.
     pub(super) fn new(dir: OwnedFd) -> Result<Self> {
-        let locks = Self { dir, files: Box::new([const { OnceLock::new() }; FILES]) };
+        Self::open_all(dir, None)
+    }
+
+    /// Like [`LockFiles::new`], but the locks outlive this process, and those of its predecessors are taken over:
+    /// [`LockFiles::unlock_others`] releases those that are not needed any more. `prefix` is that of the names of the kept
+    /// files.
+    pub(super) fn kept(dir: OwnedFd, kept: &KeptFiles, prefix: String) -> Result<Self> {
+        let locks = Self::open_all(dir, Some((kept.clone(), prefix)))?;
+        for number in 0..=u8::MAX {
+            locks.take_over(number)?;
+        }
+        Ok(locks)
+    }
+
+    fn open_all(dir: OwnedFd, kept: Option<(KeptFiles, String)>) -> Result<Self> {
+        let locks = Self { dir, kept, files: Box::new([const { OnceLock::new() }; FILES]) };
         let last = file_name(u8::MAX);
         if fs::statat(&locks.dir, &last, AtFlags::SYMLINK_NOFOLLOW).is_err() {
             for number in 0..=u8::MAX {
@@ -92,6 +111,40 @@ impl LockFiles {
         }
     }
 
+    /// Releases the locks of all keys but these.
+    pub(super) fn unlock_others(&self, keys: &[String]) {
+        let mut wanted: Vec<Vec<i64>> = vec![Vec::new(); FILES];
+        for position in keys.iter().map(|key| Position::of(key)) {
+            wanted[usize::from(position.file)].push(position.byte);
+        }
+        for (slot, mut bytes) in self.files.iter().zip(wanted) {
+            let Some(file) = slot.get() else { continue };
+            bytes.sort_unstable();
+            let mut start = 0;
+            for byte in bytes {
+                if byte > start {
+                    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&bytes_range(F_UNLCK, start, byte - start)));
+                }
+                start = byte + 1;
+            }
+            // A length of 0 reaches to the end.
+            let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&bytes_range(F_UNLCK, start, 0)));
+        }
+    }
+
+    /// Uses the file that a predecessor has left, if it is still the one in the directory.
+    fn take_over(&self, number: u8) -> Result<()> {
+        let Some((kept, prefix)) = &self.kept else { return Ok(()) };
+        let kept_name = format!("{prefix}{}", file_name(number));
+        let Some(file) = kept.take(&kept_name) else { return Ok(()) };
+        let found = DirIdentity::of_entry(self.dir.as_fd(), &file_name(number));
+        if DirIdentity::of(file.as_fd()).is_ok_and(|own| found.is_ok_and(|found| own == found)) {
+            let _is_first = self.files[usize::from(number)].set(file);
+            return Ok(());
+        }
+        kept.close(&kept_name)
+    }
+
     /// Returns a lock file; `None` on a read-only filesystem.
     fn file(&self, number: u8) -> Result<Option<&OwnedFd>> {
         let slot = &self.files[usize::from(number)];
@@ -99,7 +152,13 @@ impl LockFiles {
             return Ok(Some(file));
         }
         // Another thread may have been faster. Its file is used, and this one has no locks yet.
-        Ok(self.open(number)?.map(|opened| slot.get_or_init(|| opened)))
+        let Some(opened) = self.open(number)? else { return Ok(None) };
+        let file = slot.get_or_init(|| opened);
+        // Before its first lock.
+        if let Some((kept, prefix)) = &self.kept {
+            kept.keep(&format!("{prefix}{}", file_name(number)), file.as_fd())?;
+        }
+        Ok(Some(file))
     }
 
     fn open(&self, number: u8) -> Result<Option<OwnedFd>> {
@@ -123,8 +182,12 @@ fn file_name(number: u8) -> String {
 
 /// The byte to lock or unlock.
 pub(super) fn range(kind: i32, byte: i64) -> flock {
+    bytes_range(kind, byte, 1)
+}
+
+fn bytes_range(kind: i32, start: i64, length: i64) -> flock {
     #[expect(clippy::cast_possible_truncation, reason = "the constants fit, but libc types them as int")]
     let (kind, whence) = (kind as c_short, SEEK_SET as c_short);
     // The process id must be 0 for these commands.
-    flock { l_type: kind, l_whence: whence, l_start: byte, l_len: 1, l_pid: 0 }
+    flock { l_type: kind, l_whence: whence, l_start: start, l_len: length, l_pid: 0 }
 }

@@ -102,6 +102,11 @@ impl<K: LockKey> LockTable<K> {
         Self { inner: Arc::new(Inner { state, files }), wait }
     }
 
+    /// How long its callers wait for a lock.
+    pub(super) fn wait(&self) -> Duration {
+        self.wait
+    }
+
     /// Acquires an exclusive lock, waiting for its holder.
     ///
     /// # Errors

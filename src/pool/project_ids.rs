@@ -10,7 +10,6 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
 use super::OpenPool;
-use super::commit::COMMIT_WAIT;
 use super::object::ObjectKey;
 use super::store::{Store, parse, read_file, replace_file};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -73,7 +72,7 @@ impl ProjectIds {
 }
 
 fn take_block(store: &Store, size: u32) -> Result<Block> {
-    let _lock = store.locks().lock_within(ObjectKey::ProjectIds, COMMIT_WAIT)?;
+    let _lock = store.locks().lock(ObjectKey::ProjectIds)?;
     let stored = read_file(store.root(), FILE).and_then(|bytes| bytes.map(|bytes| parse(&bytes)).transpose());
     let stored: Option<Counter> =
         stored.context(|| format!("read {FILE}: remove it if it is damaged, and a new one is made"))?;

@@ -7,6 +7,7 @@ use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::PoolSettings;
+use super::keeper::KeptFiles;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::{ChangeTime, DirIdentity};
 use crate::mount::namespace::MountNamespace;
@@ -20,19 +21,27 @@ pub struct PoolRoot {
 }
 
 impl PoolRoot {
-    /// Opens the directory of the settings, or mounts their share.
+    /// Opens the directory of the settings, or mounts their share, unless a predecessor of this process has left its mount.
     ///
     /// # Errors
     /// `Unavailable` when there is no such directory, or the share cannot be mounted; otherwise the error of the failed
     /// system call.
-    pub fn open(settings: &PoolSettings) -> Result<Self> {
-        match &settings.share {
-            None => Ok(Self { dir: open_dir(&settings.path)?, share: None }),
-            Some(share) => {
-                let mount = share.mount()?;
-                Ok(Self { dir: mount.root()?, share: Some(mount) })
-            }
+    pub fn open(settings: &PoolSettings, kept: &KeptFiles) -> Result<Self> {
+        let Some(share) = &settings.share else {
+            return Ok(Self { dir: open_dir(&settings.path)?, share: None });
+        };
+        let kept_name = format!("{}/mount", settings.name);
+        // Its directory may be gone from the server.
+        let left = kept.take(&kept_name).map(MountNamespace::from_fd);
+        if let Some(mount) = left
+            && let Ok(dir) = mount.root()
+            && DirIdentity::of_open_with_change_time(dir.as_fd()).is_ok()
+        {
+            return Ok(Self { dir, share: Some(mount) });
         }
+        let mount = share.mount()?;
+        kept.keep(&kept_name, mount.as_fd())?;
+        Ok(Self { dir: mount.root()?, share: Some(mount) })
     }
 
     /// Splits it into the directory and the mount, which must be kept as long as volumes are published from the directory.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::remote::NfsShare;
 use crate::volume::PoolName;
@@ -33,6 +34,9 @@ pub struct PoolSettings {
     pub shared: bool,
     /// The name of this host for the other hosts of a shared pool; `None`: its host name.
     pub node: Option<String>,
+    /// Names the process that serves the pool, among those of a shared pool: the same for all workers that succeed each
+    /// other. `None`: a new one each time.
+    pub process: Option<Uuid>,
 }
 
 impl PoolSettings {
@@ -51,6 +55,7 @@ impl PoolSettings {
             worker: None,
             shared: false,
             node: None,
+            process: None,
         }
     }
 }

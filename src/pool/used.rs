@@ -35,11 +35,19 @@ struct Held {
     locks: BTreeMap<Name, Lock>,
     /// The volumes that are mounted here although another host has them alone, with the reason.
     lost: BTreeMap<Name, String>,
+    /// Whether the pool was opened again, with other descriptors.
+    is_closed: bool,
+    /// Whether another process of this host holds the lock of a volume that is mounted here, and leaves it when it ends.
+    waits: bool,
 }
 
 #[derive(Debug)]
 struct Lock {
     mode: Mode,
+    /// Whether it stays exclusive at the end of the copies.
+    alone: bool,
+    /// Number of copies that need it exclusive.
+    copies: usize,
     /// Number of calls that are mounting or deleting the volume.
     pins: usize,
     /// Number of calls so far.
@@ -51,8 +59,18 @@ struct Lock {
 pub struct UsedLock<'u> {
     used: &'u UsedLocks,
     name: Name,
-    /// Whether the lock is released with this.
-    release: bool,
+    after: After,
+}
+
+/// What becomes of a lock that a call does not need any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// It is kept: the volume may be mounted.
+    Keep,
+    /// It is released.
+    Release,
+    /// It becomes what it was before a copy.
+    Downgrade,
 }
 
 impl UsedLocks {
@@ -65,7 +83,26 @@ impl UsedLocks {
         let mode = if alone { Mode::Exclusive } else { Mode::Shared };
         let mut held = self.held();
         self.lock(&mut held, name, mode)?;
-        Ok(self.pin(&mut held, name, false))
+        Ok(self.pin(&mut held, name, After::Keep))
+    }
+
+    /// Takes the lock of a volume whose users on this host are paused for a copy: no other host may use it meanwhile, since
+    /// its containers cannot be paused. The lock is then as it was.
+    ///
+    /// # Errors
+    /// Same as [`UsedLocks::take`].
+    pub fn take_to_copy(&self, name: &Name) -> Result<UsedLock<'_>> {
+        let mut held = self.held();
+        held.refuse_if_closed()?;
+        let is_exclusive = held.locks.get(name).is_some_and(|lock| lock.mode == Mode::Exclusive);
+        // No record: what the host uses does not change.
+        if !is_exclusive && !self.files.try_lock(&key(name), Mode::Exclusive)? {
+            return Err(self.refusal(name));
+        }
+        let lock = held.locks.entry(name.clone()).or_insert_with(|| Lock::new(Mode::Exclusive));
+        lock.mode = Mode::Exclusive;
+        lock.copies += 1;
+        Ok(self.pin(&mut held, name, After::Downgrade))
     }
 
     /// Takes the lock of a volume that is to be deleted and is not mounted on this host. It is released with the result.
@@ -74,16 +111,17 @@ impl UsedLocks {
     /// Same as [`UsedLocks::take`].
     pub fn take_to_delete(&self, name: &Name) -> Result<UsedLock<'_>> {
         let mut held = self.held();
+        held.refuse_if_closed()?;
         if !held.locks.contains_key(name) {
             // No record: the host does not use the volume.
             if !self.files.try_lock(&key(name), Mode::Exclusive)? {
                 return Err(self.refusal(name));
             }
-            held.locks.insert(name.clone(), Lock { mode: Mode::Exclusive, pins: 0, calls: 0 });
+            held.locks.insert(name.clone(), Lock { alone: true, ..Lock::new(Mode::Exclusive) });
         } else {
             self.lock(&mut held, name, Mode::Exclusive)?;
         }
-        Ok(self.pin(&mut held, name, true))
+        Ok(self.pin(&mut held, name, After::Release))
     }
 
     /// The hosts that use a volume, as their records say.
@@ -138,17 +176,21 @@ impl UsedLocks {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pin(&self, held: &mut Held, name: &Name, release: bool) -> UsedLock<'_> {
+    fn pin(&self, held: &mut Held, name: &Name, after: After) -> UsedLock<'_> {
         if let Some(lock) = held.locks.get_mut(name) {
             lock.pins += 1;
             lock.calls += 1;
         }
-        UsedLock { used: self, name: name.clone(), release }
+        UsedLock { used: self, name: name.clone(), after }
     }
 
     fn lock(&self, held: &mut Held, name: &Name, mode: Mode) -> Result<()> {
+        held.refuse_if_closed()?;
         let known = held.locks.get(name).map(|lock| lock.mode);
-        if known == Some(mode) || known == Some(Mode::Exclusive) {
+        if let Some(lock) = held.locks.get_mut(name)
+            && (lock.mode == mode || lock.mode == Mode::Exclusive)
+        {
+            lock.alone |= mode == Mode::Exclusive;
             return Ok(());
         }
         // The record first, so that a host that is refused finds it.
@@ -165,10 +207,21 @@ impl UsedLocks {
             }
             return locked.and_then(|_| Err(self.refusal(name)));
         }
-        let lock = held.locks.entry(name.clone()).or_insert(Lock { mode, pins: 0, calls: 0 });
+        let lock = held.locks.entry(name.clone()).or_insert_with(|| Lock::new(mode));
         lock.mode = mode;
+        lock.alone = mode == Mode::Exclusive;
         held.lost.remove(name);
         Ok(())
+    }
+
+    /// Ends a copy's need of an exclusive lock.
+    fn downgrade(&self, lock: &mut Lock, name: &Name) {
+        lock.copies = lock.copies.saturating_sub(1);
+        if lock.copies == 0 && !lock.alone && self.files.try_lock(&key(name), Mode::Shared).unwrap_or(false) {
+            lock.mode = Mode::Shared;
+            // It may not be mounted at all.
+            self.check_soon();
+        }
     }
 
     fn release(&self, held: &mut Held, name: &Name) {
@@ -195,7 +248,9 @@ impl UsedLocks {
             .collect();
         let id = VolumeId { pool: self.pool.clone(), name: name.clone() };
         let text = match &users[..] {
-            [] => format!("volume {id} is in use on another host of its pool: stop its pods there and retry"),
+            [] => format!(
+                "volume {id} is in use, or being copied, on another host of its pool: stop its pods there and retry"
+            ),
             users => format!("volume {id} is in use on {}: stop its pods there and retry", users.join(", ")),
         };
         Error::new(Kind::InUse, text)
@@ -214,6 +269,21 @@ impl UsedLocks {
     }
 }
 
+impl Lock {
+    fn new(mode: Mode) -> Self {
+        Self { mode, alone: false, copies: 0, pins: 0, calls: 0 }
+    }
+}
+
+impl Held {
+    fn refuse_if_closed(&self) -> Result<()> {
+        if self.is_closed {
+            return Err(Error::new(Kind::Unavailable, "the pool was opened again during the call: retry"));
+        }
+        Ok(())
+    }
+}
+
 impl Drop for UsedLocks {
     /// The records stay: the next process of this host learns from them which volumes it used alone.
     fn drop(&mut self) {
@@ -226,8 +296,11 @@ impl Drop for UsedLock<'_> {
         let mut held = self.used.held();
         let Some(lock) = held.locks.get_mut(&self.name) else { return };
         lock.pins = lock.pins.saturating_sub(1);
-        if self.release && lock.pins == 0 {
-            self.used.release(&mut held, &self.name);
+        match self.after {
+            After::Keep => {}
+            After::Release if lock.pins == 0 => self.used.release(&mut held, &self.name),
+            After::Release => {}
+            After::Downgrade => self.used.downgrade(lock, &self.name),
         }
     }
 }

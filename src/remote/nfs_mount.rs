@@ -48,6 +48,14 @@ impl NfsShare {
         Err(Error::caused(Kind::Unavailable, text, error))
     }
 
+    /// Asks the server whether it responds, without a mount. Ends by itself.
+    ///
+    /// # Errors
+    /// `Unavailable`, naming the server, when it is unknown or does not respond.
+    pub fn ping(&self) -> Result<()> {
+        self.responding_address().map(drop)
+    }
+
     fn responding_address(&self) -> Result<SocketAddr> {
         let addresses = resolve(&self.server, self.options.port())?;
         if !self.options.is_tcp() {

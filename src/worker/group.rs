@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::process::{DEATH_WAIT, Kept, Process, lock};
 use super::stall::Stall;
 use super::{Setup, WORKER_COMMAND, parse};
-use crate::engine::call::{EngineCall, GetActivity, GetStatus};
+use crate::engine::call::{EngineCall, GetActivity, GetCapacity, GetStatus};
 use crate::engine::request::{Activity, PoolSettings, PoolStatus};
 use crate::error::{Error, Kind, Result};
 use crate::volume::{PoolName, Timestamp};
@@ -114,7 +114,7 @@ impl Group {
     /// Those of the call; `Unresponsive` when the worker ends before it answers, and while the group does not respond;
     /// `Unavailable` when no worker can be started.
     pub async fn call<C: EngineCall>(&self, call: C, deadline: Instant) -> Result<C::Answer> {
-        let _trial = self.stall.enter(self.name())?;
+        let _trial = self.stall.enter(self.setup.subject())?;
         let process = self.process().await?;
         let answer = process.call(call.into(), deadline, true).await;
         match &answer {
@@ -134,22 +134,49 @@ impl Group {
         Some(answer.and_then(|answer| parse(&answer)))
     }
 
-    /// Reads the status of a pool. Never kills the worker.
+    /// Tells the worker to do something, if one is running. Does not wait for it.
+    pub fn tell_running<C: EngineCall>(self: &Arc<Self>, call: C) {
+        let running = lock(&self.processes).last().filter(|process| process.ended_at().is_none()).cloned();
+        let Some(process) = running else { return };
+        tokio::spawn(async move { process.call(call.into(), far(), false).await.map(drop) });
+    }
+
+    /// Whether the disk does not respond, as far as is known without it: its calls are stalled, or the probe fails.
+    pub async fn is_dead(&self) -> bool {
+        let Some(probe) = self.probe.clone() else { return self.stalled_since().is_some() };
+        let probed = tokio::task::spawn_blocking(move || (probe.0)()).await;
+        probed.is_ok_and(|probed| probed.is_err())
+    }
+
+    /// Names the server in an error that says that the pools do not respond.
+    #[must_use]
+    pub fn explain(&self, error: Error) -> Error {
+        let (subject, _) = self.setup.subject();
+        if error.kind() != Kind::Unresponsive || error.chain().contains(&subject) {
+            return error;
+        }
+        Error::caused(Kind::Unresponsive, subject, error)
+    }
+
+    /// Reads the status of a pool. While the group is stalled, one call that needs the disk is tried first: a status may be
+    /// in memory, and says nothing about calls that hang.
     ///
     /// # Errors
     /// As for [`Group::call`].
     pub async fn status(&self, pool: &PoolName) -> Result<PoolStatus> {
-        let process = self.process().await?;
-        let far = Instant::now() + Duration::from_secs(1 << 30);
-        let activity = process.call(GetActivity {}.into(), far, false).await?;
-        *lock(&self.activity) = parse(&activity)?;
-        let status = process.call(GetStatus { pool: pool.clone() }.into(), far, false).await?;
-        let status: Option<PoolStatus> = parse(&status)?;
-        let status = status.ok_or_else(|| Error::new(Kind::Internal, "the worker does not know the pool"))?;
-        if status.unavailable.is_none() {
-            self.stall.end();
+        if self.stalled_since().is_some() {
+            let deadline = Instant::now() + self.setup.tuning.call_timeout;
+            match self.call(GetCapacity { pool: Some(pool.clone()) }, deadline).await {
+                Err(error) if self.stalled_since().is_some() => return Err(error),
+                _ => {}
+            }
         }
-        Ok(status)
+        let process = self.process().await?;
+        let activity = process.call(GetActivity {}.into(), far(), false).await?;
+        *lock(&self.activity) = parse(&activity)?;
+        let status = process.call(GetStatus { pool: pool.clone() }.into(), far(), false).await?;
+        let status: Option<PoolStatus> = parse(&status)?;
+        status.ok_or_else(|| Error::new(Kind::Internal, "the worker does not know the pool"))
     }
 
     /// What the worker did, as it said last.
@@ -209,11 +236,16 @@ impl Group {
         if count < MAX_LEFT_BEHIND {
             return Ok(());
         }
+        let (subject, remedy) = self.setup.subject();
         let text = format!(
-            "pool {} does not respond: {count} worker processes wait for its disk and cannot be ended; restore the disk, \
-             or restart the host",
-            self.name()
+            "{subject} does not respond: {count} worker processes wait for it and cannot be ended; {remedy}, or restart the \
+             host"
         );
         Err(Error::new(Kind::Unavailable, text))
     }
+}
+
+/// The deadline of a call that may take any time.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(1 << 30)
 }

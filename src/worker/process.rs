@@ -31,6 +31,8 @@ type Waiting = oneshot::Sender<Result<String>>;
 #[derive(Debug)]
 pub(super) struct Process {
     group: String,
+    /// What its calls wait for, and what to check when that does not respond.
+    subject: (String, &'static str),
     pidfd: OwnedFd,
     socket: UnixStream,
     calls: mpsc::Sender<Request>,
@@ -58,26 +60,20 @@ impl Process {
         let flags = SockFlag::SOCK_CLOEXEC;
         let pair = socketpair(AddressFamily::Unix, SockType::Stream, None, flags);
         let (ours, theirs) = pair.map_err(std::io::Error::from).context(|| "make a socket for a worker")?;
-        let child = spawn(launch, theirs)?;
+        let child = Started(Some(spawn(launch, theirs)?));
         let socket = UnixStream::from(ours);
-        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context(|| "open a process")?;
+        let pidfd = pidfd_open(child.pid(), PidfdFlags::empty()).context(|| "open a process")?;
         let (calls, to_send) = mpsc::channel();
         let (reader, writer) = (clone(&socket)?, clone(&socket)?);
-        {
-            let kept = lock(kept);
-            for (name, descriptor) in kept.iter() {
-                let request = Request::Descriptor { name: name.clone() };
-                frames::send(socket.as_fd(), &request, Some(descriptor.as_fd()))?;
-            }
-        }
-        frames::send(socket.as_fd(), &Request::Setup(Box::new(setup.clone())), None)?;
-        let group = setup.group.clone();
-        info!(group, pid = child.id(), "started a worker process");
+        send_setup(&socket, setup, kept)?;
+        let (group, subject) = (setup.group.clone(), setup.subject());
+        info!(group, pid = child.pid().as_raw_nonzero().get(), "started a worker process");
+        let state = Mutex::default();
         let process =
-            Arc::new(Self { group, pidfd, socket, calls, state: Mutex::default(), reaped: Notify::new() });
+            Arc::new(Self { group, subject, pidfd, socket, calls, state, reaped: Notify::new() });
+        spawn_thread("worker-out", move || write(&writer, &to_send))?;
         let (reading, kept) = (Arc::clone(&process), Arc::clone(kept));
         spawn_thread("worker-in", move || reading.read(&reader, &kept, child))?;
-        spawn_thread("worker-out", move || write(&writer, &to_send))?;
         Ok(process)
     }
 
@@ -115,13 +111,11 @@ impl Process {
 
     /// The error of a call that was not answered.
     fn ended(&self) -> Error {
-        let (group, was_killed) = (&self.group, self.was_killed());
-        let text = if was_killed {
-            format!(
-                "pool {group} does not respond, and its worker process was killed: check its disk and retry"
-            )
+        let (subject, remedy) = &self.subject;
+        let text = if self.was_killed() {
+            format!("{subject} does not respond, and its worker process was killed: {remedy}, and retry")
         } else {
-            format!("the worker process of pool {group} has ended: the call may have been completed; retry")
+            format!("the worker process of {subject} has ended: the call may have been completed; retry")
         };
         Error::new(Kind::Unresponsive, text)
     }
@@ -175,7 +169,7 @@ impl Process {
     }
 
     /// Receives messages until the worker ends, and reaps it.
-    fn read(&self, socket: &UnixStream, kept: &Kept, mut child: Child) {
+    fn read(&self, socket: &UnixStream, kept: &Kept, child: Started) {
         let received = loop {
             match frames::receive(socket.as_fd()) {
                 Ok(Some((response, descriptor))) => self.handle(response, descriptor, kept),
@@ -188,7 +182,7 @@ impl Process {
         }
         self.end();
         let _has_ended = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+        let status = child.wait();
         info!(group = self.group, status, "the worker process has ended");
         lock(&self.state).is_reaped = true;
         self.reaped.notify_waiters();
@@ -214,6 +208,43 @@ impl Process {
             Response::Release { name } => close(lock(kept).remove(&name)),
         }
     }
+}
+
+/// A child process. It is killed and reaped when this is dropped, such as after a failure during its start.
+struct Started(Option<Child>);
+
+impl Started {
+    fn pid(&self) -> Pid {
+        self.0.as_ref().map_or(Pid::INIT, Pid::from_child)
+    }
+
+    /// Waits for its end, and returns its exit status as text.
+    fn wait(mut self) -> String {
+        let ended = self.0.take().map(|mut child| child.wait());
+        match ended {
+            Some(Ok(status)) => status.to_string(),
+            Some(Err(error)) => error.to_string(),
+            None => String::new(),
+        }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _has_ended = child.kill();
+            let _has_ended = child.wait();
+        }
+    }
+}
+
+/// Sends a new worker what its predecessors have deposited, and what to serve.
+fn send_setup(socket: &UnixStream, setup: &Setup, kept: &Kept) -> Result<()> {
+    for (name, descriptor) in lock(kept).iter() {
+        let request = Request::Descriptor { name: name.clone() };
+        frames::send(socket.as_fd(), &request, Some(descriptor.as_fd()))?;
+    }
+    frames::send(socket.as_fd(), &Request::Setup(Box::new(setup.clone())), None)
 }
 
 /// Closes a descriptor on a thread, since that may wait for its disk.

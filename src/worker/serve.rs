@@ -13,6 +13,7 @@ use tracing::Span;
 use super::{Request, Response, Setup, frames};
 use crate::engine::Engine;
 use crate::engine::call::Call;
+use crate::engine::request::Keeper;
 use crate::error::{Context as _, Error, Kind, Result};
 
 /// A worker that is connected to its parent.
@@ -44,6 +45,16 @@ pub fn connect() -> Result<(Worker, Setup, BTreeMap<String, OwnedFd>)> {
             }
             _ => return Err(not_a_parent()),
         }
+    }
+}
+
+impl Keeper for Worker {
+    fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> Result<()> {
+        self.deposit(name, descriptor)
+    }
+
+    fn close(&self, name: &str) -> Result<()> {
+        self.release(name)
     }
 }
 

@@ -25,13 +25,13 @@ impl Stall {
     ///
     /// # Errors
     /// `Unresponsive` while another call is tried.
-    pub(super) fn enter(&self, group: &str) -> Result<Trial<'_>> {
+    pub(super) fn enter(&self, (subject, remedy): (String, &str)) -> Result<Trial<'_>> {
         let mut state = lock(&self.0);
         match state.since {
             None => Ok(Trial(None)),
             Some(since) if state.is_tried => {
                 let text = format!(
-                    "pool {group} does not respond: its worker process has been killed since {since:.0}; check its disk"
+                    "{subject} does not respond: its worker process has been killed since {since:.0}; {remedy}"
                 );
                 Err(Error::new(Kind::Unresponsive, text))
             }
@@ -73,14 +73,15 @@ mod tests {
     #[test]
     fn one_call_at_a_time_is_tried_until_one_completes() {
         let stall = Stall::default();
-        drop((stall.enter("p").unwrap(), stall.enter("p").unwrap()));
+        let enter = || stall.enter(("pool p".to_owned(), "check its disk"));
+        drop((enter().unwrap(), enter().unwrap()));
         stall.begin();
-        let trial = stall.enter("p").unwrap();
-        assert_eq!(stall.enter("p").unwrap_err().kind(), Kind::Unresponsive);
+        let trial = enter().unwrap();
+        assert_eq!(enter().unwrap_err().kind(), Kind::Unresponsive);
         drop(trial);
-        let _trial = stall.enter("p").unwrap();
+        let _trial = enter().unwrap();
         stall.end();
-        drop((stall.enter("p").unwrap(), stall.enter("p").unwrap()));
+        drop((enter().unwrap(), enter().unwrap()));
         assert_eq!(stall.since(), None);
     }
 }

@@ -13,6 +13,7 @@ use crate::error::{Context as _, Kind, Result};
 use crate::mount::users::Users;
 use crate::pool::dirs::open_or_create;
 use crate::pool::hosts::{HostRecord, Hosts};
+use crate::pool::keeper::KeptFiles;
 use crate::pool::lock_files::{LockFiles, Mode};
 use crate::pool::medium::Medium;
 use crate::pool::object::ObjectKind;
@@ -22,6 +23,8 @@ use crate::volume::Name;
 
 /// Time between two comparisons of the locks with the mounts.
 const INTERVAL: Duration = Duration::from_secs(60);
+/// The same, while another process of this host is about to leave its locks to this one.
+const SHORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Wakes the thread that compares the locks with the mounts.
 #[derive(Debug, Default)]
@@ -46,6 +49,7 @@ impl UsedLocks {
         settings: &PoolSettings,
         purpose: Purpose,
         store: &Store,
+        kept: &KeptFiles,
     ) -> Result<Option<Self>> {
         if store.medium() == Medium::Local {
             return Ok(None);
@@ -53,53 +57,90 @@ impl UsedLocks {
         let root = store.root();
         let mut used = Self {
             pool: settings.name.clone(),
-            files: LockFiles::new(open_or_create(root, "locks")?)?,
+            files: LockFiles::kept(open_or_create(root, "locks")?, kept, format!("{}/used/", settings.name))?,
             hosts: Hosts::open(root)?,
             host: None,
             held: Mutex::default(),
             wakeup: Arc::default(),
         };
         if purpose == Purpose::Serve {
-            used.start(settings.node.as_deref(), store)?;
+            used.start(settings, store)?;
         }
         Ok(Some(used))
     }
 
-    fn start(&mut self, node: Option<&str>, store: &Store) -> Result<()> {
-        let host = HostRecord::new(node);
-        // The lock first: a record without a lock is removed.
-        let _: bool = self.files.try_lock(&host_key(&host), Mode::Exclusive)?;
-        if let Err(error) = self.hosts.add(&host) {
-            // On a full or read-only filesystem, volumes can still be published.
-            warn!(pool = %self.pool, error = error.chain(), "other hosts cannot tell the name of this one");
-        }
+    /// Releases everything, before the pool is opened again in this process: the next instance takes the locks of what is
+    /// mounted. The records stay as at the end of a process.
+    pub(in crate::pool) fn close(&self) {
+        let mut held = self.held();
+        self.wakeup.stop();
+        held.is_closed = true;
+        held.locks.clear();
+        self.files.unlock_others(&[]);
+    }
+
+    fn start(&mut self, settings: &PoolSettings, store: &Store) -> Result<()> {
+        let host = HostRecord::new(settings.process, settings.node.as_deref());
         self.host = Some(host.clone());
+        self.confirm_host(&host)?;
         let mounted = mounted_volumes(store.directory(ObjectKind::Volumes))?;
-        let former = self.forget_gone()?;
-        let was_alone = |name: &Name| {
-            let of_host = former.iter().filter(|(of, _)| of.is_same_host(&host));
-            of_host.flat_map(|(_, alone)| alone).any(|alone| alone == name)
-        };
-        let modes =
-            mounted.iter().map(|name| (name, if was_alone(name) { Mode::Exclusive } else { Mode::Shared }));
-        modes.for_each(|(name, mode)| self.take_mounted(&mut self.held(), name, mode));
+        // Of the locks that a predecessor has left, those of calls that ended with it are not needed.
+        let wanted = mounted.iter().map(key).chain([host_key(&host)]);
+        self.files.unlock_others(&wanted.collect::<Vec<_>>());
+        let mut alone = self.forget_gone()?;
+        for (name, found) in self.hosts.uses_of(&host) {
+            if !mounted.contains(&name) {
+                self.hosts.remove_use(host.uuid, &name);
+            } else if found.alone {
+                alone.insert(name);
+            }
+        }
+        self.take_all_mounted(&mounted, &alone);
         Ok(())
     }
 
-    /// Removes the records of processes that have ended. Returns them, each with the volumes that its host used alone.
-    fn forget_gone(&self) -> Result<Vec<(HostRecord, Vec<Name>)>> {
-        let mut former = Vec::new();
+    /// Takes the lock of this process and adds its record, unless it has both. It may have lost them with its lease.
+    fn confirm_host(&self, host: &HostRecord) -> Result<()> {
+        // The lock first: a record without a lock is removed.
+        let _: bool = self.files.try_lock(&host_key(host), Mode::Exclusive)?;
+        if self.hosts.has(host) {
+            return Ok(());
+        }
+        if let Err(error) = self.hosts.add(host) {
+            // On a full or read-only filesystem, volumes can still be published.
+            warn!(pool = %self.pool, error = error.chain(), "other hosts cannot tell the name of this one");
+        }
+        let held = self.held();
+        held.locks.iter().for_each(|(name, lock)| self.hosts.add_use(host.uuid, name, lock.mode));
+        Ok(())
+    }
+
+    /// Takes the locks of what is mounted: exclusive ones for what an ended process of this host has used alone.
+    fn take_all_mounted(&self, mounted: &BTreeSet<Name>, alone: &BTreeSet<Name>) {
+        for name in mounted {
+            let mode = if alone.contains(name) { Mode::Exclusive } else { Mode::Shared };
+            self.take_mounted(&mut self.held(), name, mode);
+        }
+        let mut held = self.held();
+        held.waits =
+            mounted.iter().any(|name| !held.locks.contains_key(name) && !held.lost.contains_key(name));
+    }
+
+    /// Removes the records of processes that have ended. Returns the volumes that those of this host used alone.
+    fn forget_gone(&self) -> Result<BTreeSet<Name>> {
+        let mut of_this_host = BTreeSet::new();
         for host in self.hosts.all()?.into_iter().filter(|host| self.is_gone(host)) {
             let uses = self.hosts.uses_of(&host);
-            if !uses.is_empty() && self.host.as_ref().is_none_or(|own| !own.is_same_host(&host)) {
+            let is_same_host = self.host.as_ref().is_some_and(|own| own.is_same_host(&host));
+            if !uses.is_empty() && !is_same_host {
                 let (pool, node, volumes) = (&self.pool, &host.node, uses.len());
                 warn!(%pool, node, volumes, "the host is gone, and its uses of volumes are forgotten");
             }
             self.hosts.remove(host.uuid);
-            let alone = uses.into_iter().filter(|(_, found)| found.alone).map(|(name, _)| name);
-            former.push((host, alone.collect()));
+            let alone = uses.into_iter().filter(|(_, found)| found.alone && is_same_host);
+            of_this_host.extend(alone.map(|(name, _)| name));
         }
-        Ok(former)
+        Ok(of_this_host)
     }
 
     /// Takes the lock of a volume that is mounted, or takes it again. If another host excludes this one, the mounts stay,
@@ -164,11 +205,14 @@ impl UsedLocks {
                 self.release(&mut held, name);
             }
         }
-        for name in &mounted {
-            self.take_mounted(&mut self.held(), name, Mode::Shared);
+        if let Some(host) = &self.host {
+            self.confirm_host(host)?;
         }
+        // First, since another process of this host may have used a volume alone that it leaves to this one.
+        let alone = self.forget_gone()?;
+        self.take_all_mounted(&mounted, &alone);
         self.held().lost.retain(|name, _| mounted.contains(name));
-        self.forget_gone().map(drop)
+        Ok(())
     }
 }
 
@@ -187,12 +231,16 @@ impl OpenPool {
     /// The used-locks, if other hosts use the pool.
     #[must_use]
     pub fn used(&self) -> Option<&UsedLocks> {
-        self.used.as_ref()
+        self.used.as_deref()
     }
 }
 
 fn run(wakeup: &Wakeup, pool: &Weak<OpenPool>) {
-    while wakeup.wait() {
+    let interval = || match pool.upgrade().as_ref().and_then(|pool| pool.used()) {
+        Some(used) if used.held().waits => SHORT_INTERVAL,
+        _ => INTERVAL,
+    };
+    while wakeup.wait(interval()) {
         let Some(pool) = pool.upgrade() else { return };
         let Some(used) = pool.used() else { return };
         if let Err(error) = used.compare(pool.store.directory(ObjectKind::Volumes)) {
@@ -218,9 +266,9 @@ impl Wakeup {
     }
 
     /// Waits until a comparison is due; `false`: no more is needed.
-    fn wait(&self) -> bool {
+    fn wait(&self, interval: Duration) -> bool {
         let is_idle = |signal: &mut Signal| !signal.due && !signal.stop;
-        let waited = self.changed.wait_timeout_while(self.state(), INTERVAL, is_idle);
+        let waited = self.changed.wait_timeout_while(self.state(), interval, is_idle);
         let (mut signal, _) = waited.unwrap_or_else(PoisonError::into_inner);
         signal.due = false;
         !signal.stop
