@@ -103,10 +103,12 @@ seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 {{- $names := dict -}}
 {{- $defaults := list -}}
-{{- range .Values.storageClasses -}}
+{{- range concat (.Values.storageClasses | default list) (ternary (.Values.nfs.storageClasses | default list) list .Values.nfs.enabled) -}}
 {{- if hasKey $names .name -}}{{- fail (printf "storageClasses: the name %s is used twice" .name) -}}{{- end -}}
 {{- $_ := set $names .name true -}}
 {{- if .default -}}{{- $defaults = append $defaults .name -}}{{- end -}}
+{{- end -}}
+{{- range .Values.storageClasses -}}
 {{- $pool := dig "parameters" "pool" "" . -}}
 {{- if and $pool (not (hasKey $.Values.pools $pool)) -}}
 {{- fail (printf "storageClasses: %s refers to the pool %s, which does not exist: add it to pools" .name $pool) -}}
