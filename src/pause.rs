@@ -13,12 +13,12 @@
 
 mod cgroups;
 mod helper;
-mod look;
 mod mounts;
 mod owner;
 mod plan;
 mod process;
 mod record;
+mod scan;
 mod writers;
 
 use std::os::fd::BorrowedFd;
@@ -30,14 +30,14 @@ pub use self::helper::serve as serve_helper;
 pub use self::owner::HELPER_COMMAND;
 pub use self::record::{FrozenCgroup, Hierarchy, PauseRecord, thaw};
 
-use self::look::{Looker, Volumes};
 use self::owner::{Helper, Watch};
 use self::plan::Plan;
+use self::scan::{Scanner, Volumes};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::loop_devices::loop_device_in;
 
-/// How long a look at the processes may take while they run.
-const LOOK_WAIT: Duration = Duration::from_secs(10);
+/// How long a scan of the processes may take while they run.
+const SCAN_WAIT: Duration = Duration::from_secs(10);
 
 /// The program that runs the helper: this one, even if its file was replaced.
 const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -45,14 +45,14 @@ const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Finds and pauses the consumers of directories.
 #[derive(Debug)]
 pub struct Pauser {
-    looker: Looker,
+    scanner: Scanner,
     helper: PathBuf,
 }
 
 /// Consumers that are paused. Dropping it lets them continue.
 #[derive(Debug)]
 pub struct Pause {
-    looker: Looker,
+    scanner: Scanner,
     volumes: Arc<Volumes>,
     plan: Plan,
     watch: Watch,
@@ -73,7 +73,7 @@ impl Pauser {
     /// Creates a pauser that reads processes from `proc`: `/proc`, or the path at which the host's is mounted.
     #[must_use]
     pub fn new(proc: PathBuf) -> Self {
-        Self { looker: Looker::new(proc), helper: OWN_PROGRAM.into() }
+        Self { scanner: Scanner::new(proc), helper: OWN_PROGRAM.into() }
     }
 
     /// Uses another program as the helper. It is run with [`HELPER_COMMAND`] and must call [`serve_helper`].
@@ -91,7 +91,7 @@ impl Pauser {
     /// `Internal` if the processes cannot be listed; `Unsupported` if some cannot be inspected; `Busy` if that takes too
     /// long.
     pub fn is_consumed(&self, dirs: &[BorrowedFd<'_>]) -> Result<bool> {
-        self.looker.is_consumed(&Arc::new(Volumes::of(dirs)?), LOOK_WAIT)
+        self.scanner.is_consumed(&Arc::new(Volumes::of(dirs)?), SCAN_WAIT)
     }
 
     /// Pauses every consumer of the directories. `None`: nothing consumes them. `record` is called with what will be
@@ -130,22 +130,22 @@ impl Pauser {
         limit: Duration,
         record: &mut dyn FnMut(&PauseRecord) -> Result<()>,
     ) -> Result<Attempt> {
-        let Some(mut plan) = self.looker.plan(volumes, LOOK_WAIT)? else { return Ok(Attempt::Ended(None)) };
+        let Some(mut plan) = self.scanner.plan(volumes, SCAN_WAIT)? else { return Ok(Attempt::Ended(None)) };
         let cgroups = std::mem::take(&mut plan.open);
-        let mut helper = Helper::start(&self.helper, &self.looker.proc, cgroups, limit)?;
+        let mut helper = Helper::start(&self.helper, &self.scanner.proc, cgroups, limit)?;
         let to_freeze = helper.to_freeze();
         if !to_freeze.is_empty() {
-            record(&PauseRecord::new(&self.looker.proc, to_freeze)?)?;
+            record(&PauseRecord::new(&self.scanner.proc, to_freeze)?)?;
         }
         let started = Instant::now();
         let deadline = started + limit;
         helper.freeze()?;
-        if let Err(error) = check(&self.looker, volumes, &plan, limit) {
+        if let Err(error) = check(&self.scanner, volumes, &plan, limit) {
             return Ok(Attempt::Changed(error));
         }
         let watch = Watch::start(helper, deadline)?;
-        let (looker, volumes) = (self.looker.clone(), Arc::clone(volumes));
-        Ok(Attempt::Ended(Some(Pause { looker, volumes, plan, watch, started, deadline })))
+        let (scanner, volumes) = (self.scanner.clone(), Arc::clone(volumes));
+        Ok(Attempt::Ended(Some(Pause { scanner, volumes, plan, watch, started, deadline })))
     }
 }
 
@@ -156,8 +156,8 @@ enum Attempt {
 }
 
 /// Fails unless every consumer is in the cgroups of the plan, and nothing else can write.
-fn check(looker: &Looker, volumes: &Arc<Volumes>, plan: &Plan, limit: Duration) -> Result<()> {
-    match looker.plan(volumes, limit).context(|| "look at the processes while they are paused")? {
+fn check(scanner: &Scanner, volumes: &Arc<Volumes>, plan: &Plan, limit: Duration) -> Result<()> {
+    match scanner.plan(volumes, limit).context(|| "scan the processes while they are paused")? {
         Some(now) if !plan.covers(&now) => Err(Error::new(
             Kind::Busy,
             "a consumer of the volume started while the others were paused: retry",
@@ -174,7 +174,7 @@ impl Pause {
     /// something else thawed them; `InUse` if another process can write now. They run after an error, too.
     pub fn resume(self) -> Result<Paused> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        check(&self.looker, &self.volumes, &self.plan, left)?;
+        check(&self.scanner, &self.volumes, &self.plan, left)?;
         let ended = self.watch.end()?;
         Ok(Paused { duration: ended.duration_since(self.started), containers: self.plan.containers })
     }

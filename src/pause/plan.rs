@@ -1,8 +1,8 @@
 //! Which cgroups to freeze, and which never.
 
 use super::cgroups::{Cgroup, Hierarchies, path_in};
-use super::look::{Look, Seen};
 use super::record::FrozenCgroup;
+use super::scan::{Scan, Seen};
 use crate::error::{Error, Kind, Result};
 use crate::mount::users::{container_of_cgroup, pod_of_cgroup};
 
@@ -40,18 +40,18 @@ impl Plan {
     ///
     /// # Errors
     /// `InUse` if one of them cannot be frozen; `Busy` if a cgroup has gone meanwhile.
-    pub(super) fn make(look: &Look, hierarchies: &Hierarchies, consumers: &[&Seen]) -> Result<Self> {
+    pub(super) fn make(scan: &Scan, hierarchies: &Hierarchies, consumers: &[&Seen]) -> Result<Self> {
         let mut plan = Self { cgroups: Vec::new(), open: Vec::new(), containers: Vec::new() };
         for consumer in consumers {
             if plan.contains(&consumer.cgroup) {
                 continue;
             }
             let Some((hierarchy, path)) = hierarchies.locate(&consumer.cgroup) else {
-                if look.open(consumer).is_none_or(|process| process.is_ending()) {
+                if scan.open(consumer).is_none_or(|process| process.is_ending()) {
                     continue;
                 }
                 let why = "in a cgroup of its own";
-                return Err(refusal(look, consumer, &format!("consumes the volume and is not {why}")));
+                return Err(refusal(scan, consumer, &format!("consumes the volume and is not {why}")));
             };
             let cgroup = hierarchies.open(hierarchy, &path).map_err(|errno| {
                 let text =
@@ -69,7 +69,7 @@ impl Plan {
         plan.containers = paused.map(|consumer| container(&plan, consumer)).collect();
         plan.containers.sort_unstable();
         plan.containers.dedup();
-        plan.refuse_host(look)?;
+        plan.refuse_host(scan)?;
         Ok(plan)
     }
 
@@ -89,26 +89,26 @@ impl Plan {
     }
 
     /// Fails if one of the cgroups holds what the host depends on.
-    fn refuse_host(&self, look: &Look) -> Result<()> {
-        for seen in look.processes().iter().filter(|seen| self.contains(&seen.cgroup)) {
-            let Some(process) = look.open(seen) else { continue };
+    fn refuse_host(&self, scan: &Scan) -> Result<()> {
+        for seen in scan.processes().iter().filter(|seen| self.contains(&seen.cgroup)) {
+            let Some(process) = scan.open(seen) else { continue };
             if process.has_no_program() {
                 continue;
             }
-            if look.is_of_host(seen) {
-                return Err(refusal(look, seen, "belongs to the host and shares a cgroup with the consumer"));
+            if scan.is_of_host(seen) {
+                return Err(refusal(scan, seen, "belongs to the host and shares a cgroup with the consumer"));
             }
             let command = process.command();
             if RUNTIMES.contains(&&command[..]) || command.starts_with(SHIM) {
-                return Err(refusal(look, seen, "runs containers and shares a cgroup with the consumer"));
+                return Err(refusal(scan, seen, "runs containers and shares a cgroup with the consumer"));
             }
         }
         Ok(())
     }
 }
 
-fn refusal(look: &Look, seen: &Seen, why: &str) -> Error {
-    let command = look.open(seen).map(|process| process.command()).unwrap_or_default();
+fn refusal(scan: &Scan, seen: &Seen, why: &str) -> Error {
+    let command = scan.open(seen).map(|process| process.command()).unwrap_or_default();
     let container = match (pod_of_cgroup(&seen.cgroup), container_of_cgroup(&seen.cgroup)) {
         (Some(pod), _) => format!(" of pod {pod}"),
         (None, Some(container)) => format!(" of container {container}"),

@@ -1,4 +1,4 @@
-//! One look at all processes: which consume a volume, in which cgroups they are, and whether others can write.
+//! One scan of all processes: which consume a volume, in which cgroups they are, and whether others can write.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -19,7 +19,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::location::{ContainingMount, FsLocation, MountedDir};
 use crate::mount::mountinfo::Device;
 
-/// Looks that may run at once. More mean that a process cannot be read.
+/// Scans that may run at once. More mean that a process cannot be read.
 const MAX_RUNNING: usize = 8;
 
 /// Where volumes are.
@@ -47,18 +47,18 @@ impl Volumes {
     }
 }
 
-/// Looks at the processes of a `/proc`, each time in a thread of its own. A process can block its reader: the memory map
+/// Scans the processes of a `/proc`, each time in a thread of its own. A process can block its reader: the memory map
 /// is locked while a page comes from a FUSE server.
 #[derive(Debug, Clone)]
-pub(super) struct Looker {
+pub(super) struct Scanner {
     /// The directory.
     pub(super) proc: PathBuf,
-    /// The process that was read last. Each running look holds a reference.
+    /// The process that was read last. Each running scan holds a reference.
     current: Arc<AtomicI32>,
 }
 
-impl Looker {
-    /// Creates a looker.
+impl Scanner {
+    /// Creates a scanner.
     pub(super) fn new(proc: PathBuf) -> Self {
         Self { proc, current: Arc::default() }
     }
@@ -67,8 +67,8 @@ impl Looker {
     pub(super) fn is_consumed(&self, volumes: &Arc<Volumes>, limit: Duration) -> Result<bool> {
         let volumes = Arc::clone(volumes);
         self.in_time(limit, move |proc, progress| {
-            let look = Look::take(proc, &volumes, progress)?;
-            Ok(look.consumers(&volumes).next().is_some())
+            let scan = Scan::take(proc, &volumes, progress)?;
+            Ok(scan.consumers(&volumes).next().is_some())
         })
     }
 
@@ -77,10 +77,10 @@ impl Looker {
         let volumes = Arc::clone(volumes);
         self.in_time(limit, move |proc, progress| {
             let hierarchies = Hierarchies::of_host(proc)?;
-            let look = Look::take(proc, &volumes, progress)?;
-            let consumers: Vec<&Seen> = look.consumers(&volumes).collect();
-            let plan = Plan::make(&look, &hierarchies, &consumers)?;
-            look.refuse_writers(&volumes, &plan, progress)?;
+            let scan = Scan::take(proc, &volumes, progress)?;
+            let consumers: Vec<&Seen> = scan.consumers(&volumes).collect();
+            let plan = Plan::make(&scan, &hierarchies, &consumers)?;
+            scan.refuse_writers(&volumes, &plan, progress)?;
             Ok((!consumers.is_empty()).then_some(plan))
         })
     }
@@ -88,7 +88,7 @@ impl Looker {
     fn in_time<T: Send + 'static>(
         &self,
         limit: Duration,
-        look: impl FnOnce(&Path, &Progress) -> Result<T> + Send + 'static,
+        scan: impl FnOnce(&Path, &Progress) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let late = |current: &AtomicI32| {
             let pid = current.load(Ordering::Relaxed);
@@ -100,13 +100,13 @@ impl Looker {
         let (sender, result) = mpsc::channel();
         let progress = Progress { current: Arc::clone(&self.current), deadline: Instant::now() + limit };
         let proc = self.proc.clone();
-        let run = move || drop(sender.send(look(&proc, &progress)));
-        std::thread::Builder::new().name("look".to_owned()).spawn(run).context(|| "start a thread")?;
+        let run = move || drop(sender.send(scan(&proc, &progress)));
+        std::thread::Builder::new().name("scan".to_owned()).spawn(run).context(|| "start a thread")?;
         result.recv_timeout(limit).unwrap_or_else(|_| Err(late(&self.current)))
     }
 }
 
-/// How far a look is.
+/// How far a scan is.
 #[derive(Debug)]
 struct Progress {
     current: Arc<AtomicI32>,
@@ -123,7 +123,7 @@ impl Progress {
     }
 }
 
-/// A process that a look has seen.
+/// A process that a scan has seen.
 #[derive(Debug)]
 pub(super) struct Seen {
     /// Its id.
@@ -135,7 +135,7 @@ pub(super) struct Seen {
 
 /// All processes at some moment.
 #[derive(Debug)]
-pub(super) struct Look {
+pub(super) struct Scan {
     proc: OwnedFd,
     own_pid: Option<i32>,
     /// The mount namespaces of process 1, of orlop, and of the thread.
@@ -144,7 +144,7 @@ pub(super) struct Look {
     mounts: Mounts,
 }
 
-impl Look {
+impl Scan {
     fn take(proc: &Path, volumes: &Volumes, progress: &Progress) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(CWD, proc, flags, Mode::empty());
@@ -161,17 +161,17 @@ impl Look {
         let host = host.into_iter().flatten().collect();
         let mut devices: Vec<Device> = volumes.locations.iter().map(|volume| volume.device).collect();
         devices.dedup();
-        let mut look = Self { proc: dir, own_pid, host, processes: Vec::new(), mounts: Mounts::of(devices) };
-        look.read_host(progress)?;
+        let mut scan = Self { proc: dir, own_pid, host, processes: Vec::new(), mounts: Mounts::of(devices) };
+        scan.read_host(progress)?;
         each_number(listing.as_fd(), |pid| {
             progress.at(pid).map_err(Failure::Other)?;
-            match look.visit(pid) {
+            match scan.visit(pid) {
                 Err(error) if has_ended(error) => Ok(()),
                 result => result.map_err(Failure::Errno),
             }
         })
         .map_err(Failure::into_error)?;
-        Ok(look)
+        Ok(scan)
     }
 
     /// Reads the mounts of the thread, whose namespace may be of no process.
