@@ -26,6 +26,9 @@ impl Consistency {
     }
 }
 
+/// The most bytes of the names of containers in a record, since records have a bound.
+const MAX_NAMES: usize = 16 << 10;
+
 /// How consistent a copy was made: a part of the records of snapshots and clones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -35,7 +38,7 @@ pub struct CopyRecord {
     /// How long the containers were paused, in milliseconds, rounded up; 0: nothing was paused.
     #[serde(default)]
     pub pause_ms: u64,
-    /// The containers that were paused.
+    /// The containers that were paused. If there are very many, the last entry states how many more there were.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paused: Vec<String>,
 }
@@ -49,8 +52,19 @@ impl CopyRecord {
 
     /// The record of a copy whose source was paused.
     #[must_use]
-    pub fn paused(pause: Duration, paused: Vec<String>) -> Self {
+    pub fn paused(pause: Duration, mut paused: Vec<String>) -> Self {
         let pause_ms = u64::try_from(pause.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
+        let mut bytes = 0;
+        let fits = |name: &&String| {
+            bytes += name.len();
+            bytes <= MAX_NAMES
+        };
+        let kept = paused.iter().take_while(fits).count();
+        if kept < paused.len() {
+            let more = format!("{} more", paused.len() - kept);
+            paused.truncate(kept);
+            paused.push(more);
+        }
         Self { consistency: Consistency::Crash, pause_ms, paused }
     }
 
@@ -69,5 +83,16 @@ mod tests {
     fn a_pause_is_rounded_up_to_milliseconds() {
         let paused = |micros| CopyRecord::paused(Duration::from_micros(micros), Vec::new()).pause_ms;
         assert_eq!([1, 1000, 1001].map(paused), [1, 1, 2]);
+    }
+
+    #[test]
+    fn the_record_of_a_pause_of_very_many_containers_is_short() {
+        let paused = |count: u32| {
+            let names = (0..count).map(|number| format!("{number:064}")).collect();
+            CopyRecord::paused(Duration::ZERO, names).paused
+        };
+        assert_eq!((paused(0).len(), paused(256).len(), paused(257).len()), (0, 256, 257));
+        let many = paused(5000);
+        assert_eq!((many.len(), &many[256][..]), (257, "4744 more"));
     }
 }

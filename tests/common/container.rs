@@ -170,12 +170,16 @@ impl Container {
     #[expect(clippy::disallowed_methods, reason = "the container is a process")]
     pub(crate) fn start(mounts: &Path, target: &Path, program: &Path) -> Option<Self> {
         let cgroup = TestCgroup::new(*hierarchies().first()?);
+        // A process with a mount namespace of its own is a consumer, so it joins the cgroup before.
+        let join = "echo $$ > \"$1\"; shift; exec \"$@\"";
         // As in a container, the volume is at one place only.
-        let script = "echo $$ > \"$1\"; mount --bind \"$2\" \"$3\"; umount \"$2\"; exec \"$4\" \"$3\"";
-        let mut process = Command::new("nsenter")
-            .arg(format!("--mount={}", mounts.display()))
-            .args(["unshare", "--mount", "--propagation", "private", "sh", "-euc", script, "sh"])
-            .args([&cgroup.procs(), target, Path::new(INSIDE), program])
+        let mount = "mount --bind \"$1\" \"$2\"; umount \"$1\"; exec \"$3\" \"$2\"";
+        let mut process = Command::new("sh")
+            .args(["-euc", join, "sh"])
+            .arg(cgroup.procs())
+            .args(["nsenter", &format!("--mount={}", mounts.display())])
+            .args(["unshare", "--mount", "--propagation", "private", "sh", "-euc", mount, "sh"])
+            .args([target, Path::new(INSIDE), program])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

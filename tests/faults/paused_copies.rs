@@ -264,6 +264,34 @@ fn what_a_killed_process_left_frozen_is_thawed_by_the_next_start_and_by_a_runnin
 }
 
 #[test]
+fn a_pause_of_very_many_containers_is_recorded_and_thawed_by_the_next_start() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let Some(frozen) = Frozen::new() else { return skip("no cgroup can be frozen") };
+    let mut record = frozen.record();
+    let gone = |number: u32| FrozenCgroup {
+        path: format!("/kubepods.slice/kubepods-burstable.slice/gone-{number:064}.scope"),
+        ..record.cgroups[0].clone()
+    };
+    let many: Vec<_> = (0..5000).map(gone).collect();
+    record.cgroups.splice(0..0, many);
+    let (_pool, open) = open_pool(dir.path());
+    let draft = open.store.draft().unwrap();
+    draft.write_pause(&record).unwrap();
+    let written = fs::read(
+        fs::read_dir(dir.path().join("work")).unwrap().next().unwrap().unwrap().path().join("pause.json"),
+    );
+    drop(draft);
+
+    let abandoned = abandon(dir.path(), "0123456789abcdef", &record);
+    fs::write(abandoned.join("pause.json"), written.unwrap()).unwrap();
+    open.store.sweep().unwrap();
+    assert!(!frozen.cgroup.is_frozen() && !abandoned.exists());
+}
+
+#[test]
 fn a_pause_of_a_process_that_lives_and_one_of_another_host_are_left_alone() {
     if !is_root() {
         return;

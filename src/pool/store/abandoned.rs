@@ -5,14 +5,18 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{self, AtFlags};
 use tracing::{info, warn};
 
-use super::{ObjectKind, Store, parse_new_record_name, read_file};
-use crate::error::{Context as _, Kind, Result};
+use super::record::read_bounded;
+use super::{ObjectKind, Store, parse_new_record_name};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::pause::{PauseRecord, thaw};
 use crate::pool::dirs::{for_each_entry, for_each_name};
 use crate::pool::trash::Retention;
 
 /// The file of a draft that names what its creator has frozen.
 pub(super) const PAUSE: &str = "pause.json";
+
+/// The largest such file in bytes. A container takes about 200.
+const PAUSE_MAX: u64 = 16 << 20;
 
 /// How long a draft is kept whose record of a pause is of another boot or version: another host or process may be able to
 /// thaw what it names. No pause takes that long.
@@ -91,7 +95,7 @@ impl Store {
 
     fn thaw_draft(&self, draft: &str) -> Result<bool> {
         let path = format!("{draft}/{PAUSE}");
-        let bytes = match read_file(self.work(), path.as_str()) {
+        let bytes = match read_bounded(self.work(), path.as_str(), PAUSE_MAX) {
             Ok(Some(bytes)) => bytes,
             // Only orlop writes it, whole or not at all.
             Ok(None) => return Ok(true),
@@ -113,6 +117,21 @@ impl Store {
         let modified = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + modified).unwrap_or(Duration::MAX)
     }
+}
+
+/// The contents of the file for a record.
+///
+/// # Errors
+/// `InUse` when they would be larger than what is read.
+pub(super) fn pause_to_bytes(record: &PauseRecord) -> Result<Vec<u8>> {
+    let bytes = serde_json::to_vec(record)
+        .map_err(|error| Error::caused(Kind::Internal, "serialize the record of the pause", error))?;
+    if bytes.len() as u64 <= PAUSE_MAX {
+        return Ok(bytes);
+    }
+    let text =
+        format!("{} containers are too many to be paused: use consistency: none", record.cgroups.len());
+    Err(Error::new(Kind::InUse, text))
 }
 
 fn is_this_boot(record: &PauseRecord) -> bool {

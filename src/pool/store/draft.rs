@@ -6,9 +6,10 @@ use rustix::fs::{self, AtFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::abandoned::PAUSE;
+use super::abandoned::{PAUSE, pause_to_bytes};
 use super::in_place::WORK;
-use super::{DIRECTORY, ObjectKind, Store, open_inside, replace_file, write_file};
+use super::record::replace_bytes;
+use super::{DIRECTORY, ObjectKind, Store, open_inside, write_file};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::project::{self, Project};
 use crate::pause::PauseRecord;
@@ -55,9 +56,11 @@ impl Draft<'_> {
     /// Records what is about to be frozen, on stable storage.
     ///
     /// # Errors
-    /// The error of the failed system call.
+    /// `InUse` when so many containers are to be paused that the record would be too large; otherwise the error of the failed
+    /// system call.
     pub fn write_pause(&self, record: &PauseRecord) -> Result<()> {
-        replace_file(self.dir(), PAUSE, record).context(|| format!("write work/{}/{PAUSE}", self.nonce))
+        let write = || replace_bytes(self.dir(), PAUSE, &pause_to_bytes(record)?);
+        write().context(|| format!("write work/{}/{PAUSE}", self.nonce))
     }
 
     /// Removes that record, when nothing is frozen any more.

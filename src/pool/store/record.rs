@@ -22,6 +22,11 @@ const RECORD_MAX: u64 = 64 << 10;
 /// # Errors
 /// `Unreadable` when it is larger or not a regular file; `Unavailable` when something is mounted there; otherwise the error of the failed system call.
 pub fn read_file<P: Arg + Copy>(dir: impl AsFd, path: P) -> Result<Option<Vec<u8>>> {
+    read_bounded(dir, path, RECORD_MAX)
+}
+
+/// Like [`read_file`], for a file of at most this many bytes.
+pub(super) fn read_bounded<P: Arg + Copy>(dir: impl AsFd, path: P, max: u64) -> Result<Option<Vec<u8>>> {
     // O_NONBLOCK: opening a FIFO would block.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match open_inside(dir, path, flags) {
@@ -36,9 +41,9 @@ pub fn read_file<P: Arg + Copy>(dir: impl AsFd, path: P) -> Result<Option<Vec<u8
         return Err(not_a_file());
     }
     let mut bytes = Vec::with_capacity(1024);
-    file.take(RECORD_MAX + 1).read_to_end(&mut bytes).context(|| "read")?;
-    if bytes.len() as u64 > RECORD_MAX {
-        return Err(Error::new(Kind::Unreadable, format!("it is larger than {RECORD_MAX} bytes")));
+    file.take(max + 1).read_to_end(&mut bytes).context(|| "read")?;
+    if bytes.len() as u64 > max {
+        return Err(Error::new(Kind::Unreadable, format!("it is larger than {max} bytes")));
     }
     Ok(Some(bytes))
 }
@@ -109,9 +114,14 @@ fn add_unknown(merged: &mut Value, known: &Value, stored: Value) {
 /// # Errors
 /// The error of the failed call. An existing file is then unchanged, unless only the sync of the directory failed.
 pub fn replace_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
+    replace_bytes(dir, name, &to_bytes(value)?)
+}
+
+/// Like [`replace_file`], with these bytes.
+pub(super) fn replace_bytes(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> Result<()> {
     let new = format!("{name}.new");
     let _ = fs::unlinkat(dir, &new, AtFlags::empty());
-    let written = write_file(dir, &new, value)
+    let written = write_bytes(dir, &new, bytes)
         .and_then(|()| fs::renameat(dir, &new, dir, name).context(|| format!("rename {new} to {name}")));
     if written.is_err() {
         let _ = fs::unlinkat(dir, &new, AtFlags::empty());
@@ -125,6 +135,10 @@ pub fn replace_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) ->
 /// # Errors
 /// `Invalid` when it would be larger than [`read_file`] reads; otherwise the error of the failed system call.
 pub(in crate::pool) fn write_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str, value: &T) -> Result<()> {
+    write_bytes(dir, name, &to_bytes(value)?)
+}
+
+fn to_bytes<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     let failed = |error| Error::caused(Kind::Internal, "serialize the record", error);
     let mut bytes = serde_json::to_vec_pretty(value).map_err(failed)?;
     bytes.push(b'\n');
@@ -138,7 +152,7 @@ pub(in crate::pool) fn write_file<T: Serialize>(dir: BorrowedFd<'_>, name: &str,
         );
         return Err(Error::new(Kind::Invalid, text));
     }
-    write_bytes(dir, name, &bytes)
+    Ok(bytes)
 }
 
 /// Writes a new file and syncs it.
