@@ -8,4 +8,5 @@ mod vm {
     mod nfs;
     mod pools;
     mod quota;
+    mod shares;
 }

@@ -9,7 +9,7 @@ use super::Engine;
 use super::request::{Publish, Sharing};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::DirIdentity;
-use crate::mount::{self, MountInfo};
+use crate::mount::{self, MountFlags, MountInfo};
 use crate::pool::locks::{LockGuard, LockKey};
 use crate::pool::object::ObjectKind;
 use crate::pool::{OpenPool, Pool, UsedLock, UsedLocks};
@@ -68,7 +68,8 @@ impl Engine {
         let _target = self.lock_target(&request.target)?;
         let named = || format!("publish volume {}", request.id);
         if let Some(found) = mount::mounted_at(&request.target).context(named)? {
-            return check_published(request, &found, data.as_fd()).context(named);
+            return check_published(&request.id, &request.target, request.flags, &found, data.as_fd())
+                .context(named);
         }
         if request.sharing == Sharing::OneTarget {
             refuse_second_target(&request.id, data.as_fd()).context(named)?;
@@ -82,7 +83,7 @@ impl Engine {
             .context(|| format!("publish volume {} at {}", request.id, request.target.display()))
     }
 
-    fn lock_target(&self, target: &Path) -> Result<LockGuard<Target>> {
+    pub(super) fn lock_target(&self, target: &Path) -> Result<LockGuard<Target>> {
         self.targets.lock(Target::new(target)).context(|| target.display().to_string())
     }
 
@@ -263,16 +264,21 @@ impl Engine {
 }
 
 /// Whether the mount at the target is the one that the request asks for.
-fn check_published(request: &Publish, found: &MountInfo, data: BorrowedFd<'_>) -> Result<()> {
-    if mount::is_same(found, data, request.flags)? {
+pub(super) fn check_published(
+    id: &dyn fmt::Display,
+    target: &Path,
+    flags: MountFlags,
+    found: &MountInfo,
+    data: BorrowedFd<'_>,
+) -> Result<()> {
+    if mount::is_same(found, data, flags)? {
         return Ok(());
     }
     let what = if mount::is_of(found, data)? { "this volume with other flags" } else { "another directory" };
     let text = format!(
-        "volume {}: {what} ({}) is already mounted at {}: unpublish it first",
-        request.id,
+        "volume {id}: {what} ({}) is already mounted at {}: unpublish it first",
         found.root.display(),
-        request.target.display(),
+        target.display(),
     );
     Err(Error::new(Kind::Conflict, text))
 }
@@ -282,7 +288,7 @@ fn data_of(pool: &OpenPool, id: &VolumeId) -> Result<OwnedFd> {
     data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} does not exist")))
 }
 
-fn refuse_second_target(id: &VolumeId, data: BorrowedFd<'_>) -> Result<()> {
+pub(super) fn refuse_second_target(id: &dyn fmt::Display, data: BorrowedFd<'_>) -> Result<()> {
     let Some(other) = mount::targets_of(data)?.into_iter().next() else { return Ok(()) };
     let text = format!(
         "volume {id} may have one target only and is published at {}: unpublish it there first",
@@ -315,13 +321,13 @@ fn unmount_and_remove(name: &Name, target: &Path) -> Result<bool> {
 }
 
 /// Whether kubelet could have made this id for a pod's inline volume: `csi-` and a SHA-256.
-fn is_inline(id: &str) -> bool {
+pub(super) fn is_inline(id: &str) -> bool {
     id.strip_prefix("csi-")
         .is_some_and(|digest| digest.len() == 64 && digest.bytes().all(|c| c.is_ascii_hexdigit()))
 }
 
 /// Whether a mount's root is the data of the volume of this name, which may be in the trash.
-fn is_root_of(root: &Path, name: &Name) -> bool {
+pub(super) fn is_root_of(root: &Path, name: &Name) -> bool {
     let mut parts = root.iter().rev().map(|part| part.to_str().unwrap_or_default());
     let (data, directory, parent) = (parts.next(), parts.next().unwrap_or_default(), parts.next());
     // `<name>.<retention>.<nonce>`, and the name may contain dots.

@@ -48,6 +48,14 @@ impl NfsShare {
         Err(Error::caused(Kind::Unavailable, text, error))
     }
 
+    /// Asks whether the server responds. One that is not reached by TCP counts as responding if it has an address.
+    ///
+    /// # Errors
+    /// `Unavailable`, naming the server.
+    pub fn check_server(&self) -> Result<()> {
+        self.responding_address().map(drop)
+    }
+
     fn responding_address(&self) -> Result<SocketAddr> {
         let addresses = resolve(&self.server, self.options.port())?;
         if !self.options.is_tcp() {
