@@ -14,6 +14,7 @@ mod probe;
 mod registration;
 mod relocate;
 mod response;
+mod share;
 mod status;
 mod topology;
 
@@ -153,8 +154,8 @@ impl Driver {
 
 /// The error for an engine call in a process that was started with `--no-pools`.
 fn no_pools() -> Error {
-    let text = "this process was started with --no-pools and serves csi-resizer only: volumes are expanded on \
-                their node, and a VolumeAttributesClass takes effect only when a volume is created";
+    let text = "this process was started with --no-pools and serves csi-resizer and static shares only: volumes are \
+                expanded on their node, and a VolumeAttributesClass takes effect only when a volume is created";
     Error::new(Kind::Unsupported, text)
 }
 

@@ -7,6 +7,7 @@ mod lane;
 mod listing;
 mod names;
 mod remote;
+mod shares;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
 use self::calls::{Calls, MAX_THREADS};
+use self::shares::Servers;
 use crate::engine::Engine;
 use crate::engine::request::PoolSettings;
 use crate::error::{Error, Kind, Result};
@@ -32,6 +34,8 @@ pub struct Dispatch {
     engine: Arc<Engine>,
     timeout: Duration,
     lanes: Arc<HashMap<Lane, Arc<Calls>>>,
+    /// The lanes of the servers of static shares, by server.
+    servers: Arc<Servers>,
     /// All pools, in the order of the settings.
     pools: Arc<[PoolSettings]>,
     /// The pools whose calls run in worker processes.
@@ -54,13 +58,15 @@ impl Dispatch {
         let names: Vec<_> = pools.iter().map(|pool| pool.name.clone()).collect();
         let lanes = lane::all(&names).into_iter();
         let lanes = lanes.map(|lane| (lane.clone(), Arc::new(Calls::new(lane.subject(), timeout))));
-        Self { timeout, lanes: Arc::new(lanes.collect()), engine, pools: pools.into(), groups: groups.into() }
+        let lanes = Arc::new(lanes.collect());
+        let servers = Arc::default();
+        Self { timeout, lanes, servers, engine, pools: pools.into(), groups: groups.into() }
     }
 
     /// The most threads that the calls of this many pools can occupy.
     #[must_use]
     pub fn max_threads(pools: usize) -> usize {
-        lane::count(pools).saturating_mul(MAX_THREADS)
+        lane::count(pools).saturating_add(shares::DEAD_SERVERS).saturating_mul(MAX_THREADS)
     }
 
     /// The engine whose calls are run.
@@ -122,15 +128,18 @@ impl Dispatch {
 
     /// Waits until no call runs. Calls that do not respond in time are not waited for.
     pub async fn wait_until_idle(&self) {
-        for calls in self.lanes.values() {
+        for calls in self.lanes.values().cloned().chain(self.servers.all()) {
             calls.wait_until_idle().await;
         }
     }
 
     /// A pool that is not configured has no lane. Its calls fail in the engine, with a better message.
-    fn calls(&self, lane: &Lane) -> Result<&Arc<Calls>> {
+    fn calls(&self, lane: &Lane) -> Result<Arc<Calls>> {
+        if let Lane::Server(server) = lane {
+            return Ok(self.servers.calls(server, lane, self.timeout));
+        }
         let calls = self.lanes.get(lane).or_else(|| self.lanes.get(&Lane::NoPool));
-        calls.ok_or_else(|| Error::new(Kind::Internal, format!("there is no lane {lane:?}")))
+        calls.cloned().ok_or_else(|| Error::new(Kind::Internal, format!("there is no lane {lane:?}")))
     }
 
     /// A call for several pools would only wait for the stalled one.

@@ -3,6 +3,7 @@
 pub mod call;
 pub mod jobs;
 pub mod request;
+pub mod share;
 
 mod claims;
 mod consistency;

@@ -66,6 +66,15 @@ pub fn open_directory<P: Arg + Copy>(at: BorrowedFd<'_>, name: P) -> ErrnoResult
     with_noatime(|flags| retry_transient(|| openat2(at, name, DIRECTORY | flags, Mode::empty(), RESOLVE)))
 }
 
+/// Opens a directory any number of levels below another one. No symbolic link is followed; mounts are entered.
+///
+/// # Errors
+/// `ELOOP` for a symbolic link, `EXDEV` for a path that leads outside; otherwise the error of the failed system call.
+pub fn open_below<P: Arg + Copy>(dir: BorrowedFd<'_>, path: P) -> ErrnoResult<OwnedFd> {
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::BENEATH;
+    retry_transient(|| openat2(dir, path, DIRECTORY, Mode::empty(), resolve))
+}
+
 /// Opens a file with `O_NOATIME`, or without it where the kernel forbids that.
 fn with_noatime(mut open: impl FnMut(OFlags) -> ErrnoResult<OwnedFd>) -> ErrnoResult<OwnedFd> {
     match open(OFlags::NOATIME) {

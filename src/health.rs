@@ -1,6 +1,7 @@
 //! The status of the pools for callers that poll and must not hang: probes, metrics, health.
 
 mod problems;
+mod servers;
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -12,9 +13,12 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use self::problems::Problems;
+use self::servers::Servers;
 use crate::dispatch::Dispatch;
 use crate::engine::request::{Activity, PoolSettings, PoolStatus};
 use crate::volume::Timestamp;
+
+pub use self::servers::ServerStatus;
 
 /// How long reading the status of a pool may take before the pool counts as one that does not respond.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -32,6 +36,7 @@ const MAX_READINGS: usize = 20;
 pub struct Health {
     dispatch: Dispatch,
     pools: Vec<Arc<Watched>>,
+    servers: Servers,
 }
 
 /// A pool whose status is read.
@@ -72,7 +77,8 @@ impl Health {
     #[must_use]
     pub fn new(dispatch: Dispatch) -> Self {
         let pools = dispatch.pool_settings().map(|settings| Arc::new(Watched::new(settings)));
-        Self { pools: pools.collect(), dispatch }
+        let servers = Servers::new(dispatch.pool_settings().filter_map(|pool| pool.share.as_ref()));
+        Self { pools: pools.collect(), servers, dispatch }
     }
 
     /// The most threads that reading the status of this many pools can occupy.

@@ -12,7 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::engine::request::{PAUSE_BOUNDS, PauseStats, PoolStatus};
-use crate::health::Health;
+use crate::health::{Health, ServerStatus};
 
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -138,6 +138,7 @@ impl Collector for PoolCollector {
             }
         }
         encode_left_behind(&mut encoder, self.0.workers_left_behind())?;
+        encode_servers(&mut encoder, &self.0.servers())?;
         let activity = self.0.activity();
         let jobs = u64::try_from(activity.jobs).unwrap_or(u64::MAX);
         let gauges = [
@@ -162,6 +163,22 @@ fn encode_left_behind(encoder: &mut DescriptorEncoder<'_>, groups: Vec<(String, 
     for (group, count) in groups {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         metric.encode_family(&[("group", group.as_str())])?.encode_gauge(&count)?;
+    }
+    Ok(())
+}
+
+fn encode_servers(encoder: &mut DescriptorEncoder<'_>, servers: &[ServerStatus]) -> fmt::Result {
+    let help = "Whether the NFS server responded when it was last asked: 1 or 0";
+    let mut metric = encoder.encode_descriptor("orlop_server_up", help, None, MetricType::Gauge)?;
+    for status in servers {
+        let label = [("server", status.server.as_str())];
+        metric.encode_family(&label)?.encode_gauge(&i64::from(status.is_up))?;
+    }
+    let name = "orlop_server_answer_age_seconds";
+    let help = "Seconds since the last answer of the NFS server";
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (server, age) in servers.iter().filter_map(|status| Some((&status.server, status.age?))) {
+        metric.encode_family(&[("server", server.as_str())])?.encode_gauge(&age.as_secs_f64())?;
     }
     Ok(())
 }

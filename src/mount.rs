@@ -14,6 +14,7 @@ pub mod users;
 mod busy;
 mod detached;
 mod legacy;
+mod share;
 mod table;
 mod target;
 
@@ -28,6 +29,7 @@ use rustix::mount::UnmountFlags;
 pub use self::detached::{Api, attach, attach_by};
 pub use self::mountinfo::{Device, MountInfo};
 pub use self::options::{Atime, MountFlags};
+pub use self::share::detach_share;
 pub use self::target::{open_target, remove_target};
 
 use self::location::{ContainingMount, FsLocation, MountedDir, table_id};
@@ -196,7 +198,7 @@ pub fn detach_top(target: &Path) -> Result<()> {
 /// `InUse`, naming the process or mount that keeps the mount busy if it is found quickly; `Invalid` if `target` is not
 /// a valid path for a volume.
 pub fn detach(target: &Path) -> Result<()> {
-    let split = target::split(target)?;
+    target::split(target)?;
     let mut retries = 0;
     for _ in 0..MAX_UNMOUNTS {
         // umount2(2) does not access the target's filesystem, which may hang or be stale.
@@ -206,15 +208,7 @@ pub fn detach(target: &Path) -> Result<()> {
             Err(Errno::INVAL) if mounted_at(target)?.is_none() => return Ok(()),
             // Something was mounted between the two calls, or the kernel never allows this mount to be unmounted.
             Err(Errno::INVAL) if retries < 3 => retries += 1,
-            Err(Errno::BUSY) => {
-                let path = target::real_path(&split)?.unwrap_or_default();
-                let cause = busy::find_cause(&path).unwrap_or_else(|| {
-                    "no process was found that uses it: run `fuser -m` on the host and in its containers"
-                        .to_owned()
-                });
-                let text = format!("unmount {}: the mount is busy: {cause}", target.display());
-                return Err(Error::caused(Kind::InUse, text, std::io::Error::from(Errno::BUSY)));
-            }
+            Err(Errno::BUSY) => return Err(busy_error(target)?),
             Err(errno) => return Err(errno).context(|| format!("unmount {}", target.display())),
         }
     }
@@ -232,6 +226,16 @@ pub fn detach_lazily(target: &Path) -> Result<()> {
     rustix::mount::unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
         .context(|| format!("unmount {} lazily", target.display()))?;
     remove_target(target)
+}
+
+/// The error for a mount that is busy. It names what keeps it so, if that is found quickly.
+fn busy_error(target: &Path) -> Result<Error> {
+    let path = target::real_path(&target::split(target)?)?.unwrap_or_default();
+    let cause = busy::find_cause(&path).unwrap_or_else(|| {
+        "no process was found that uses it: run `fuser -m` on the host and in its containers".to_owned()
+    });
+    let text = format!("unmount {}: the mount is busy: {cause}", target.display());
+    Ok(Error::caused(Kind::InUse, text, std::io::Error::from(Errno::BUSY)))
 }
 
 /// Reports whether `dir` is on a shared mount, so that mounts made below it appear outside of this mount namespace.

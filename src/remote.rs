@@ -3,6 +3,8 @@
 mod nfs;
 mod nfs_mount;
 mod nfs_options;
+mod nfs_static;
 mod ping;
 
 pub use nfs::NfsShare;
+pub use nfs_static::check_network;

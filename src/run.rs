@@ -76,6 +76,8 @@ async fn run_frontends(settings: Settings) -> Result<()> {
     health.pools().await;
     let watched = Arc::clone(&health);
     tokio::spawn(async move { watched.watch().await });
+    let watched = Arc::clone(&health);
+    tokio::spawn(async move { watched.watch_servers().await });
     let metrics = Arc::new(Metrics::with_pools(Arc::clone(&health)));
     let stop = CancellationToken::new();
     let mut frontends = JoinSet::new();

@@ -22,6 +22,7 @@ mod api {
     mod records;
     mod removal;
     mod semantics;
+    mod shares;
     mod sharing;
     mod trees;
     mod verbs;

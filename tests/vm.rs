@@ -9,5 +9,6 @@ mod vm {
     mod pools;
     mod quota;
     mod quota_pools;
+    mod shares;
     mod workers;
 }

@@ -2,7 +2,7 @@
 
 use super::fields::{MAX_MAP, invalid, required};
 use super::proto::VolumeCapability;
-use super::proto::volume_capability::{AccessType, access_mode::Mode};
+use super::proto::volume_capability::{AccessType, MountVolume, access_mode::Mode};
 use crate::engine::request::Sharing;
 use crate::error::Result;
 use crate::mount::options::MountFlags;
@@ -21,6 +21,32 @@ pub(super) struct Access {
 /// # Errors
 /// `Invalid`, naming the field, if it is missing or a directory cannot have it.
 pub(super) fn parse(capability: Option<VolumeCapability>) -> Result<Access> {
+    let (mount, mode) = split(capability)?;
+    if !mount.fs_type.is_empty() {
+        return Err(invalid(
+            "volume_capability.mount.fs_type",
+            "must be empty: a directory has the filesystem of its pool; remove csi.storage.k8s.io/fstype",
+        ));
+    }
+    let (sharing, read_only) = sharing(mode)?;
+    let mut flags = MountFlags::parse(&mount.mount_flags)?;
+    flags.read_only |= read_only;
+    Ok(Access { flags, sharing })
+}
+
+/// Parses the capability of a share: the mount options, which are those of mount.nfs(8), the number of targets, and whether
+/// it is read-only.
+pub(super) fn parse_share(capability: Option<VolumeCapability>) -> Result<(Vec<String>, Sharing, bool)> {
+    let (mount, mode) = split(capability)?;
+    if !matches!(mount.fs_type.as_str(), "" | "nfs" | "nfs4") {
+        return Err(invalid("volume_capability.mount.fs_type", "must be empty or nfs"));
+    }
+    let (sharing, read_only) = sharing(mode)?;
+    Ok((mount.mount_flags, sharing, read_only))
+}
+
+/// Splits a capability into its mount and its mode.
+fn split(capability: Option<VolumeCapability>) -> Result<(MountVolume, i32)> {
     let capability = required("volume_capability", capability)?;
     let mode = required("volume_capability.access_mode", capability.access_mode)?.mode;
     let mount = match required("volume_capability.access_type", capability.access_type)? {
@@ -32,12 +58,6 @@ pub(super) fn parse(capability: Option<VolumeCapability>) -> Result<Access> {
             ));
         }
     };
-    if !mount.fs_type.is_empty() {
-        return Err(invalid(
-            "volume_capability.mount.fs_type",
-            "must be empty: a directory has the filesystem of its pool; remove csi.storage.k8s.io/fstype",
-        ));
-    }
     if !mount.volume_mount_group.is_empty() {
         return Err(invalid(
             "volume_capability.mount.volume_mount_group",
@@ -47,10 +67,7 @@ pub(super) fn parse(capability: Option<VolumeCapability>) -> Result<Access> {
     if mount.mount_flags.iter().map(String::len).sum::<usize>() > MAX_MAP {
         return Err(invalid("volume_capability.mount.mount_flags", "are longer than 4096 bytes"));
     }
-    let (sharing, read_only) = sharing(mode)?;
-    let mut flags = MountFlags::parse(&mount.mount_flags)?;
-    flags.read_only |= read_only;
-    Ok(Access { flags, sharing })
+    Ok((mount, mode))
 }
 
 /// Parses a list of capabilities, which must not be empty.
@@ -79,7 +96,7 @@ fn sharing(mode: i32) -> Result<(Sharing, bool)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::proto::volume_capability::{AccessMode, BlockVolume, MountVolume};
+    use super::super::proto::volume_capability::{AccessMode, BlockVolume};
     use super::*;
     use crate::error::Kind;
 

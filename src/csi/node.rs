@@ -12,7 +12,7 @@ use super::proto::{
     NodePublishVolumeResponse, NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest,
     NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, node_server::Node,
 };
-use super::{Driver, access, capabilities, fields, params, response, status};
+use super::{Driver, access, capabilities, fields, params, response, share, status};
 use crate::dispatch::{Dispatch, Lane};
 use crate::engine::call;
 use crate::engine::request::Publish;
@@ -43,12 +43,12 @@ fn publish(request: NodePublishVolumeRequest, dispatch: &Dispatch) -> Result<Pub
     Ok(Publish { id, target, flags: access.flags, sharing: access.sharing, ephemeral })
 }
 
-/// Parses NodeGetVolumeStats. A relative path is accepted: no volume is published there, and csi-sanity expects
-/// NOT_FOUND.
-fn stats(request: NodeGetVolumeStatsRequest) -> Result<(VolumeId, PathBuf)> {
+/// Parses NodeGetVolumeStats, but for the id, which may be that of a static share. A relative path is accepted: no volume is
+/// published there, and csi-sanity expects NOT_FOUND.
+fn stats(request: NodeGetVolumeStatsRequest) -> Result<(String, PathBuf)> {
+    telemetry::record_volume_id(&request.volume_id);
     let id = fields::raw_id("volume_id", request.volume_id)?;
-    let path = fields::path("volume_path", request.volume_path)?;
-    Ok((fields::id("volume_id", id)?, path))
+    Ok((id, fields::path("volume_path", request.volume_path)?))
 }
 
 /// Parses NodeExpandVolume. The path is as for NodeGetVolumeStats.
@@ -80,7 +80,13 @@ impl Node for Driver {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
-        let request = publish(request.into_inner(), &self.dispatch)?;
+        let request = request.into_inner();
+        if share::is_share(&request.volume_context) {
+            telemetry::record_volume_id(&request.volume_id);
+            self.dispatch.publish_share(share::publish(request)?).await?;
+            return Ok(Response::new(NodePublishVolumeResponse {}));
+        }
+        let request = publish(request, &self.dispatch)?;
         self.run(&Lane::of(&request.id), call::PublishVolume { request }).await?;
         Ok(Response::new(NodePublishVolumeResponse {}))
     }
@@ -94,7 +100,6 @@ impl Node for Driver {
         telemetry::record_volume_id(&request.volume_id);
         let id = fields::raw_id("volume_id", request.volume_id)?;
         let target = fields::target(request.target_path)?;
-        self.require_pools()?;
         self.dispatch.unpublish(id, target).await?;
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
@@ -104,7 +109,13 @@ impl Node for Driver {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let (id, path) = stats(request.into_inner())?;
-        let usage = self.run(&Lane::of(&id), call::GetUsage { id, path }).await?;
+        let usage = match self.dispatch.usage_of_share(&id, &path).await? {
+            Some(usage) => usage,
+            None => {
+                let id = id.parse()?;
+                self.run(&Lane::of(&id), call::GetUsage { id, path }).await?
+            }
+        };
         Ok(Response::new(NodeGetVolumeStatsResponse { usage: response::usage(&usage) }))
     }
 

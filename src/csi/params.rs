@@ -14,7 +14,7 @@ use crate::volume::{Labels, PolicyChange, SizeRange};
 /// Prefix of the keys that Kubernetes adds, such as the name and namespace of a claim or pod.
 const KUBERNETES: &str = "csi.storage.k8s.io/";
 /// Key in the context of a publish that marks an inline volume, which is created and deleted with its pod.
-const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+pub(super) const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 /// Key that csi-provisioner adds to the context of every volume.
 const PROVISIONER: &str = "storage.kubernetes.io/csiProvisionerIdentity";
 

@@ -19,6 +19,8 @@ pub enum Lane {
         /// The pool of the copy.
         to: PoolName,
     },
+    /// Calls that can wait for this server of static shares.
+    Server(String),
     /// Calls that can wait for every pool.
     AllPools,
     /// Calls that wait for no pool.
@@ -55,7 +57,7 @@ impl Lane {
         match self {
             Self::AllPools => true,
             Self::Copy { from, to } => from == pool || to == pool,
-            Self::Pool(_) | Self::Unmount(_) | Self::NoPool => false,
+            Self::Pool(_) | Self::Unmount(_) | Self::Server(_) | Self::NoPool => false,
         }
     }
 
@@ -65,6 +67,7 @@ impl Lane {
             Self::Pool(pool) => format!("pool {pool}"),
             Self::Unmount(pool) => format!("unmounting from pool {pool}"),
             Self::Copy { from, to } => format!("copying from pool {from} to pool {to}"),
+            Self::Server(server) => format!("NFS server {server}"),
             Self::AllPools => "at least one pool (see /readyz)".to_owned(),
             Self::NoPool => "this host".to_owned(),
         }

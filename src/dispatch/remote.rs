@@ -77,7 +77,7 @@ impl Dispatch {
     fn group_of_lane(&self, lane: &Lane) -> Result<Option<&Arc<Group>>> {
         match lane {
             Lane::Pool(pool) => Ok(self.group_of(pool)),
-            Lane::Unmount(_) | Lane::AllPools | Lane::NoPool => Ok(None),
+            Lane::Unmount(_) | Lane::Server(_) | Lane::AllPools | Lane::NoPool => Ok(None),
             Lane::Copy { from, to } => {
                 let (source, group) = (self.group_of(from), self.group_of(to));
                 if source.map(|group| group.name()) == group.map(|group| group.name()) {
@@ -135,6 +135,9 @@ impl Dispatch {
     ///
     /// [`Engine::unpublish`]: crate::engine::Engine::unpublish
     pub async fn unpublish(&self, id: String, target: PathBuf) -> Result<()> {
+        if self.unpublish_share(&id, &target).await? {
+            return Ok(());
+        }
         let parsed: Option<VolumeId> = id.parse().ok();
         let group = parsed.as_ref().and_then(|id| self.group_of(&id.pool).map(|group| (id, group)));
         if let Some((volume, group)) = group {

@@ -10,6 +10,7 @@ use super::request::{
     Activity, Capacity, CreateSnapshot, CreateVolume, Described, Listed, Page, PoolStatus, Publish,
     SnapshotFilter, Symptom, Usage,
 };
+use super::share::PublishShare;
 use crate::error::{Error, Kind, Result};
 use crate::volume::{Name, PolicyChange, PoolName, SizeRange, Snapshot, Volume, VolumeId};
 
@@ -94,6 +95,11 @@ calls! {
     UnmountLazily { id: String, target: PathBuf } -> bool = |engine| engine.unmount_lazily(&id, &target);
     FinishUnpublish { id: String, target: PathBuf, was_there: bool } -> () =
         |engine| engine.finish_unpublish(&id, &target, was_there);
+    MountShare { request: PublishShare } -> () = |engine| engine.publish_share(&request);
+    UnmountShare { id: String, target: PathBuf } -> bool = |engine| engine.unpublish_share(&id, &target);
+    GetServerOfShare { id: String, path: PathBuf } -> Option<String> =
+        |engine| engine.server_of_share(&id, &path);
+    GetUsageOfShare { path: PathBuf } -> Usage = |engine| engine.usage_of_share(&path);
     GetUsage { id: VolumeId, path: PathBuf } -> Usage = |engine| engine.stats(&id, &path);
     ExpandPublished { id: VolumeId, path: PathBuf, size: SizeRange } -> Volume =
         |engine| engine.expand_published(&id, &path, size);

@@ -9,7 +9,7 @@ use super::Engine;
 use super::request::{Publish, Sharing};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::DirIdentity;
-use crate::mount::{self, MountInfo};
+use crate::mount::{self, MountFlags, MountInfo};
 use crate::pool::locks::{LockGuard, LockKey};
 use crate::pool::object::ObjectKind;
 use crate::pool::{OpenPool, Pool, UsedLock, UsedLocks};
@@ -68,7 +68,7 @@ impl Engine {
         let named = || format!("publish volume {}", request.id);
         // Before the used-lock, which a refused request must not turn into an exclusive one.
         if request.sharing == Sharing::OneTarget {
-            refuse_second_target(request, data.as_fd()).context(named)?;
+            refuse_second_target(&request.id, &request.target, data.as_fd()).context(named)?;
         }
         let used = self.take_used(&locked.pool, request, data.as_fd()).context(named)?;
         let published = self.mount_at_target(request, data.as_fd());
@@ -82,7 +82,7 @@ impl Engine {
         let _target = self.lock_target(&request.target)?;
         let named = || format!("publish volume {}", request.id);
         if let Some(found) = mount::mounted_at(&request.target).context(named)? {
-            return check_published(request, &found, data).context(named);
+            return check_published(&request.id, &request.target, request.flags, &found, data).context(named);
         }
         let target = mount::open_target(&request.target).context(named)?;
         mount::attach(data, target.as_fd(), request.flags)
@@ -286,16 +286,21 @@ impl Engine {
 }
 
 /// Whether the mount at the target is the one that the request asks for.
-fn check_published(request: &Publish, found: &MountInfo, data: BorrowedFd<'_>) -> Result<()> {
-    if mount::is_same(found, data, request.flags)? {
+pub(super) fn check_published(
+    id: &dyn fmt::Display,
+    target: &Path,
+    flags: MountFlags,
+    found: &MountInfo,
+    data: BorrowedFd<'_>,
+) -> Result<()> {
+    if mount::is_same(found, data, flags)? {
         return Ok(());
     }
     let what = if mount::is_of(found, data)? { "this volume with other flags" } else { "another directory" };
     let text = format!(
-        "volume {}: {what} ({}) is already mounted at {}: unpublish it first",
-        request.id,
+        "volume {id}: {what} ({}) is already mounted at {}: unpublish it first",
         found.root.display(),
-        request.target.display(),
+        target.display(),
     );
     Err(Error::new(Kind::Conflict, text))
 }
@@ -305,17 +310,16 @@ fn data_of(pool: &OpenPool, id: &VolumeId) -> Result<OwnedFd> {
     data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} does not exist")))
 }
 
-/// The lock of the volume excludes other calls that publish it.
-fn refuse_second_target(request: &Publish, data: BorrowedFd<'_>) -> Result<()> {
-    if let Some(found) = mount::mounted_at(&request.target)?
+/// The lock of the volume, or of the share, excludes other calls that publish it.
+pub(super) fn refuse_second_target(id: &dyn fmt::Display, target: &Path, data: BorrowedFd<'_>) -> Result<()> {
+    if let Some(found) = mount::mounted_at(target)?
         && mount::is_of(&found, data)?
     {
         return Ok(());
     }
     let Some(other) = mount::targets_of(data)?.into_iter().next() else { return Ok(()) };
     let text = format!(
-        "volume {} may have one target only and is published at {}: unpublish it there first",
-        request.id,
+        "volume {id} may have one target only and is published at {}: unpublish it there first",
         other.display()
     );
     Err(Error::new(Kind::InUse, text))
@@ -349,13 +353,13 @@ fn not_the_volume(root: &Path, name: &Name, target: &Path) -> Error {
 }
 
 /// Whether kubelet could have made this id for a pod's inline volume: `csi-` and a SHA-256.
-fn is_inline(id: &str) -> bool {
+pub(super) fn is_inline(id: &str) -> bool {
     id.strip_prefix("csi-")
         .is_some_and(|digest| digest.len() == 64 && digest.bytes().all(|c| c.is_ascii_hexdigit()))
 }
 
 /// Whether a mount's root is the data of the volume of this name, which may be in the trash.
-fn is_root_of(root: &Path, name: &Name) -> bool {
+pub(super) fn is_root_of(root: &Path, name: &Name) -> bool {
     let mut parts = root.iter().rev().map(|part| part.to_str().unwrap_or_default());
     let (data, directory, parent) = (parts.next(), parts.next().unwrap_or_default(), parts.next());
     // `<name>.<retention>.<nonce>`, and the name may contain dots.

@@ -70,7 +70,8 @@ impl MountFlags {
         for option in options.iter().flat_map(|list| list.as_ref().split(',')).map(str::trim) {
             if !option.is_empty() && !flags.apply(option) && !is_userspace_option(option) {
                 let text = format!(
-                    "mount option `{option}` is not supported for a directory volume; allowed: {ALLOWED}"
+                    "mount option `{option}` cannot be set for one volume; allowed: {ALLOWED}; parameters of NFS, such as \
+                     nfsvers and nconnect, are settings of the pool (`version`, `options`) and hold for all its volumes"
                 );
                 return Err(Error::new(Kind::Invalid, text));
             }
@@ -192,10 +193,10 @@ impl MountFlags {
     }
 }
 
-/// Reports whether an option is for mount(8) or systemd and not for the kernel.
+/// Reports whether an option is for mount(8), mount.nfs(8) or systemd and not for the kernel.
 fn is_userspace_option(option: &str) -> bool {
-    ["defaults", "_netdev", "nofail", "auto", "noauto", "user", "nouser"].contains(&option)
-        || ["x-", "X-", "comment="].iter().any(|prefix| option.starts_with(prefix))
+    ["defaults", "_netdev", "nofail", "auto", "noauto", "user", "nouser", "bg", "fg"].contains(&option)
+        || ["x-", "X-", "comment=", "retry="].iter().any(|prefix| option.starts_with(prefix))
 }
 
 #[cfg(test)]
@@ -207,7 +208,7 @@ mod tests {
         let default = MountFlags::default();
         let cases: [(&[&str], MountFlags); 12] = [
             (&[], default),
-            (&["", "defaults,_netdev", "x-systemd.automount", "comment=a"], default),
+            (&["", "defaults,_netdev", "x-systemd.automount", "comment=a,bg,retry=2"], default),
             (&["ro"], MountFlags { read_only: true, ..default }),
             (&["ro,rw"], default),
             (&["rw", "ro"], MountFlags { read_only: true, ..default }),

@@ -48,7 +48,8 @@ impl NfsShare {
         Err(Error::caused(Kind::Unavailable, text, error))
     }
 
-    /// Asks the server whether it responds, without a mount. Ends by itself.
+    /// Asks the server whether it responds, without a mount. Ends by itself. One that is not reached by TCP counts as
+    /// responding if it has an address.
     ///
     /// # Errors
     /// `Unavailable`, naming the server, when it is unknown or does not respond.

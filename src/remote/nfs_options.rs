@@ -9,8 +9,6 @@ use crate::mount::options::MountFlags;
 
 /// Parameters that orlop sets itself.
 const OWN: [&str; 8] = ["vers", "nfsvers", "minorversion", "v3", "v4", "addr", "mountaddr", "source"];
-/// Words for mount.nfs(8) only.
-const FOR_MOUNT_NFS: [&str; 3] = ["bg", "fg", "retry"];
 
 /// The options of a share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +33,7 @@ impl NfsOptions {
             if option.contains(char::is_control) {
                 return Err(Error::new(Kind::Invalid, format!("option {option:?} has a control character")));
             }
-            if !options.flags.add(option) && !FOR_MOUNT_NFS.contains(&name) {
+            if !options.flags.add(option) {
                 options.parameters.push(option.to_owned());
             }
         }
