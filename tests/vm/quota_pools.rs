@@ -226,10 +226,12 @@ fn a_copy_that_reaches_the_limit_of_its_volume_fails_and_leaves_nothing() {
     });
 }
 
-/// The projects with limits.
+/// The projects of this pool that have limits. Other tests have pools on the same filesystem.
 fn project_limits(pool: &Path) -> BTreeSet<u32> {
-    let (root, mut found, mut from) = (File::open(pool).unwrap(), BTreeSet::new(), 1);
-    while let Some(id) = project::next_used(root.as_fd(), from).unwrap() {
+    let next = read_record(&pool.join("projects.json"))["next"].as_u64().unwrap();
+    let next = u32::try_from(next).unwrap();
+    let (root, mut found, mut from) = (File::open(pool).unwrap(), BTreeSet::new(), next - 2000);
+    while let Some(id) = project::next_used(root.as_fd(), from).unwrap().filter(|id| *id < next) {
         let quota = quota(pool, id);
         if quota.max_bytes != 0 || quota.max_inodes != 0 {
             found.insert(id);
@@ -268,6 +270,7 @@ fn a_deleted_volume_stays_charged_until_it_is_removed() {
 fn a_failed_create_leaves_no_limit() {
     each_filesystem(|name, pool| {
         let engine = open(pool);
+        engine.create(&request("first", SIZE)).unwrap();
         let before = project_limits(pool);
         let mut refused = limited("v", SIZE, 0);
         let long = "x".repeat(70_000);
@@ -275,6 +278,22 @@ fn a_failed_create_leaves_no_limit() {
         assert_eq!(kind(engine.create(&refused)), Kind::Invalid, "{name}: the record is too long");
         assert_eq!(project_limits(pool), before, "{name}");
         check(&engine, pool);
+    });
+}
+
+#[test]
+fn a_failed_expansion_leaves_the_old_limit() {
+    each_filesystem(|name, pool| {
+        let engine = open(pool);
+        let volume = engine.create(&request("v", SIZE)).unwrap();
+        let directory = pool.join("volumes/v");
+        run("chattr", &["+i", directory.to_str().unwrap()]);
+        let larger = SizeRange { required: 2 * SIZE, limit: 0 };
+        engine.expand(&volume.id, larger).unwrap_err();
+        assert_eq!(quota(pool, id_of(pool, "v")).max_bytes, SIZE, "{name}");
+        run("chattr", &["-i", directory.to_str().unwrap()]);
+        engine.expand(&volume.id, larger).unwrap();
+        assert_eq!(quota(pool, id_of(pool, "v")).max_bytes, 2 * SIZE, "{name}");
     });
 }
 
@@ -480,10 +499,7 @@ fn no_two_volumes_share_an_id_after_two_processes_were_killed_again_and_again() 
         volumes.len(),
         ids.len()
     );
-    let limited = project_limits(pool);
-    let base = ids.first().copied().unwrap();
-    let of_pool: BTreeSet<_> = limited.range(base..base + 100_000).copied().collect();
-    assert_eq!(of_pool, ids, "no removed volume has left a limit");
+    assert_eq!(project_limits(pool), ids, "no removed volume has left a limit");
     let first = volumes.first().unwrap();
     engine.create(&copy_request("copy", Source::Volume(id(first)))).unwrap();
     assert!(!ids.contains(&id_of(pool, "copy")), "an id is never used again");
