@@ -183,11 +183,16 @@ fn deleting_a_snapshot_during_a_restore_is_refused() {
     assert!(engine.get_snapshot(&s).unwrap().ready);
 }
 
+/// A request for a volume that can have more data than its size on every filesystem.
+fn without_limit(request: CreateVolume) -> CreateVolume {
+    CreateVolume { policy: Policy { limit: Limit::None, ..request.policy }, ..request }
+}
+
 #[test]
 fn a_copy_longer_than_a_call_completes_over_retries() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_with(dir.path(), Tuning { copy_wait: Duration::ZERO, ..Tuning::default() });
-    let a = engine.create(&request("a", MIB)).unwrap().id;
+    let a = engine.create(&request("a", 8 * MIB)).unwrap().id;
     let data = dir.path().join("volumes/a/data");
     for at in 0..300 {
         fs::write(data.join(format!("{at}")), format!("{at}")).unwrap();
@@ -313,7 +318,7 @@ fn a_copy_is_as_large_as_its_source_and_has_its_owner() {
 fn a_copy_ends_at_the_size_of_its_volume() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
-    let a = engine.create(&request("a", MIB)).unwrap().id;
+    let a = engine.create(&without_limit(request("a", MIB))).unwrap().id;
     let data = dir.path().join("volumes/a/data");
     (0..3).for_each(|number| fs::write(data.join(number.to_string()), vec![1; 1 << 19]).unwrap());
     let fails = |error: Error, words: &str| {
@@ -445,7 +450,8 @@ fn a_pool_under_another_name_is_unavailable() {
 fn a_failed_copy_without_a_waiting_call_does_not_keep_its_name() {
     let dir = memory_dir();
     let engine = open_with(dir.path(), Tuning { copy_wait: Duration::ZERO, ..long_waits() });
-    let [large, small] = ["large", "small"].map(|name| engine.create(&request(name, MIB)).unwrap().id);
+    let create = |name| engine.create(&without_limit(request(name, MIB))).unwrap().id;
+    let [large, small] = ["large", "small"].map(create);
     std::fs::write(dir.path().join("volumes/large/data/file"), vec![1; 2 << 20]).unwrap();
     let until_it_is_copied = |create: &dyn Fn() -> Result<(), Error>| {
         within_seconds(180, "the name is used again", || match create() {
