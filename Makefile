@@ -4,7 +4,7 @@ SHELL := bash
 # Architectures of the static binaries and the image: amd64, arm64 or both.
 ARCH ?= $(shell uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 
-.PHONY: help demo test test-vm lint deny sanity bench static image manifest chart cluster-up cluster-down e2e e2e-storage figures
+.PHONY: help demo test test-docker test-vm lint deny sanity bench static image manifest chart cluster-up cluster-down e2e e2e-storage figures
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -15,14 +15,20 @@ demo: ## run the whole life cycle of a volume over CSI, step by step
 	cargo build --quiet --bin orlop --example demo
 	@target/debug/examples/demo target/debug/orlop
 
-test: ## run all tests that this machine supports, including csi-sanity
-	@echo 'Installing what is missing: bindfs, strace, acl and attr (the first time) …'
-	@tests/install rust test go
+test: ## run all tests that this machine supports, including csi-sanity, Docker and Podman
+	@echo 'Installing what is missing: bindfs, strace, acl, attr, docker.io and podman (the first time) …'
+	@tests/install rust test docker go
 	@echo 'Building, then running the tests of the project (about 7 minutes the first time) …'
 	cargo test
 	@echo 'Building csi-sanity (about a minute the first time) and running it on two filesystems …'
 	tests/sanity/run
 	tests/sanity/run btrfs
+	@echo 'Running Docker and Podman on volumes of orlop (about 2 minutes) …'
+	tests/docker/suite
+
+test-docker: ## run the suite with Docker and Podman only
+	@tests/install rust docker
+	tests/docker/suite
 
 lint: ## check formatting, clippy, documentation and shell scripts
 	@tests/install rust lint

@@ -24,7 +24,6 @@ use futures_util::StreamExt as _;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
-use serde_json::Value;
 use tokio::time::timeout;
 use tower::Layer as _;
 use tracing::{info, warn};
@@ -117,7 +116,7 @@ impl Plugin {
     }
 
     /// Reads and answers a request.
-    async fn answer(&self, request: extract::Request) -> Result<Value> {
+    async fn answer(&self, request: extract::Request) -> Result<String> {
         let (parts, body) = request.into_parts();
         if parts.method != Method::POST {
             return Err(Error::new(Kind::Invalid, "the volume plugin protocol has POST requests only"));

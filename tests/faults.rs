@@ -9,6 +9,7 @@ mod faults {
     mod crash;
     mod frozen_disk;
     mod full_disk;
+    mod hanging_docker;
     mod hanging_pool;
     mod killed_server;
     mod log;

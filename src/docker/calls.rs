@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::message::{Opts, Request};
+use super::message::{Opts, Request, answer, listing};
 use super::{Plugin, create, create_directory};
 use crate::dispatch::Lane;
 use crate::engine::call::{Describe, Get, GetSnapshot, ListNames, PublishVolume, RemovePublished};
@@ -25,11 +25,11 @@ const COPY_WAIT: Duration = Duration::from_secs(100);
 const COPY_RETRY: Duration = Duration::from_millis(250);
 
 impl Plugin {
-    pub(super) async fn call(&self, request: Request) -> Result<Value> {
+    pub(super) async fn call(&self, request: Request) -> Result<String> {
         match request {
-            Request::Activate => Ok(json!({ "Implements": ["VolumeDriver"] })),
-            Request::Capabilities => Ok(json!({ "Capabilities": { "Scope": "local" } })),
-            Request::List => Ok(self.list().await),
+            Request::Activate => Ok(answer(json!({ "Implements": ["VolumeDriver"] }))),
+            Request::Capabilities => Ok(answer(json!({ "Capabilities": { "Scope": "local" } }))),
+            Request::List => self.list().await,
             Request::Create { name, opts } => self.create(named(name), opts).await,
             Request::Get { name } => self.get(named(name)).await,
             Request::Path { name } => self.path(named(name)).await,
@@ -39,7 +39,7 @@ impl Plugin {
         }
     }
 
-    async fn create(&self, name: String, opts: Opts) -> Result<Value> {
+    async fn create(&self, name: String, opts: Opts) -> Result<String> {
         let requested = create::parse(&name, &opts)?;
         let expected = requested.expected();
         let mut assigned = requested.assigned;
@@ -60,7 +60,7 @@ impl Plugin {
         };
         self.catalog.add(&volume.id);
         expected.check(&volume)?;
-        Ok(json!({}))
+        Ok(answer(json!({})))
     }
 
     /// The volume, or else the snapshot, that a user names as `<pool>/<name>` or as `<name>`.
@@ -89,35 +89,34 @@ impl Plugin {
 
     /// Any error means to an engine that the volume does not exist. So a volume that is known is described as far as its
     /// pool responds.
-    async fn get(&self, name: String) -> Result<Value> {
+    async fn get(&self, name: String) -> Result<String> {
         let mut id = self.locate(&name).await?;
-        let mut described = self.describe(&id).await;
+        let mut described = self.describe_soon(&id).await;
         if described.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
             // Another process has deleted it. There may be a new one in another pool.
             self.catalog.remove(&id);
             id = self.locate(&name).await?;
-            described = self.describe(&id).await;
+            described = self.describe_soon(&id).await;
         }
         let volume = match described {
             Ok(described) => describe(&name, &described),
             Err(error) if error.kind() == Kind::NotFound => return Err(error),
             Err(error) => json!({ "Name": name, "Status": { "pool": id.pool, "state": error.chain() } }),
         };
-        Ok(json!({ "Volume": volume }))
+        Ok(answer(json!({ "Volume": volume })))
     }
 
-    async fn path(&self, name: String) -> Result<Value> {
+    async fn path(&self, name: String) -> Result<String> {
         let id = self.locate(&name).await?;
         let described = self.describe(&id).await?;
-        Ok(json!({ "Mountpoint": described.targets.first() }))
+        Ok(answer(json!({ "Mountpoint": described.targets.first() })))
     }
 
     /// Lists the names only: an engine shows nothing else.
-    async fn list(&self) -> Value {
+    async fn list(&self) -> Result<String> {
         // The pools that did not answer keep the names that they had.
         let _ = timeout_at(Instant::now() + QUERY_WAIT, self.list_all()).await;
-        let volume = |name| json!({ "Name": name });
-        json!({ "Volumes": self.catalog.names().into_iter().map(volume).collect::<Vec<_>>() })
+        listing(&self.catalog.names())
     }
 
     /// Lists the volumes of all pools, side by side.
@@ -144,7 +143,7 @@ impl Plugin {
         failed.map_or(Ok(()), Err)
     }
 
-    async fn mount(&self, name: String, user: &str) -> Result<Value> {
+    async fn mount(&self, name: String, user: &str) -> Result<String> {
         let id = self.locate(&name).await?;
         let target = self.target(&id.name, user);
         if let Some(parent) = target.parent() {
@@ -158,12 +157,12 @@ impl Plugin {
             ephemeral: None,
         };
         self.dispatch.call(&Lane::of(&id), PublishVolume { request }).await?;
-        Ok(json!({ "Mountpoint": target }))
+        Ok(answer(json!({ "Mountpoint": target })))
     }
 
     /// Succeeds for a user that has nothing mounted: engines repeat calls.
-    async fn unmount(&self, name: String, user: &str) -> Result<Value> {
-        let Ok(name) = name.parse::<Name>() else { return Ok(json!({})) };
+    async fn unmount(&self, name: String, user: &str) -> Result<String> {
+        let Ok(name) = name.parse::<Name>() else { return Ok(answer(json!({}))) };
         let target = self.target(&name, user);
         let id = match self.catalog.find(&name) {
             Some(id) => id,
@@ -171,10 +170,10 @@ impl Plugin {
             None => VolumeId { pool: self.dispatch.default_pool_name()?, name },
         };
         self.dispatch.unpublish(id.to_string(), target).await?;
-        Ok(json!({}))
+        Ok(answer(json!({})))
     }
 
-    async fn remove(&self, name: String) -> Result<Value> {
+    async fn remove(&self, name: String) -> Result<String> {
         let id = self.locate(&name).await?;
         let targets = self.targets_of(&id.name);
         let removed = RemovePublished { id: id.clone(), targets: targets.clone() };
@@ -185,7 +184,7 @@ impl Plugin {
         removed?;
         // It is missing if the volume was never mounted. A directory that is not empty is left as it is.
         let _ = std::fs::remove_dir(targets);
-        Ok(json!({}))
+        Ok(answer(json!({})))
     }
 
     /// Finds the pool of a volume: where it was last seen, or by asking each pool.
@@ -229,8 +228,11 @@ impl Plugin {
 
     async fn describe(&self, id: &VolumeId) -> Result<Described> {
         let call = Describe { id: id.clone(), targets: self.targets_of(&id.name) };
-        let lane = Lane::of(id);
-        let described = timeout_at(Instant::now() + QUERY_WAIT, self.dispatch.call(&lane, call)).await;
+        self.dispatch.call(&Lane::of(id), call).await
+    }
+
+    async fn describe_soon(&self, id: &VolumeId) -> Result<Described> {
+        let described = timeout_at(Instant::now() + QUERY_WAIT, self.describe(id)).await;
         described.unwrap_or_else(|_| {
             let text = format!("pool {} has not responded within {} ms", id.pool, QUERY_WAIT.as_millis());
             Err(Error::new(Kind::Unresponsive, text))

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Extensions, HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Kind, Result};
 use crate::telemetry::{Outcome, Severity};
-use crate::volume::shorten;
+use crate::volume::{Name, shorten};
 
 /// The content type of an answer.
 const MEDIA_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
@@ -95,24 +95,50 @@ pub(super) fn parse(path: &str, body: &[u8]) -> Result<Request> {
     Ok(request)
 }
 
+/// The body of a successful answer.
+pub(super) fn answer(mut body: Value) -> String {
+    if let Some(fields) = body.as_object_mut() {
+        fields.insert("Err".to_owned(), json!(""));
+    }
+    body.to_string()
+}
+
+/// The answer to List. It may be long, so it is written directly.
+///
+/// # Errors
+/// `Internal` when it cannot be written.
+pub(super) fn listing(names: &[Name]) -> Result<String> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Listed<'a> {
+        name: &'a Name,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Listing<'a> {
+        volumes: Vec<Listed<'a>>,
+        err: &'static str,
+    }
+    let volumes = names.iter().map(|name| Listed { name }).collect();
+    serde_json::to_string(&Listing { volumes, err: "" })
+        .map_err(|error| Error::caused(Kind::Internal, "write the list of volumes", error))
+}
+
 /// The response with an answer, or with an error: status 500 and a JSON body, which both engines print.
-pub(super) fn response(answer: Result<Value>) -> Response {
+pub(super) fn response(answer: Result<String>) -> Response {
     let (status, body, outcome) = match answer {
-        Ok(mut body) => {
-            if let Some(fields) = body.as_object_mut() {
-                fields.insert("Err".to_owned(), json!(""));
-            }
+        Ok(body) => {
             let outcome = Outcome { code: "OK", message: String::new(), severity: Severity::Ok };
             (StatusCode::OK, body, outcome)
         }
         Err(error) => {
             let text = error.chain();
             let (code, severity) = code(error.kind());
-            let body = json!({ "Err": text.as_str() });
+            let body = json!({ "Err": text.as_str() }).to_string();
             (StatusCode::INTERNAL_SERVER_ERROR, body, Outcome { code, message: text, severity })
         }
     };
-    let mut response = (status, [(CONTENT_TYPE, MEDIA_TYPE)], body.to_string()).into_response();
+    let mut response = (status, [(CONTENT_TYPE, MEDIA_TYPE)], body).into_response();
     response.extensions_mut().insert(outcome);
     response
 }

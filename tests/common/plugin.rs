@@ -22,7 +22,9 @@ impl Plugin {
     /// Starts a server with these flags, and does not wait until it listens.
     pub(crate) fn spawn(base: &Path, flags: &[&str]) -> Self {
         let mut command = Command::new(ORLOP);
-        command.args(["serve", "--node-id", "n1", "--log", "off"]).args(flags);
+        std::fs::create_dir_all(base).unwrap();
+        let log = std::fs::File::create(base.join("log")).unwrap();
+        command.args(["serve", "--node-id", "n1"]).args(flags).stderr(log);
         command.arg("--docker").arg(base.join("plugins/orlop.sock"));
         command.arg("--docker-mounts").arg(base.join("mounts"));
         command.arg("--known-pools").arg(base.join("known-pools"));
@@ -36,6 +38,11 @@ impl Plugin {
         let plugin = Self::spawn(base, &[&format!("--pool=p={}", pool.display())]);
         plugin.wait();
         plugin
+    }
+
+    /// Waits until a text is in its log.
+    pub(crate) fn wait_for_log(&self, text: &str) {
+        within_seconds(120, text, || std::fs::read_to_string(self.base.join("log")).unwrap().contains(text));
     }
 
     /// Waits until it listens.

@@ -280,12 +280,32 @@ fn docker_is_served_when_all_pools_are_available() {
         let csi = base.join("csi.sock");
         let plugin = Plugin::spawn(&base, &[&pools, "--csi", csi.to_str().unwrap()]);
         within_seconds(120, "CSI is served meanwhile", || csi.exists());
-        within_seconds(120, "the targets' directory exists", || base.join("mounts").exists());
+        plugin.wait_for_log("Docker is not served until all pools are available");
         assert!(plugin.connect().is_none(), "an engine must not be told that a volume does not exist");
         fs::create_dir(base.join("missing")).unwrap();
         plugin.wait();
         plugin.ok("Create", &json!({"Name": "v1", "Opts": {"pool": "q"}}));
         assert!(base.join("missing/volumes/v1/data").exists());
+    });
+}
+
+#[test]
+fn volumes_of_an_isolated_pool_are_served() {
+    in_own_process("docker::protocol::volumes_of_an_isolated_pool_are_served", || {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        fs::create_dir(base.join("pool")).unwrap();
+        let pool = format!("[[pool]]\nname = \"p\"\npath = \"{}/pool\"\nisolated = true\n", base.display());
+        fs::write(base.join("orlop.toml"), pool).unwrap();
+        let plugin = Plugin::spawn(&base, &["--config", base.join("orlop.toml").to_str().unwrap()]);
+        plugin.wait();
+        plugin.ok("Create", &json!({"Name": "v1", "Opts": {"size": "1m"}}));
+        let at = plugin.ok("Mount", &json!({"Name": "v1", "ID": ID}))["Mountpoint"].clone();
+        assert_eq!(plugin.ok("Path", &json!({"Name": "v1"}))["Mountpoint"], at);
+        assert_eq!(plugin.names(), ["v1"]);
+        plugin.ok("Remove", &json!({"Name": "v1"}));
+        assert!(mounts_below(&base.join("mounts")).is_empty());
+        assert!(plugin.names().is_empty());
     });
 }
 

@@ -1,0 +1,90 @@
+# shellcheck shell=bash
+# Docker, Podman and orlop for the suite. Everything is in $work, and in the namespaces of the suite.
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+orlop_bin=${ORLOP_BIN:-$top/target/debug/orlop}
+export DOCKER_HOST=unix://$work/docker.sock DOCKER_CONFIG=$work/config
+dockerd= orlop= # process ids
+
+fail() {
+    echo "FAILED: $*"
+    exit 1
+}
+
+# Polls a command until it succeeds.
+within() { # seconds command...
+    local end=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        ((SECONDS < end)) || fail "not in time: $*"
+        sleep 0.1
+    done
+}
+
+start_orlop() {
+    : >"$work/orlop.log"
+    "$orlop_bin" serve --pool "default=$work/pool" --docker unix:///run/docker/plugins/orlop.sock \
+        --docker-mounts "$work/mounts" --known-pools "$work/known-pools" --node-id docker --log debug \
+        2>>"$work/orlop.log" &
+    orlop=$!
+    within 120 grep -q 'serving volumes to Docker' "$work/orlop.log"
+}
+
+# The socket of a killed process stays: engines then wait for it.
+kill_orlop() {
+    kill -9 "$orlop"
+    wait "$orlop" 2>/dev/null || true
+}
+
+# Starts the engine and does not wait for it.
+launch_docker() { # dockerd flag...
+    rm -f "$work/docker.pid"
+    dockerd --data-root "$work/docker" --exec-root "$work/exec" --pidfile "$work/docker.pid" --host "$DOCKER_HOST" \
+        --bridge none --iptables=false --cgroup-parent "$cgroup" "$@" >>"$work/dockerd.log" 2>&1 &
+    dockerd=$!
+}
+
+start_docker() { # dockerd flag...
+    launch_docker "$@"
+    within 120 timeout 10 docker version
+}
+
+kill_docker() {
+    kill -9 "$dockerd"
+    wait "$dockerd" 2>/dev/null || true
+}
+
+podman() {
+    env -u DOCKER_CONFIG CONTAINERS_CONF="$work/containers.conf" /usr/bin/podman --root "$work/podman" \
+        --runroot "$work/podman-run" "$@"
+}
+
+# Podman lists its plugins in its configuration. Without systemd, its defaults for cgroups and events do not work.
+configure_podman() {
+    cat >"$work/containers.conf" <<END
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+volume_plugin_timeout = 60
+[engine.volume_plugins]
+orlop = "/run/docker/plugins/orlop.sock"
+END
+}
+
+# Makes the image `busybox` from the static busybox of this machine. No registry is needed.
+make_image() { # command that imports it...
+    local root=$work/image applet
+    if [[ ! -d $root ]]; then
+        mkdir -p "$root"/{bin,etc,tmp,seed}
+        cp /usr/bin/busybox "$root/bin/busybox"
+        for applet in $(busybox --list); do
+            [[ $applet == busybox ]] || ln -s busybox "$root/bin/$applet"
+        done
+        echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
+        echo 'from the image' >"$root/seed/hello"
+    fi
+    tar -C "$root" --owner=0 --group=0 --numeric-owner -c . |
+        "$@" import --change 'CMD ["/bin/sh"]' --change 'ENV PATH=/bin' - busybox >/dev/null
+}
