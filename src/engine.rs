@@ -4,6 +4,7 @@ pub mod call;
 pub mod jobs;
 pub mod request;
 
+mod archive;
 mod claims;
 mod consistency;
 mod copy;
@@ -34,6 +35,7 @@ use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
 use crate::pool::{OpenPool, Pool, Purpose};
 use crate::volume::{PolicyChange, PoolName, Size, SizeRange, Source, Volume, VolumeId};
+pub use archive::BackedUp;
 pub use claims::NameClaim;
 use claims::NameClaims;
 use consistency::Pauses;
