@@ -4,7 +4,7 @@ SHELL := bash
 # Architectures of the static binaries and the image: amd64, arm64 or both.
 ARCH ?= $(shell uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 
-.PHONY: help demo test test-docker test-vm lint deny sanity bench static image manifest chart cluster-up cluster-down e2e e2e-storage figures
+.PHONY: help demo test test-docker test-vm fuzz lint deny sanity bench static image manifest chart cluster-up cluster-down e2e e2e-storage figures
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,10 @@ test: ## run all tests that this machine supports, including csi-sanity, Docker 
 test-docker: ## run the suite with Docker and Podman only
 	@tests/install rust docker
 	tests/docker/suite
+
+fuzz: ## extract mutated archives for five minutes
+	@tests/install rust test
+	ORLOP_FUZZ_SECONDS=300 ORLOP_FUZZ_SEED=$$(date +%s) cargo test --test api -- --nocapture a_mutated_archive
 
 lint: ## check formatting, clippy, documentation and shell scripts
 	@tests/install rust lint

@@ -1,5 +1,6 @@
 //! The command line: runs the subcommand, prints its result and returns the exit code.
 
+mod archive;
 mod interrupt;
 mod volumes;
 

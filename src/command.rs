@@ -1,5 +1,6 @@
 //! Commands on volumes, the frontend of people and scripts: the results of the engine as text and JSON.
 
+pub mod archive;
 pub mod inspect;
 pub mod ls;
 pub mod session;

@@ -5,6 +5,7 @@ pub mod jobs;
 pub mod request;
 pub mod share;
 
+mod archive;
 mod claims;
 mod consistency;
 mod copy;
@@ -36,6 +37,7 @@ use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
 use crate::pool::{OpenPool, Pool, Purpose};
 use crate::volume::{PolicyChange, PoolName, Size, SizeRange, Source, Volume, VolumeId};
+pub use archive::BackedUp;
 pub use claims::NameClaim;
 use claims::NameClaims;
 use consistency::Pauses;

@@ -4,9 +4,11 @@
 //! nothing is opened in a way that can block on a device or a FIFO.
 
 pub mod copy;
+pub mod pack;
 pub mod project;
 pub mod remove;
 pub mod subvolume;
+pub mod unpack;
 
 mod budget;
 mod disk_usage;

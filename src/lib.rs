@@ -32,6 +32,7 @@
 //!    mount, does the work in a draft or on a detached mount, and makes the result visible in one step.
 //! 4. An [`error::Error`] has a kind that is named for its remedy. `csi/status.rs` maps kinds to gRPC codes.
 
+pub mod archive;
 pub mod backend;
 pub mod check;
 pub mod cli;

@@ -7,6 +7,8 @@
 mod common;
 
 mod api {
+    mod archive;
+    mod backup;
     mod btrfs;
     mod commands;
     mod copy;

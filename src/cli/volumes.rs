@@ -32,9 +32,14 @@ pub(super) fn run(command: Volumes) -> Result<ExitCode> {
         Volumes::Ls(flags) => return list(&flags),
         Volumes::Inspect(flags) => return inspect(&flags),
         Volumes::Rm(flags) => return rm(&flags),
+        Volumes::Backup(flags) => return Ok(super::archive::run(*flags)),
         Volumes::Create(flags) => create(flags),
         Volumes::Clone(flags) => clone(flags),
-        Volumes::Restore(flags) => restore(flags),
+        Volumes::Restore(flags) => match super::archive::is_archive(&flags) {
+            Ok(true) => super::archive::restore(flags),
+            Ok(false) => restore(flags),
+            Err(error) => Err(error),
+        },
         Volumes::Expand(flags) => expand(&flags),
         Volumes::Label(flags) => label(&flags),
         Volumes::Snapshot(Snapshots::Create(flags)) => create_snapshot(&flags),
@@ -120,7 +125,7 @@ fn anonymous_name() -> String {
 }
 
 /// The volume, or else the snapshot, that a user means.
-fn source_of(session: &Session, text: &str) -> Result<Source> {
+pub(super) fn source_of(session: &Session, text: &str) -> Result<Source> {
     let is_volume = session.volume(text).and_then(|id| {
         let what = format!("find volume {id}");
         session.call(&what, move |engine| engine.get(&id).map(|volume| volume.id))
@@ -184,7 +189,7 @@ fn make(
 }
 
 /// Refuses a name that would become a digest: commands would have to name the volume by it.
-fn plain_name(name: &str) -> Result<Name> {
+pub(super) fn plain_name(name: &str) -> Result<Name> {
     let directory = Name::of(name);
     if directory.is_plain() {
         return Ok(directory);
@@ -288,7 +293,7 @@ fn open(flags: &Pools) -> Result<Session> {
 }
 
 /// Opens a session whose copies are cancelled by a signal.
-fn open_to_copy(flags: &Pools, copies: bool) -> Result<Session> {
+pub(super) fn open_to_copy(flags: &Pools, copies: bool) -> Result<Session> {
     if !copies {
         return open(flags);
     }

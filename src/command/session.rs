@@ -8,10 +8,14 @@ use std::time::{Duration, Instant};
 use crate::engine::Engine;
 use crate::engine::request::Records;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::copy::Progress;
 use crate::volume::{Name, PoolName, VolumeId};
 
 /// How long an interrupted copy may take to stop, and its remains to be removed.
 const CLEAN_UP: Duration = Duration::from_secs(30);
+/// How long a transfer is waited for before the command looks whether it was interrupted, and between two looks at its pool.
+const POLL: Duration = Duration::from_millis(100);
+const PROBE: Duration = Duration::from_secs(2);
 
 /// The engine of a command.
 #[derive(Debug)]
@@ -82,6 +86,50 @@ impl Session {
                 return Err(self.cleaned_up(Error::new(Kind::Busy, text)));
             }
         }
+    }
+
+    /// Runs a call that may take long, in a thread. Cancels it when the command is interrupted, and gives it up when its pool
+    /// does not respond.
+    ///
+    /// # Errors
+    /// `Busy` when the command was interrupted; `Unresponsive`; otherwise those of the call.
+    pub fn transfer<T: Send + 'static>(
+        &self,
+        what: &str,
+        pool: &PoolName,
+        progress: &Arc<Progress>,
+        work: impl FnOnce(&Engine, &Progress) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let shared = Arc::clone(progress);
+        let call = self.begin(move |engine| work(engine, &shared))?;
+        let (mut probed, mut end) = (Instant::now(), None);
+        loop {
+            match call.result.recv_timeout(POLL) {
+                Ok(Ok(made)) => return self.without_remains().map(|()| made),
+                Ok(Err(_)) if end.is_some() => break,
+                Ok(Err(error)) => return Err(self.cleaned_up(error)),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(panicked(what)),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+            }
+            if end.is_none() && self.interrupted.load(Ordering::Relaxed) {
+                progress.cancel();
+                end = Some(Instant::now() + CLEAN_UP);
+            }
+            if end.is_some_and(|end| Instant::now() > end) {
+                break;
+            }
+            if probed.elapsed() > PROBE {
+                let pool = pool.clone();
+                self.call(what, move |engine| Ok(engine.status_of(&pool)))?;
+                probed = Instant::now();
+            }
+        }
+        Err(self.cleaned_up(Error::new(Kind::Busy, format!("{what}: interrupted; nothing was created"))))
+    }
+
+    /// Removes the copy that a finished transfer has made for itself.
+    fn without_remains(&self) -> Result<()> {
+        if self.engine.wait_for_reaper(Duration::ZERO) { Ok(()) } else { self.engine.reap(CLEAN_UP) }
     }
 
     /// Removes what a failed copy has left in the trash.
@@ -178,6 +226,10 @@ impl Session {
     }
 }
 
+fn panicked(what: &str) -> Error {
+    Error::new(Kind::Internal, format!("{what}: the call panicked"))
+}
+
 /// A call that runs in a thread of its own.
 #[derive(Debug)]
 struct Call<T> {
@@ -197,9 +249,7 @@ impl<T> Call<T> {
                 );
                 Err(Error::new(Kind::Unresponsive, text))
             }
-            mpsc::RecvTimeoutError::Disconnected => {
-                Err(Error::new(Kind::Internal, format!("{what}: the call panicked")))
-            }
+            mpsc::RecvTimeoutError::Disconnected => Err(panicked(what)),
         })
     }
 }

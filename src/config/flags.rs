@@ -1,5 +1,6 @@
 //! The command-line flags. Each one has an environment variable. CSI's own `CSI_ENDPOINT` is honoured too.
 
+mod archive;
 mod volumes;
 
 use std::path::PathBuf;
@@ -11,9 +12,10 @@ use crate::error::{Error, Kind, Result};
 use crate::pause::HELPER_COMMAND;
 use crate::volume::{PoolName, shorten};
 use crate::worker::WORKER_COMMAND;
+pub use archive::{ArchiveFile, Archives, BackUp, Backup, Format};
 pub use volumes::{
-    CloneVolume, Create, CreateSnapshot, Expand, Label, LsSnapshots, NewVolume, Restore, RmSnapshots,
-    Snapshots, Volumes,
+    CloneVolume, ConsistencyFlag, Create, CreateSnapshot, Expand, Label, LsSnapshots, NewVolume, Restore,
+    RmSnapshots, Snapshots, Volumes,
 };
 
 /// Named, sized volumes kept as plain directories, for Kubernetes and other orchestrators.

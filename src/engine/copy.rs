@@ -5,12 +5,12 @@ use std::os::fd::AsFd as _;
 use tracing::{info, warn};
 
 use super::consistency::{Part, Pauses};
-use super::jobs::{Job, JobKey};
+use super::jobs::JobKey;
 use super::request::ConsistencySpec;
 use super::source::CopySource;
 use crate::backend::{CopySpec, CopyStats, SourceState};
 use crate::error::{Error, Kind, Result};
-use crate::fs::copy::Manifest;
+use crate::fs::copy::{Manifest, Progress};
 use crate::pool::store::Draft;
 use crate::pool::{OpenPool, UsedLock};
 use crate::volume::{Consistency, CopyRecord, Size, Source, VolumeId};
@@ -24,7 +24,7 @@ pub(super) struct CopyTask<'a> {
     pub(super) draft: &'a Draft<'a>,
     pub(super) spec: &'a CopySpec,
     pub(super) consistency: ConsistencySpec,
-    pub(super) job: &'a Job,
+    pub(super) progress: &'a Progress,
 }
 
 /// A finished copy.
@@ -37,7 +37,7 @@ pub(super) struct Copied {
 
 impl CopyTask<'_> {
     pub(super) fn run(&self) -> Result<Copied> {
-        let (data, progress) = (self.from.open()?, &self.job.progress);
+        let (data, progress) = (self.from.open()?, self.progress);
         let in_passes = matches!(self.from.source(), Source::Volume(_))
             && self.consistency.consistency == Consistency::Crash;
         let spec = CopySpec { in_passes, ..self.spec.clone() };

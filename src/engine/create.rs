@@ -92,7 +92,7 @@ impl Engine {
     }
 
     /// Refuses a name that a volume in another pool has: names are unique across the pools of a process.
-    fn refuse_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
+    pub(super) fn refuse_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
         // In memory only: another pool's disk may not respond.
         for pool in self.pools.iter().filter_map(|pool| pool.loaded()) {
             if pool.settings.name != id.pool && pool.cached_index().volumes().contains_key(&id.name) {
@@ -151,7 +151,15 @@ impl Engine {
             let (state, limits) = (volume.backend.clone(), limits(&volume));
             let spec = CopySpec { state, limits, max_bytes, ..CopySpec::default() };
             let (pauses, pool, from) = (&pauses, &pool_of_job, &from);
-            let task = CopyTask { pauses, pool, from, draft: &draft, spec: &spec, consistency, job };
+            let task = CopyTask {
+                pauses,
+                pool,
+                from,
+                draft: &draft,
+                spec: &spec,
+                consistency,
+                progress: &job.progress,
+            };
             let copied = task.run().map_err(|error| {
                 let next = format!("request a larger size for volume {}, or remove data", volume.id);
                 too_large(error, &job.from, size, &next)
@@ -219,7 +227,7 @@ impl Engine {
     }
 }
 
-fn new_record(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {
+pub(super) fn new_record(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {
     Volume {
         schema: SCHEMA,
         uid: uuid::Uuid::new_v4(),
@@ -240,7 +248,7 @@ fn new_record(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {
 }
 
 /// Sets the owner and commits the draft: the last steps for every new volume.
-fn finish_volume(
+pub(super) fn finish_volume(
     pool: &Arc<OpenPool>,
     draft: Draft<'_>,
     volume: &Volume,
@@ -254,7 +262,7 @@ fn finish_volume(
 }
 
 /// The requested owner and mode, with missing fields taken from `other`.
-fn merged_owner(spec: OwnerSpec, other: Owner) -> Owner {
+pub(super) fn merged_owner(spec: OwnerSpec, other: Owner) -> Owner {
     Owner {
         uid: spec.uid.unwrap_or(other.uid),
         gid: spec.gid.unwrap_or(other.gid),
@@ -262,7 +270,7 @@ fn merged_owner(spec: OwnerSpec, other: Owner) -> Owner {
     }
 }
 
-fn owner_on_disk(data: BorrowedFd<'_>) -> Result<Owner> {
+pub(super) fn owner_on_disk(data: BorrowedFd<'_>) -> Result<Owner> {
     let stat = fs::fstat(data).context(|| "stat the data directory")?;
     Ok(Owner { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777 })
 }

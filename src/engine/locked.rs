@@ -140,7 +140,7 @@ impl CopyLocks {
     }
 }
 
-fn being_copied(kind: ObjectKind, name: &Name) -> Error {
+pub(super) fn being_copied(kind: ObjectKind, name: &Name) -> Error {
     let text = format!("{kind} {name} is being created by a copy in another process: retry later");
     Error::new(Kind::Busy, text)
 }

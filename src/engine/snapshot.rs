@@ -94,7 +94,15 @@ impl Engine {
             let max_bytes = max_bytes(&job.from, snapshot.size);
             let spec = CopySpec { max_bytes, read_only: true, ..CopySpec::default() };
             let (pauses, pool, from) = (&pauses, &pool_of_job, &from);
-            let task = CopyTask { pauses, pool, from, draft: &draft, spec: &spec, consistency, job };
+            let task = CopyTask {
+                pauses,
+                pool,
+                from,
+                draft: &draft,
+                spec: &spec,
+                consistency,
+                progress: &job.progress,
+            };
             let copied = task.run().map_err(|error| {
                 too_large(error, &job.from, snapshot.size, "expand the volume, or remove data")
             })?;

@@ -11,15 +11,15 @@
 //!
 //! After a failure the destination contains an incomplete copy; the caller removes it.
 
-mod attributes;
-mod catalogue;
-mod contents;
+pub(super) mod attributes;
+pub(super) mod catalogue;
+pub(super) mod contents;
 mod create;
 mod directory;
-mod links;
+pub(super) mod links;
 mod pass;
 mod patch;
-mod room;
+pub(super) mod room;
 mod update;
 mod verify;
 
@@ -35,8 +35,8 @@ use self::attributes::Attributes;
 use self::catalogue::{Catalogue, Time, now};
 use self::contents::Contents;
 use self::links::Links;
-use self::pass::{CurrentPass, do_times_tell};
-pub use self::pass::{Pass, SourceState};
+use self::pass::CurrentPass;
+pub use self::pass::{Pass, SourceState, do_times_tell};
 use self::room::Room;
 use super::{
     Budget, Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
@@ -89,7 +89,7 @@ impl Progress {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         if self.is_cancelled() {
             return Err(Error::new(Kind::Busy, "cancelled"));
         }

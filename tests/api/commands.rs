@@ -399,7 +399,7 @@ fn a_volume_in_use_is_inspected_with_its_user_and_not_removed() {
 }
 
 /// The lines that the page shows after each command, by command.
-fn transcripts(page: &str) -> Vec<(String, String)> {
+pub(crate) fn transcripts(page: &str) -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = Vec::new();
     for line in page.lines() {
         let code = line.strip_prefix("    ");

@@ -27,7 +27,7 @@ use crate::common::wait::{StopOnDrop, sleep_ms};
 
 /// A temporary directory with the empty directories `from` and `to`. It is on the filesystem of the build, or in
 /// `ORLOP_TEST_DIR`.
-fn workspace() -> TempDir {
+pub(crate) fn workspace() -> TempDir {
     let parent = std::env::var_os("ORLOP_TEST_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into());
     let dir = tempfile::tempdir_in(parent).unwrap();
     set_mode(dir.path(), 0o700);
@@ -74,7 +74,7 @@ fn check_copy(workspace: &Path) {
     assert_eq!(remove(workspace, "to").unwrap(), 0, "removing a missing tree succeeds");
 }
 
-fn assert_same(expected: &BTreeMap<PathBuf, Facts>, actual: &BTreeMap<PathBuf, Facts>) {
+pub(crate) fn assert_same(expected: &BTreeMap<PathBuf, Facts>, actual: &BTreeMap<PathBuf, Facts>) {
     let names = |facts: &BTreeMap<PathBuf, _>| facts.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(expected), names(actual));
     for (path, expected) in expected {
@@ -144,7 +144,7 @@ fn a_copy_to_another_filesystem_is_the_same() {
 
 /// One entry of a random tree.
 #[derive(Debug, Clone)]
-struct Entry {
+pub(crate) struct Entry {
     parent: usize,
     kind: u8,
     mode: u32,
@@ -156,7 +156,7 @@ struct Entry {
     acl: bool,
 }
 
-fn entries() -> impl Strategy<Value = Vec<Entry>> {
+pub(crate) fn entries() -> impl Strategy<Value = Vec<Entry>> {
     let part = (0_u64..64, 1_usize..3000).prop_map(|(block, length)| (block * 4096, length));
     let entry = (
         any::<usize>(),
@@ -182,7 +182,7 @@ fn entries() -> impl Strategy<Value = Vec<Entry>> {
     prop::collection::vec(entry, 0..60)
 }
 
-fn make_tree(root: &Path, entries: &[Entry]) {
+pub(crate) fn make_tree(root: &Path, entries: &[Entry]) {
     let mut directories = vec![root.to_owned()];
     let mut others = Vec::new();
     let mut made = Vec::new();

@@ -38,6 +38,16 @@ impl Facts {
         Self { data: None, parts, ..self.clone() }
     }
 
+    /// Whether an archive can hold it.
+    pub(crate) fn is_socket(&self) -> bool {
+        FileType::from_raw_mode(self.mode.into()) == FileType::Socket
+    }
+
+    /// Without the time of the last access.
+    pub(crate) fn without_access(&self) -> Self {
+        Self { times: [(0, 0), self.times[1]], ..self.clone() }
+    }
+
     /// Without the ranges that contain data: a block of zeros may be a hole.
     pub(crate) fn without_holes(&self) -> Self {
         Self { parts: None, ..self.clone() }

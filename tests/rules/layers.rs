@@ -14,7 +14,8 @@ const LAYERS: &[Row] = &[
     ("error", &[], &["serde", "thiserror"]),
     ("volume", &["error"], &["jiff", "serde", "serde_json", "sha2", "uuid"]),
     ("sys", &["error"], &["rustix", "libc", "linux_raw_sys"]),
-    ("fs", &["error", "sys"], &["rustix"]),
+    ("archive", &["error"], &["flate2", "serde", "serde_json", "sha2", "zstd"]),
+    ("fs", &["archive", "error", "sys"], &["rustix"]),
     ("mount", &["error", "sys"], &["rustix", "serde"]),
     ("pause", &["error", "mount", "sys"], &["rustix", "serde", "serde_json"]),
     ("backend", &["error", "fs", "volume"], &["rustix"]),
@@ -26,7 +27,7 @@ const LAYERS: &[Row] = &[
     ),
     (
         "engine",
-        &["backend", "error", "fs", "mount", "pause", "pool", "remote", "volume"],
+        &["archive", "backend", "error", "fs", "mount", "pause", "pool", "remote", "volume"],
         &["rustix", "serde", "serde_json", "tracing", "uuid"],
     ),
     ("worker", &["engine", "error", "volume"], &["nix", "rustix", "serde", "serde_json", "tokio", "tracing"]),
@@ -72,7 +73,7 @@ const LAYERS: &[Row] = &[
     ),
     (
         "command",
-        &["engine", "error", "mount", "options", "quantity", "volume"],
+        &["archive", "engine", "error", "fs", "mount", "options", "quantity", "volume"],
         &["serde", "serde_json", "uuid"],
     ),
     (

@@ -1,8 +1,10 @@
 //! The flags of the commands that make and change volumes and snapshots.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Inspect, Ls, Pools, Rm};
+use super::{Backup, Inspect, Ls, Pools, Rm};
 use crate::volume::Consistency;
 
 /// The commands on volumes. Each one is also a command of `orlop volume`.
@@ -20,8 +22,10 @@ pub enum Volumes {
     Rm(Rm),
     /// Create a volume with the data of another one
     Clone(CloneVolume),
-    /// Create a volume with the data of a snapshot
+    /// Create a volume with the data of a snapshot or an archive
     Restore(Restore),
+    /// Write a volume or a snapshot into an archive, which tar can extract
+    Backup(Box<Backup>),
     /// Make a volume larger, also while it is in use
     Expand(Expand),
     /// Set and remove labels of a volume
@@ -106,8 +110,9 @@ pub struct Restore {
     #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
     pub pools: Pools,
 
-    /// The snapshot to copy: POOL/NAME, or NAME if one pool only has it
-    #[arg(value_name = "SNAPSHOT")]
+    /// The snapshot to copy: POOL/NAME, or NAME if one pool only has it. Or the archive to extract: - for standard input, a
+    /// path that begins with /, ./ or ../, or an existing file whose name ends with .tar, .tar.gz, .tgz, .tar.zst or .tzst
+    #[arg(value_name = "SNAPSHOT|FILE")]
     pub source: String,
 
     /// Name of the new volume
@@ -116,6 +121,14 @@ pub struct Restore {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
     pub new: NewVolume,
+
+    /// Create the device nodes of an archive, which is refused otherwise
+    #[arg(long)]
+    pub devices: bool,
+
+    /// The directory of the archive that becomes the volume; . for the whole archive [default: recognized]
+    #[arg(long, value_name = "DIR")]
+    pub prefix: Option<PathBuf>,
 }
 
 /// Flags of `orlop expand`.

@@ -36,7 +36,7 @@ pub(super) fn remove_acls(top: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// A file whose extended attributes are read or set.
-enum Handle<'a> {
+pub(in crate::fs) enum Handle<'a> {
     /// An open file.
     Open(BorrowedFd<'a>),
     /// A path-only descriptor, by its path in `/proc`: the kernel does not accept the descriptor itself.
@@ -44,7 +44,7 @@ enum Handle<'a> {
 }
 
 impl<'a> Handle<'a> {
-    fn path_only(fd: BorrowedFd<'a>) -> Self {
+    pub(in crate::fs) fn path_only(fd: BorrowedFd<'a>) -> Self {
         Self::ProcPath(format!("/proc/self/fd/{}", fd.as_raw_fd()))
     }
 
@@ -204,15 +204,54 @@ impl Attributes {
                 Err(Errno::NODATA | Errno::OPNOTSUPP) => continue,
                 size => size.context(|| format!("read attribute {}", shown()))?,
             };
-            match to.set(name, &value[..size]) {
-                Err(error) if ACLS.contains(&name) && error == Errno::OPNOTSUPP => {
-                    return Err(Error::new(Kind::Unsupported, "the destination cannot store its ACL"));
-                }
-                Err(error) if !ACLS.contains(&name) && cannot_store(name, error) => *skipped += 1,
-                result => result.context(|| format!("set attribute {}", shown()))?,
+            if !set_xattr(to, name, &value[..size])? {
+                *skipped += 1;
             }
         }
         Ok(())
+    }
+}
+
+/// Sets an extended attribute. Reports whether the destination can store it.
+///
+/// # Errors
+/// `Unsupported` for an ACL that it cannot store; otherwise the error of the failed system call.
+pub(in crate::fs) fn set_xattr(to: &Handle<'_>, name: &CStr, value: &[u8]) -> Result<bool> {
+    match to.set(name, value) {
+        Err(Errno::OPNOTSUPP) if ACLS.contains(&name) => {
+            Err(Error::new(Kind::Unsupported, "the destination cannot store its ACL"))
+        }
+        Err(error) if !ACLS.contains(&name) && cannot_store(name, error) => Ok(false),
+        result => result.context(|| format!("set attribute {}", name.to_string_lossy())).map(|()| true),
+    }
+}
+
+/// Reads extended attributes.
+pub(in crate::fs) struct XattrReader(Attributes);
+
+impl XattrReader {
+    pub(in crate::fs) fn new() -> Self {
+        Self(Attributes::new())
+    }
+
+    /// Passes each attribute that a copy keeps to `take`, which reports whether it takes it. Returns how many are left out.
+    pub(in crate::fs) fn read(
+        &mut self,
+        from: &Handle<'_>,
+        mut take: impl FnMut(&CStr, &[u8]) -> bool,
+    ) -> Result<u32> {
+        let length = self.0.list_xattrs(from)?;
+        let Attributes { skipped, names, value, .. } = &mut self.0;
+        for name in names_in(&names[..length]).filter(|name| !is_derived(name)) {
+            match from.get(name, value) {
+                Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(error) => {
+                    return Err(error).context(|| format!("read attribute {}", name.to_string_lossy()));
+                }
+                Ok(size) => *skipped += u32::from(!take(name, &value[..size])),
+            }
+        }
+        Ok(self.0.skipped)
     }
 }
 
@@ -228,7 +267,7 @@ fn is_refused(error: Errno) -> bool {
 /// Whether the filesystem derives this attribute from other data. XFS shows each ACL a second time as a `trusted.`
 /// attribute. Another filesystem would store that as an ordinary attribute, and a copy back to XFS would turn it into
 /// an outdated ACL.
-fn is_derived(name: &CStr) -> bool {
+pub(in crate::fs) fn is_derived(name: &CStr) -> bool {
     let system = name.to_bytes().starts_with(b"system.") && !ACLS.contains(&name);
     system || name == c"trusted.SGI_ACL_FILE" || name == c"trusted.SGI_ACL_DEFAULT"
 }

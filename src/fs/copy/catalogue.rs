@@ -20,9 +20,9 @@ const MAX_INODE: u64 = 1 << 40;
 const LONGEST_WRITE: i64 = 30;
 
 /// Seconds since 1970, and nanoseconds.
-pub(super) type Time = (i64, u32);
+pub(in crate::fs) type Time = (i64, u32);
 
-pub(super) fn time(at: StatxTimestamp) -> Time {
+pub(in crate::fs) fn time(at: StatxTimestamp) -> Time {
     (at.tv_sec, at.tv_nsec)
 }
 
@@ -32,7 +32,7 @@ pub(super) fn now() -> Time {
 }
 
 /// The time of the coarse clock. A filesystem never sets an earlier one.
-pub(super) fn coarse_now() -> Time {
+pub(in crate::fs) fn coarse_now() -> Time {
     read_clock(ClockId::RealtimeCoarse)
 }
 

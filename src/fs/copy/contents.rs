@@ -184,7 +184,7 @@ impl<'a> Contents<'a> {
 }
 
 /// Whether the file has no hole. The number of blocks is not sufficient: it includes blocks of extended attributes.
-fn has_no_hole(from: BorrowedFd<'_>, size: u64) -> bool {
+pub(in crate::fs) fn has_no_hole(from: BorrowedFd<'_>, size: u64) -> bool {
     seek(from, SeekFrom::Hole(0)).map_or(true, |hole| hole >= size)
 }
 
@@ -195,7 +195,7 @@ fn data_bytes(stat: &Statx) -> u64 {
 
 /// The first range with data within another; `None` if there is none. The whole range if the filesystem does not report
 /// holes.
-pub(super) fn data_range(file: BorrowedFd<'_>, within: Range<u64>) -> Result<Option<Range<u64>>> {
+pub(in crate::fs) fn data_range(file: BorrowedFd<'_>, within: Range<u64>) -> Result<Option<Range<u64>>> {
     let start = match seek(file, SeekFrom::Data(within.start)) {
         Err(Errno::NXIO) => return Ok(None),
         Err(Errno::INVAL | Errno::OPNOTSUPP) => within.start,

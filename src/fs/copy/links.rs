@@ -26,7 +26,7 @@ pub(super) enum LinkResult {
 
 /// Identifies a file of the source. The birth time distinguishes a file from a later one that reuses its inode
 /// number.
-pub(super) fn inode_key(stat: &Statx) -> String {
+pub(in crate::fs) fn inode_key(stat: &Statx) -> String {
     let birth = stat.stx_btime;
     format!(
         "{:x}.{:x}.{:x}.{:x}.{:x}",

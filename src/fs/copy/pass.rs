@@ -84,7 +84,8 @@ impl CurrentPass {
 
 /// Whether each change of a file moves its times on a filesystem of this type, also one through a mapping. This is not so on
 /// tmpfs.
-pub(super) fn do_times_tell(filesystem: i64) -> bool {
+#[must_use]
+pub fn do_times_tell(filesystem: i64) -> bool {
     const EXT4: i64 = 0xef53;
     const XFS: i64 = 0x5846_5342;
     const BTRFS: i64 = 0x9123_683e;

@@ -13,14 +13,14 @@ const KEPT_FREE: u64 = 20;
 const CHECK_EVERY: u64 = 256;
 
 /// What the destination of a copy has room for.
-pub(super) struct Room {
+pub(in crate::fs) struct Room {
     budget: Budget,
     /// Entries until the free inodes are read again.
     unchecked: u64,
 }
 
 impl Room {
-    pub(super) fn new(to: BorrowedFd<'_>) -> Result<Self> {
+    pub(in crate::fs) fn new(to: BorrowedFd<'_>) -> Result<Self> {
         Ok(Self { budget: Budget::of_filesystem(to)?, unchecked: 0 })
     }
 
@@ -34,7 +34,7 @@ impl Room {
     ///
     /// # Errors
     /// `Busy` as [`Budget::take`].
-    pub(super) fn visit(&mut self, links: u64) -> Result<()> {
+    pub(in crate::fs) fn visit(&mut self, links: u64) -> Result<()> {
         self.budget.take(links)
     }
 
@@ -42,7 +42,7 @@ impl Room {
     ///
     /// # Errors
     /// `NoSpace` when few inodes are left.
-    pub(super) fn take(&mut self, to: BorrowedFd<'_>) -> Result<()> {
+    pub(in crate::fs) fn take(&mut self, to: BorrowedFd<'_>) -> Result<()> {
         if let Some(left) = self.unchecked.checked_sub(1) {
             self.unchecked = left;
             return Ok(());

@@ -1,0 +1,184 @@
+//! `orlop backup`, and `orlop restore` of an archive.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use super::volumes::{open_to_copy, plain_name, source_of};
+use super::{print, print_error, report};
+use crate::archive::compression::{Compressor, Decompressor};
+use crate::archive::{Reader, Writer, name};
+use crate::command::archive::{
+    NewArchive, compare, compression_for, is_standard, line, open, shown_path, standard_output, summary,
+    taken_for, warnings,
+};
+use crate::command::printable;
+use crate::config::flags::{ArchiveFile, Archives, BackUp, Backup, Restore};
+use crate::engine::request::{ConsistencySpec, CreateVolume};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::copy::Progress;
+use crate::fs::unpack::UnpackSpec;
+use crate::options::assignment::{self, Assigned};
+use crate::volume::{Size, SizeRange, VolumeId};
+
+/// Runs `orlop backup`.
+pub(super) fn run(flags: Backup) -> ExitCode {
+    let result = match flags.archive {
+        None => back_up(flags.backup),
+        Some(Archives::Verify(flags)) => verify(&flags),
+        Some(Archives::Ls(flags)) => list(&flags),
+    };
+    report(result.err().as_slice())
+}
+
+fn back_up(flags: BackUp) -> Result<()> {
+    let BackUp { pools, source, output, format, consistency, dry_run } = flags;
+    let compression = format.map_or_else(|| compression_for(&output), |format| Ok(format.into()))?;
+    let session = open_to_copy(&pools, true)?;
+    let source = source_of(&session, &source.unwrap_or_default())?;
+    let what = format!("back up {source}");
+    if dry_run {
+        return print(&format!("would {what} to {}\n", output.display()));
+    }
+    let file = if is_standard(&output) { None } else { Some(NewArchive::create(&output)?) };
+    let stream = file.as_ref().map_or_else(standard_output, NewArchive::stream)?;
+    let progress = Arc::new(Progress::default());
+    let stop = stop(&progress);
+    let consistency = ConsistencySpec { consistency: consistency.into(), ..ConsistencySpec::default() };
+    let pool = source.id().pool.clone();
+    let shown = source.to_string();
+    let (done, sum) = session.transfer(&what, &pool, &progress, move |engine, progress| {
+        let mut writer = Writer::new(Compressor::start(stream, compression, stop)?);
+        let done = engine.back_up(&source, consistency, &mut writer, progress)?;
+        let (compressor, _) = writer.finish()?;
+        Ok((done, compressor.finish()?))
+    })?;
+    for warning in warnings(&done) {
+        print_error(&warning);
+    }
+    let text = summary(&shown, &output, &done, &sum);
+    match file {
+        Some(file) => file.complete(&sum).and_then(|()| print(&text)),
+        None => {
+            print_error(text.trim_end());
+            Ok(())
+        }
+    }
+}
+
+fn stop(progress: &Arc<Progress>) -> impl Fn() -> bool + Send + Sync + 'static {
+    let progress = Arc::clone(progress);
+    move || progress.is_cancelled()
+}
+
+fn verify(flags: &ArchiveFile) -> Result<()> {
+    let path = &flags.file;
+    let mut reader = Reader::new(Decompressor::start(open(path)?, || false)?);
+    let (mut entries, mut bytes) = (0_u64, 0_u64);
+    let read = loop {
+        match reader.next() {
+            Ok(Some(entry)) => (entries, bytes) = (entries + 1, bytes + entry.stored()),
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    read.context(|| printable(&shown_path(path)))?;
+    let sum = reader.into_input().finish()?;
+    let checksum = match compare(path, &sum)? {
+        Some(file) => format!("matches {}", file.display()),
+        None => format!("SHA-256 {}", sum.sha256),
+    };
+    let bytes = Size(bytes).to_short();
+    print(
+        &(printable(&format!(
+            "{}: complete, {entries} entries, {bytes} of data, {checksum}",
+            shown_path(path)
+        )) + "\n"),
+    )
+}
+
+fn list(flags: &ArchiveFile) -> Result<()> {
+    let mut reader = Reader::new(Decompressor::start(open(&flags.file)?, || false)?);
+    while let Some(entry) = reader.next().context(|| printable(&shown_path(&flags.file)))? {
+        print(&line(&entry))?;
+    }
+    Ok(())
+}
+
+/// Whether `orlop restore` is asked for an archive. Refuses what only an archive has for a snapshot.
+pub(super) fn is_archive(flags: &Restore) -> Result<bool> {
+    let is_archive = name::is_archive(&flags.source);
+    if !is_archive && (flags.devices || flags.prefix.is_some()) {
+        let text = format!("{:?} is no archive: --devices and --prefix are for archives", flags.source);
+        return Err(Error::new(Kind::Invalid, text));
+    }
+    Ok(is_archive)
+}
+
+/// Creates a volume from an archive.
+pub(super) fn restore(flags: Restore) -> Result<()> {
+    let Restore { pools, source, name, new, devices, prefix } = flags;
+    let Assigned { size, options, from } = assignment::parse(&new.options, &new.labels)?;
+    if from.is_some() {
+        return Err(Error::new(Kind::Invalid, "option from: the source is an argument of this command"));
+    }
+    let directory = plain_name(&name)?;
+    let session = open_to_copy(&pools, true)?;
+    let pool = session.pool(options.pool)?;
+    let id = VolumeId { pool: pool.clone(), name: directory };
+    session.refuse_name_of_other_pool(&id)?;
+    let path = PathBuf::from(source);
+    if new.dry_run {
+        return print(&format!("would create volume {id} from {}\n", shown_path(&path)));
+    }
+    let input = open(&path)?;
+    let progress = Arc::new(Progress::default());
+    let stop = stop(&progress);
+    let spec = UnpackSpec {
+        devices,
+        prefix: prefix.as_deref().map(prefix_of).transpose()?,
+        ..UnpackSpec::default()
+    };
+    let mut request = CreateVolume {
+        name,
+        pool: Some(pool.clone()),
+        size: SizeRange { required: 0, limit: 0 },
+        owner: options.owner,
+        policy: options.policy,
+        labels: options.labels,
+        source: None,
+        consistency: options.consistency,
+        may_go_elsewhere: false,
+    };
+    let (what, shown) = (format!("restore volume {id}"), path.clone());
+    let (made, text) = session.transfer(&what, &pool, &progress, move |engine, progress| {
+        let mut reader = Reader::new(Decompressor::start(input, stop)?);
+        let origin = reader.start().context(|| shown_path(&shown))?.cloned();
+        let size = size.or(origin.as_ref().map(|origin| origin.size)).unwrap_or(0);
+        request.size = SizeRange { required: size, limit: size };
+        let made = engine.create_from_archive(&request, &mut reader, &spec, progress);
+        let (volume, unpacked) = made.context(|| shown_path(&shown))?;
+        let mut text = vec![taken_for(&shown, origin.as_ref(), &unpacked)];
+        if unpacked.skipped_xattrs > 0 {
+            let skipped = unpacked.skipped_xattrs;
+            text.push(format!(
+                "{skipped} extended attributes were left out, since the filesystem cannot store them"
+            ));
+        }
+        Ok((volume.id, text))
+    })?;
+    text.iter().for_each(|line| print_error(line));
+    print(&format!("{made}\n"))
+}
+
+/// The directory of an archive that a user names.
+fn prefix_of(text: &Path) -> Result<Vec<u8>> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let bytes = text.as_os_str().as_bytes();
+    let names: Vec<_> =
+        bytes.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").collect();
+    if names.contains(&&b".."[..]) {
+        return Err(Error::new(Kind::Invalid, "--prefix: a directory of the archive has no `..`"));
+    }
+    Ok(names.join(&b'/'))
+}
