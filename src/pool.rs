@@ -25,6 +25,7 @@ mod layout;
 mod lock_files;
 mod marker;
 mod medium;
+mod moves;
 mod parents;
 mod projects;
 mod root;

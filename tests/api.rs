@@ -24,5 +24,6 @@ mod api {
     mod semantics;
     mod sharing;
     mod trees;
+    mod upkeep;
     mod verbs;
 }

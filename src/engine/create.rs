@@ -66,6 +66,14 @@ impl Engine {
         })
     }
 
+    /// Refuses a pool that is in no settings.
+    ///
+    /// # Errors
+    /// `Invalid` then; the message lists the pools.
+    pub fn check_pool(&self, name: &PoolName) -> Result<()> {
+        self.requested_pool(Some(name)).map(drop)
+    }
+
     /// The pool named "default", or else the first configured pool.
     fn default_pool(&self) -> Result<&Arc<Pool>> {
         let named = self.pools.iter().find(|pool| pool.settings().name.as_str() == "default");
@@ -92,7 +100,7 @@ impl Engine {
     }
 
     /// Refuses a name that a volume in another pool has: names are unique across the pools of a process.
-    fn refuse_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
+    pub(super) fn refuse_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
         // In memory only: another pool's disk may not respond.
         for pool in self.pools.iter().filter_map(|pool| pool.loaded()) {
             if pool.settings.name != id.pool && pool.cached_index().volumes().contains_key(&id.name) {
@@ -164,7 +172,11 @@ impl Engine {
     }
 
     /// Returns the source with its size, and the locks that the copy holds until it ends.
-    fn find_source(&self, source: &Source, copy: &LockedVolume) -> Result<(CopySource, u64, CopyLocks)> {
+    pub(super) fn find_source(
+        &self,
+        source: &Source,
+        copy: &LockedVolume,
+    ) -> Result<(CopySource, u64, CopyLocks)> {
         let (pool, id) = (self.pool(&source.id().pool)?, source.id());
         let kind = match source {
             Source::Volume(_) => ObjectKind::Volumes,
@@ -219,7 +231,7 @@ impl Engine {
     }
 }
 
-fn new_record(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {
+pub(super) fn new_record(id: VolumeId, request: &CreateVolume, size: u64) -> Volume {
     Volume {
         schema: SCHEMA,
         uid: uuid::Uuid::new_v4(),
@@ -261,7 +273,7 @@ fn merged_owner(spec: OwnerSpec, other: Owner) -> Owner {
     }
 }
 
-fn owner_on_disk(data: BorrowedFd<'_>) -> Result<Owner> {
+pub(super) fn owner_on_disk(data: BorrowedFd<'_>) -> Result<Owner> {
     let stat = fs::fstat(data).context(|| "stat the data directory")?;
     Ok(Owner { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777 })
 }
@@ -279,7 +291,7 @@ fn set_owner(data: BorrowedFd<'_>, owner: Owner) -> Result<()> {
 }
 
 /// Whether an existing volume satisfies a request for the same name.
-fn check_same(found: &Volume, request: &CreateVolume) -> Result<()> {
+pub(super) fn check_same(found: &Volume, request: &CreateVolume) -> Result<()> {
     let differs = |what: &str, actual: String| {
         let text = format!("volume {} exists with {what} {actual}: use another name", found.id);
         Err(Error::new(Kind::Conflict, text))
@@ -306,7 +318,7 @@ fn check_source(id: &VolumeId, actual: Option<&Source>, request: &CreateVolume) 
 }
 
 /// The size of a copy: at least that of its source.
-fn size_of_copy(id: &VolumeId, request: &CreateVolume, source: &Source, size: u64) -> Result<u64> {
+pub(super) fn size_of_copy(id: &VolumeId, request: &CreateVolume, source: &Source, size: u64) -> Result<u64> {
     let too_small = |requested: u64| {
         let text =
             format!("volume {id}: {} is less than the size of {source}, {}", Size(requested), Size(size));

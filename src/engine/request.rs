@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::mount::options::MountFlags;
 use crate::mount::users::User;
 pub use crate::pool::{HostUse, PoolSettings};
-use crate::volume::{Consistency, Labels, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId};
+use crate::volume::{
+    Consistency, Labels, Policy, PoolName, SizeRange, Snapshot, Source, Timestamp, Volume, VolumeId,
+};
 
 /// A request to create a volume, or to return the one that an earlier request created.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -130,6 +132,15 @@ pub struct StoredVolume {
     pub record: Result<Volume>,
 }
 
+/// A snapshot with its record on disk.
+#[derive(Debug)]
+pub struct StoredSnapshot {
+    /// The snapshot.
+    pub id: VolumeId,
+    /// Its record, or why that cannot be read.
+    pub record: Result<Snapshot>,
+}
+
 /// A volume with what the host says about it.
 #[derive(Debug)]
 pub struct Inspected {
@@ -141,15 +152,6 @@ pub struct Inspected {
     pub users: Vec<User>,
     /// The hosts that use it, if its pool is shared by several.
     pub hosts: Vec<HostUse>,
-}
-
-/// The records of all volumes, as far as their pools are available.
-#[derive(Debug, Default)]
-pub struct Records {
-    /// The volumes of the available pools, ordered by id.
-    pub volumes: Vec<StoredVolume>,
-    /// For each unavailable pool, why it is.
-    pub unavailable: Vec<Error>,
 }
 
 /// Part of a listing, ordered by id.
