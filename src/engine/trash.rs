@@ -54,7 +54,8 @@ impl Engine {
     pub fn trash(&self, pool: &PoolName) -> Result<Vec<Trashed>> {
         let (pool, now) = (self.pool(pool)?, Timestamp::now());
         let mut found = Vec::new();
-        for entry in pool.store.trash().entries()? {
+        let listed = pool.store.trash().entries();
+        for entry in listed.context(|| format!("list the trash of pool {}", pool.settings.name))? {
             let Some(name) = entry.object() else { continue };
             let Some(record) = pool.store.trashed_volume(&entry).transpose() else { continue };
             let deleted = match entry.retention {
@@ -75,7 +76,7 @@ impl Engine {
     /// `NotFound` when the trash has no such entry; `Conflict` when the name is taken, or the entry is not kept any more;
     /// `NoSpace` when the pool cannot provision its size; `Unreadable` when its record is.
     pub fn undelete(&self, pool: &PoolName, entry: &str, to: &Name) -> Result<Volume> {
-        self.undelete_or_check(pool, entry, to, false)
+        self.undelete_or_check(pool, entry, to, false).context(|| format!("restore volume {pool}/{to}"))
     }
 
     /// Returns the volume that [`Engine::undelete`] would make now.
@@ -83,7 +84,7 @@ impl Engine {
     /// # Errors
     /// Same as [`Engine::undelete`].
     pub fn check_undelete(&self, pool: &PoolName, entry: &str, to: &Name) -> Result<Volume> {
-        self.undelete_or_check(pool, entry, to, true)
+        self.undelete_or_check(pool, entry, to, true).context(|| format!("restore volume {pool}/{to}"))
     }
 
     fn undelete_or_check(&self, pool: &PoolName, entry: &str, to: &Name, only_check: bool) -> Result<Volume> {
@@ -104,13 +105,20 @@ impl Engine {
             return Err(removed());
         }
         let stored = pool.store.trashed_volume(&entry)?.ok_or_else(gone)?;
+        let was_of_a_pod = stored.ephemeral;
         let volume = Volume { ephemeral: false, ..as_directory(&id, stored) };
         let reservation = pool.reserve(volume.size)?;
         if only_check {
             return Ok(volume);
         }
-        pool.restore_volume(&entry, &volume, reservation).context(|| format!("restore volume {id}"))?;
-        pool.rewrite(&volume, None).context(|| format!("volume {id} is restored, but not its record"))?;
-        Ok(volume)
+        pool.restore_volume(&entry, &volume, reservation)?;
+        match pool.rewrite(&volume, None) {
+            Err(error) if was_of_a_pod => {
+                let text = "it is restored, but its record still says that it is deleted with its pod";
+                Err(error).context(|| text)
+            }
+            // The name of the directory counts, whatever the record says.
+            Ok(()) | Err(_) => Ok(volume),
+        }
     }
 }

@@ -82,13 +82,16 @@ impl Store {
         }
         let dir =
             open_inside(volumes, name.as_str(), DIRECTORY).context(|| format!("open volumes/{name}"))?;
-        let moved = self.move_in(dir.as_fd(), (parent, entry), expected);
+        let moved = self.move_in(dir.as_fd(), (parent, entry), expected).and_then(|()| {
+            let synced = fs::fsync(&dir).context(|| format!("sync volumes/{name}"));
+            synced.and_then(|()| self.sync(KIND)).inspect_err(|_| {
+                let _ = rename_new(dir.as_fd(), DATA, parent, entry);
+            })
+        });
         if moved.is_err() {
             let _ = fs::unlinkat(volumes, name.as_str(), AtFlags::REMOVEDIR);
         }
         moved?;
-        fs::fsync(&dir).context(|| format!("sync volumes/{name}"))?;
-        self.sync(KIND)?;
         fs::fsync(parent).context(|| "sync the directory that it was in")
     }
 
