@@ -80,6 +80,24 @@ pub fn to_json(facts: &[Fact]) -> String {
     serde_json::to_string_pretty(facts).map(|text| text + "\n").unwrap_or_default()
 }
 
+/// What an administrator does about a fact that is not [`Verdict::Ok`].
+#[must_use]
+pub fn next_step(fact: &Fact) -> &'static str {
+    match (fact.object.as_str(), fact.property.as_str()) {
+        ("kernel", _) => "nothing; a newer kernel, or root, makes it faster or more exact",
+        ("mounts", "processes") => "run this as root, and in a container with the host's PID namespace",
+        ("mounts", _) => "for Kubernetes: mount --make-rshared that path, as systemd does",
+        (_, "directory") => "mount its disk or create the directory, or correct the path in the settings",
+        (_, "marker") => {
+            "use the name that the marker has, an empty directory, or a version of orlop that knows it"
+        }
+        (_, "sharing") => "set exclusive = true for the pool, and let one process use it",
+        (_, "project ids") => "clear them: chattr -p 0 -P DIRECTORY",
+        (_, "reflink") => "nothing; xfs and btrfs make snapshots without copying",
+        _ => "nothing; see docs/limits.md",
+    }
+}
+
 /// Reports whether no fact is [`Verdict::Bad`].
 #[must_use]
 pub fn is_usable(facts: &[Fact]) -> bool {

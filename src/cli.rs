@@ -1,7 +1,13 @@
 //! The command line: runs the subcommand, prints its result and returns the exit code.
 
 mod archive;
+mod doctor;
+mod exec;
 mod interrupt;
+mod listing;
+mod manuals;
+mod removal;
+mod snapshots;
 mod volumes;
 
 use std::io::{self, Write as _};
@@ -26,6 +32,9 @@ pub fn main() -> ExitCode {
         Command::Serve(flags) => serve(*flags),
         Command::Probe(flags) => probe(&flags),
         Command::Check(flags) => check(&flags),
+        Command::Doctor(flags) => doctor::run(&flags),
+        Command::Completions { shell } => manuals::completions(shell),
+        Command::Man { dir } => manuals::write_pages(&dir),
         Command::Volumes(command) | Command::Volume(command) => volumes::run(command),
         #[cfg(feature = "kube")]
         Command::ReleaseNode(flags) => release_node(flags),

@@ -1,14 +1,19 @@
 //! Commands on volumes, the frontend of people and scripts: the results of the engine as text and JSON.
 
 pub mod archive;
+pub mod df;
+pub mod filter;
 pub mod inspect;
 pub mod ls;
 pub mod session;
 pub mod snapshots;
+pub mod template;
+pub mod trash;
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 
@@ -41,6 +46,50 @@ fn to_json(value: &impl Serialize) -> Result<String> {
         .map_err(|error| Error::caused(Kind::Internal, "format the result", error))?;
     // A line break in a string is escaped by JSON already.
     Ok(json.lines().map(|line| printable(line) + "\n").collect())
+}
+
+/// Formats a value as YAML. Strings are quoted as in JSON, so that none is read as another type.
+///
+/// # Errors
+/// `Internal` when the value cannot be represented.
+fn to_yaml(value: &impl Serialize) -> Result<String> {
+    let value = serde_json::to_value(value)
+        .map_err(|error| Error::caused(Kind::Internal, "format the result", error))?;
+    let mut yaml = String::new();
+    write_yaml(&mut yaml, &value, 0);
+    Ok(yaml.lines().map(|line| printable(line) + "\n").collect())
+}
+
+/// Writes a value whose first line is indented already.
+fn write_yaml(yaml: &mut String, value: &Value, indent: usize) {
+    let separate = |yaml: &mut String, is_first: bool| {
+        if !is_first {
+            let _ = write!(yaml, "{:indent$}", "");
+        }
+    };
+    if !is_nested(value) {
+        let _ = writeln!(yaml, "{value}");
+    }
+    for (i, item) in value.as_array().into_iter().flatten().enumerate() {
+        separate(yaml, i == 0);
+        yaml.push_str("- ");
+        write_yaml(yaml, item, indent + 2);
+    }
+    for (i, (key, item)) in value.as_object().into_iter().flatten().enumerate() {
+        separate(yaml, i == 0);
+        let _ = write!(yaml, "{}:", Value::from(key.as_str()));
+        if is_nested(item) {
+            let _ = write!(yaml, "\n{:1$}", "", indent + 2);
+        } else {
+            yaml.push(' ');
+        }
+        write_yaml(yaml, item, indent + 2);
+    }
+}
+
+fn is_nested(value: &Value) -> bool {
+    value.as_array().is_some_and(|items| !items.is_empty())
+        || value.as_object().is_some_and(|map| !map.is_empty())
 }
 
 #[cfg(test)]

@@ -4,19 +4,24 @@ pub mod call;
 pub mod jobs;
 pub mod request;
 pub mod share;
+pub mod survey;
+pub mod trash;
 
+mod adopt;
 mod archive;
 mod claims;
 mod consistency;
 mod copy;
 mod create;
 mod described;
+mod dry_run;
 mod edit;
 mod health;
 mod inspect;
 mod list;
 mod locked;
 mod publish;
+mod rename;
 mod snapshot;
 mod source;
 
@@ -35,7 +40,7 @@ use crate::pause::Pauser;
 use crate::pool::locks::{LockGuard, LockTable, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
-use crate::pool::{OpenPool, Pool, Purpose};
+use crate::pool::{OpenPool, Pool, Purpose, Reservation, UsedLock};
 use crate::volume::{PolicyChange, PoolName, Size, SizeRange, Source, Volume, VolumeId};
 pub use archive::BackedUp;
 pub use claims::NameClaim;
@@ -222,16 +227,6 @@ impl Engine {
         self.delete_loaded(&locked, &volume)
     }
 
-    /// Whether [`Engine::remove`] would delete the volume now.
-    ///
-    /// # Errors
-    /// Same as [`Engine::remove`].
-    pub fn check_removable(&self, id: &VolumeId) -> Result<()> {
-        let (locked, _) = self.lock_managed(id)?;
-        self.refuse_if_used(&locked)?;
-        lock_data(&locked.pool, ObjectKind::Volumes, id).map(drop)
-    }
-
     fn lock_managed(&self, id: &VolumeId) -> Result<(LockedVolume, Volume)> {
         self.check_pool_is_configured(id)?;
         let locked = self.lock_to_delete(id)?;
@@ -252,6 +247,17 @@ impl Engine {
 
     fn delete_loaded(&self, locked: &LockedVolume, volume: &Volume) -> Result<()> {
         let (pool, id) = (&locked.pool, &locked.id);
+        let _unused = self.lock_unused(locked)?;
+        let entry = pool.discard(ObjectKind::Volumes, &id.name, Retention::of(volume.policy));
+        let entry = entry.context(|| format!("delete volume {id}"))?;
+        pool.usage.forget(&id.name);
+        pool.reaper.add([entry]);
+        Ok(())
+    }
+
+    /// Locks the data of a volume that nothing uses: no mount, no copy, and no other host.
+    fn lock_unused<'l>(&self, locked: &'l LockedVolume) -> Result<UnusedLocks<'l>> {
+        let (pool, id) = (&locked.pool, &locked.id);
         if let Some(JobKey::Volume(to) | JobKey::Snapshot(to)) =
             self.jobs.reader_of(&Source::Volume(id.clone()))
         {
@@ -259,13 +265,8 @@ impl Engine {
             return Err(Error::new(Kind::Busy, text));
         }
         self.refuse_if_used(locked)?;
-        let _alone = pool.used().map(|used| used.take_to_delete(&id.name)).transpose()?;
-        let _data = lock_data(pool, ObjectKind::Volumes, id)?;
-        let entry = pool.discard(ObjectKind::Volumes, &id.name, Retention::of(volume.policy));
-        let entry = entry.context(|| format!("delete volume {id}"))?;
-        pool.usage.forget(&id.name);
-        pool.reaper.add([entry]);
-        Ok(())
+        let alone = pool.used().map(|used| used.take_to_delete(&id.name)).transpose()?;
+        Ok(UnusedLocks { _alone: alone, _data: lock_data(pool, ObjectKind::Volumes, id)? })
     }
 
     fn refuse_if_used(&self, locked: &LockedVolume) -> Result<()> {
@@ -303,22 +304,10 @@ impl Engine {
     pub fn expand(&self, id: &VolumeId, range: SizeRange) -> Result<Volume> {
         let locked = self.lock_volume(id)?;
         let mut volume = locked.require()?;
-        if range.limit != 0 && range.limit < volume.size {
-            let text =
-                format!("volume {id} has {} and cannot shrink to {}", Size(volume.size), Size(range.limit));
-            return Err(Error::new(Kind::OutOfRange, text));
-        }
-        if range.required <= volume.size {
-            return Ok(volume);
-        }
-        if !volume.managed {
-            let text = format!("volume {id} is unmanaged and cannot be resized");
-            return Err(Error::new(Kind::Unsupported, text));
-        }
-        let reservation = locked.pool.reserve(range.required - volume.size)?;
+        let Some(growth) = reserve_growth(&locked, &volume, range)? else { return Ok(volume) };
         let before = volume.clone();
         volume.size = range.required;
-        locked.change_limits(&before, &mut volume, Some(reservation))?;
+        locked.change_limits(&before, &mut volume, Some(growth))?;
         Ok(volume)
     }
 
@@ -374,6 +363,31 @@ impl Engine {
     pub fn shutdown(&self) {
         self.jobs.shutdown(Duration::from_secs(2));
     }
+}
+
+/// The locks of a volume that nothing uses and nothing begins to use.
+#[derive(Debug)]
+struct UnusedLocks<'l> {
+    _alone: Option<UsedLock<'l>>,
+    _data: LockGuard<ObjectKey>,
+}
+
+/// Reserves the bytes by which a volume is expanded; `None` if it is large enough.
+fn reserve_growth(locked: &LockedVolume, volume: &Volume, range: SizeRange) -> Result<Option<Reservation>> {
+    let id = &locked.id;
+    if range.limit != 0 && range.limit < volume.size {
+        let text =
+            format!("volume {id} has {} and cannot shrink to {}", Size(volume.size), Size(range.limit));
+        return Err(Error::new(Kind::OutOfRange, text));
+    }
+    if range.required <= volume.size {
+        return Ok(None);
+    }
+    if !volume.managed {
+        let text = format!("volume {id} is unmanaged and cannot be resized");
+        return Err(Error::new(Kind::Unsupported, text));
+    }
+    locked.pool.reserve(range.required - volume.size).map(Some)
 }
 
 /// Locks the data of an object that is to be deleted.

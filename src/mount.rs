@@ -26,7 +26,7 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-pub use self::detached::{Api, attach, attach_by};
+pub use self::detached::{Api, attach, attach_by, attach_in_own_namespace};
 pub use self::mountinfo::{Device, MountInfo};
 pub use self::options::{Atime, MountFlags};
 pub use self::share::detach_share;

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::value::MapDeserializer;
-use serde::de::{DeserializeOwned, Error as _, IntoDeserializer};
+use serde::de::{Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 
 use crate::engine::request::{ConsistencySpec, OwnerSpec};
@@ -23,17 +23,25 @@ pub const DEFAULT_TRASH_FOR: Duration = Duration::from_secs(7 * 86_400);
 /// The largest `maxPause`: containers are never paused longer, whatever a class says.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// `StorageClass.parameters`.
+/// The options of a volume, as `StorageClass.parameters` names them.
+const VOLUME: &[&str] =
+    &["pool", "onDelete", "trashFor", "mode", "uid", "gid", "limit", "inodes", "consistency", "maxPause"];
+/// Those of a copy: `VolumeSnapshotClass.parameters`.
+const COPY: &[&str] = &["consistency", "maxPause"];
+/// Those that can be changed later: `VolumeAttributesClass.parameters`.
+const MUTABLE: &[&str] = &["onDelete", "trashFor", "limit", "inodes"];
+
+/// All options. A request may use those of its list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Parameters {
     /// Pool of the volume. Default: the one named "default", or the first of the settings.
     #[serde(deserialize_with = "from_text")]
     pool: Option<PoolName>,
-    /// What happens to the data of a deleted volume: `delete` (the default), `trash` or `retain`. Mutable.
+    /// What happens to the data of a deleted volume: `delete` (the default), `trash` or `retain`.
     #[serde(deserialize_with = "variant")]
     on_delete: Option<OnDelete>,
-    /// Retention of trash: `30m`, `12h`, `7d`, `1d12h`. Default: 7d. Only with `onDelete: trash`. Mutable.
+    /// Retention of trash: `30m`, `12h`, `7d`, `1d12h`. Default: 7d. Only with `onDelete: trash`.
     #[serde(deserialize_with = "from_text")]
     trash_for: Option<HumanDuration>,
     /// Permission bits of the root directory in octal. Default: 0777, or the source's.
@@ -46,25 +54,12 @@ struct Parameters {
     #[serde(deserialize_with = "from_text")]
     gid: Option<NumericId>,
     /// Whether the size is enforced: `auto` (the default: if the pool can), `hard` (the volume is refused if the pool
-    /// cannot), `none`. Mutable.
+    /// cannot), `none`.
     #[serde(deserialize_with = "variant")]
     limit: Option<Limit>,
     /// The largest number of files and directories, with the root directory; enforced as `limit` says. Default: any number.
-    /// Mutable.
     #[serde(deserialize_with = "from_text")]
     inodes: Option<InodeLimit>,
-    /// What a clone of a volume in use shows, as in [`SnapshotParameters`].
-    #[serde(deserialize_with = "variant")]
-    consistency: Option<Consistency>,
-    /// The longest pause for a clone, as in [`SnapshotParameters`].
-    #[serde(deserialize_with = "from_text")]
-    max_pause: Option<HumanDuration>,
-}
-
-/// `VolumeSnapshotClass.parameters`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct SnapshotParameters {
     /// What the copy of a volume in use shows: `crash` (the default: one instant) or `none` (each file at another moment).
     #[serde(deserialize_with = "variant")]
     consistency: Option<Consistency>,
@@ -73,18 +68,38 @@ struct SnapshotParameters {
     max_pause: Option<HumanDuration>,
 }
 
-/// `VolumeAttributesClass.parameters`: the part of [`Parameters`] that can be changed later.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Mutable {
-    #[serde(deserialize_with = "variant")]
-    on_delete: Option<OnDelete>,
-    #[serde(deserialize_with = "from_text")]
-    trash_for: Option<HumanDuration>,
-    #[serde(deserialize_with = "variant")]
-    limit: Option<Limit>,
-    #[serde(deserialize_with = "from_text")]
-    inodes: Option<InodeLimit>,
+/// How the author of a request writes options, for errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    /// As the parameters of a class: `trashFor: 7d`.
+    Class,
+    /// As on a command line: `trashfor=7d`.
+    CommandLine,
+}
+
+impl Spelling {
+    fn invalid(self, option: &str, reason: &str) -> Error {
+        let text = match self {
+            Self::Class => format!("parameter {option} {reason}"),
+            Self::CommandLine => format!("option {} {reason}", option.to_ascii_lowercase()),
+        };
+        Error::new(Kind::Invalid, text)
+    }
+
+    fn assignment(self, option: &str, value: &str) -> String {
+        match self {
+            Self::Class => format!("{option}: {value}"),
+            Self::CommandLine => format!("{}={value}", option.to_ascii_lowercase()),
+        }
+    }
+
+    /// An option of the map `field`.
+    fn key(self, field: &str, option: &str) -> String {
+        match self {
+            Self::Class => format!("{field}: key {:?}", shorten(option)),
+            Self::CommandLine => format!("option {}", shorten(option).to_ascii_lowercase()),
+        }
+    }
 }
 
 /// The options of a new volume, for the engine.
@@ -111,11 +126,20 @@ pub fn volume_options(
     mutable_parameters: &HashMap<String, String>,
     labels: Labels,
 ) -> Result<VolumeOptions> {
-    let overrides = mutable(mutable_parameters)?;
-    let parameters: Parameters = deserialize("parameters", parameters)?;
+    volume_options_as(Spelling::Class, parameters, mutable_parameters, labels)
+}
+
+fn volume_options_as(
+    spelling: Spelling,
+    parameters: &HashMap<String, String>,
+    mutable_parameters: &HashMap<String, String>,
+    labels: Labels,
+) -> Result<VolumeOptions> {
+    let overrides = deserialize(spelling, "mutable_parameters", MUTABLE, mutable_parameters)?;
+    let parameters = deserialize(spelling, "parameters", VOLUME, parameters)?;
     let on_delete = overrides.on_delete.or(parameters.on_delete).unwrap_or_default();
     let trash_for = overrides.trash_for.or(parameters.trash_for);
-    check_trash_for(trash_for, on_delete)?;
+    check_trash_for(spelling, trash_for, on_delete)?;
     let policy = Policy {
         on_delete,
         trash_for: trash_for.map_or(DEFAULT_TRASH_FOR, |duration| duration.0),
@@ -127,7 +151,7 @@ pub fn volume_options(
         gid: parameters.gid.map(|gid| gid.0),
         mode: parameters.mode.map(|mode| mode.0),
     };
-    let consistency = consistency(parameters.consistency, parameters.max_pause)?;
+    let consistency = consistency(spelling, &parameters)?;
     Ok(VolumeOptions { pool: parameters.pool, owner, policy, consistency, labels })
 }
 
@@ -136,9 +160,10 @@ pub fn volume_options(
 /// # Errors
 /// Same as [`volume_options`].
 pub fn policy_change(mutable_parameters: &HashMap<String, String>) -> Result<PolicyChange> {
-    let Mutable { on_delete, trash_for, limit, inodes } = mutable(mutable_parameters)?;
+    let Parameters { on_delete, trash_for, limit, inodes, .. } =
+        deserialize(Spelling::Class, "mutable_parameters", MUTABLE, mutable_parameters)?;
     if let Some(on_delete) = on_delete {
-        check_trash_for(trash_for, on_delete)?;
+        check_trash_for(Spelling::Class, trash_for, on_delete)?;
     }
     let (trash_for, inodes) = (trash_for.map(|duration| duration.0), inodes.map(|inodes| inodes.0));
     Ok(PolicyChange { on_delete, trash_for, limit, inodes })
@@ -149,26 +174,22 @@ pub fn policy_change(mutable_parameters: &HashMap<String, String>) -> Result<Pol
 /// # Errors
 /// Same as [`volume_options`].
 pub fn snapshot_options(parameters: &HashMap<String, String>) -> Result<ConsistencySpec> {
-    let parameters: SnapshotParameters = deserialize("parameters", parameters)?;
-    consistency(parameters.consistency, parameters.max_pause)
+    let parameters = deserialize(Spelling::Class, "parameters", COPY, parameters)?;
+    consistency(Spelling::Class, &parameters)
 }
 
-fn consistency(
-    consistency: Option<Consistency>,
-    max_pause: Option<HumanDuration>,
-) -> Result<ConsistencySpec> {
+fn consistency(spelling: Spelling, parameters: &Parameters) -> Result<ConsistencySpec> {
     let default = ConsistencySpec::default();
-    let consistency = consistency.unwrap_or(default.consistency);
-    match max_pause {
+    let consistency = parameters.consistency.unwrap_or(default.consistency);
+    let invalid = |reason: &str| Err(spelling.invalid("maxPause", reason));
+    match parameters.max_pause {
         Some(_) if consistency == Consistency::None => {
-            Err(invalid("parameter maxPause", "needs consistency: crash"))
+            invalid(&format!("needs {}", spelling.assignment("consistency", "crash")))
         }
         Some(HumanDuration(Duration::ZERO)) => {
-            Err(invalid("parameter maxPause", "must not be zero; use consistency: none"))
+            invalid(&format!("must not be zero; use {}", spelling.assignment("consistency", "none")))
         }
-        Some(HumanDuration(pause)) if pause > LONGEST_PAUSE => {
-            Err(invalid("parameter maxPause", "must be at most 5m"))
-        }
+        Some(HumanDuration(pause)) if pause > LONGEST_PAUSE => invalid("must be at most 5m"),
         max_pause => {
             let max_pause = max_pause.map_or(default.max_pause, |duration| duration.0);
             Ok(ConsistencySpec { consistency, max_pause })
@@ -176,40 +197,42 @@ fn consistency(
     }
 }
 
-fn mutable(parameters: &HashMap<String, String>) -> Result<Mutable> {
-    deserialize("mutable_parameters", parameters)
-}
-
-fn check_trash_for(trash_for: Option<HumanDuration>, on_delete: OnDelete) -> Result<()> {
+fn check_trash_for(spelling: Spelling, trash_for: Option<HumanDuration>, on_delete: OnDelete) -> Result<()> {
+    let invalid = |reason: &str| Err(spelling.invalid("trashFor", reason));
     match trash_for {
         Some(_) if on_delete != OnDelete::Trash => {
-            Err(invalid("parameter trashFor", "needs onDelete: trash"))
+            invalid(&format!("needs {}", spelling.assignment("onDelete", "trash")))
         }
         Some(HumanDuration(Duration::ZERO)) => {
-            Err(invalid("parameter trashFor", "must not be zero; use onDelete: delete"))
+            invalid(&format!("must not be zero; use {}", spelling.assignment("onDelete", "delete")))
         }
         Some(_) | None => Ok(()),
     }
 }
 
-fn invalid(field: &str, reason: &str) -> Error {
-    Error::new(Kind::Invalid, format!("{field} {reason}"))
-}
-
-/// Deserializes a map. Each key is deserialized alone first, so that an error names its key.
-fn deserialize<T: DeserializeOwned>(field: &str, map: &HashMap<String, String>) -> Result<T> {
+/// Deserializes the options of a list. Each is deserialized alone first, so that an error names it.
+fn deserialize(
+    spelling: Spelling,
+    field: &str,
+    known: &[&str],
+    map: &HashMap<String, String>,
+) -> Result<Parameters> {
     let mut pairs: Vec<_> = map.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     pairs.sort_unstable();
     for pair in &pairs {
-        from_pairs::<T>(&[*pair]).map_err(|error| {
-            Error::new(Kind::Invalid, format!("{field}: key {:?}: {error}", shorten(pair.0)))
-        })?;
+        let parsed = if known.contains(&pair.0) {
+            from_pairs(&[*pair]).map(drop).map_err(|error| error.to_string())
+        } else {
+            let known: Vec<_> = known.iter().map(|name| format!("`{name}`")).collect();
+            Err(format!("unknown field `{}`, expected one of {}", shorten(pair.0), known.join(", ")))
+        };
+        parsed.map_err(|why| Error::new(Kind::Invalid, format!("{}: {why}", spelling.key(field, pair.0))))?;
     }
     from_pairs(&pairs).map_err(|error| Error::new(Kind::Invalid, format!("{field}: {error}")))
 }
 
-fn from_pairs<T: DeserializeOwned>(pairs: &[(&str, &str)]) -> Result<T, serde::de::value::Error> {
-    T::deserialize(MapDeserializer::new(pairs.iter().copied()))
+fn from_pairs(pairs: &[(&str, &str)]) -> Result<Parameters, serde::de::value::Error> {
+    Parameters::deserialize(MapDeserializer::new(pairs.iter().copied()))
 }
 
 fn from_text<'d, D: Deserializer<'d>, T: FromStr<Err: fmt::Display>>(
@@ -269,5 +292,18 @@ impl FromStr for NumericId {
             .filter(|id| *id != u32::MAX)
             .map(Self)
             .ok_or_else(|| format!("{:?} is not a number from 0 to 4294967294", shorten(text)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_of_the_lists_is_an_option() {
+        for name in [VOLUME, COPY, MUTABLE].concat() {
+            let text = from_pairs(&[(name, "\u{1}")]).unwrap_err().to_string();
+            assert!(!text.contains("unknown field"), "{text}");
+        }
     }
 }

@@ -26,6 +26,7 @@ mod layout;
 mod lock_files;
 mod marker;
 mod medium;
+mod moves;
 mod parents;
 mod project_ids;
 mod projects;

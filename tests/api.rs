@@ -27,5 +27,6 @@ mod api {
     mod shares;
     mod sharing;
     mod trees;
+    mod upkeep;
     mod verbs;
 }

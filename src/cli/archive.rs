@@ -13,7 +13,7 @@ use crate::command::archive::{
     taken_for, warnings,
 };
 use crate::command::printable;
-use crate::config::flags::{ArchiveFile, Archives, BackUp, Backup, Restore};
+use crate::config::flags::{ArchiveFile, Archives, BackUp, Backup, NewCopy, Restore};
 use crate::engine::request::{ConsistencySpec, CreateVolume};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
@@ -117,7 +117,7 @@ pub(super) fn is_archive(flags: &Restore) -> Result<bool> {
 
 /// Creates a volume from an archive.
 pub(super) fn restore(flags: Restore) -> Result<()> {
-    let Restore { pools, source, name, new, devices, prefix } = flags;
+    let Restore { source, copy: NewCopy { pools, name, new }, devices, prefix } = flags;
     let Assigned { size, options, from } = assignment::parse(&new.options, &new.labels)?;
     if from.is_some() {
         return Err(Error::new(Kind::Invalid, "option from: the source is an argument of this command"));
@@ -126,7 +126,7 @@ pub(super) fn restore(flags: Restore) -> Result<()> {
     let session = open_to_copy(&pools, true)?;
     let pool = session.pool(options.pool)?;
     let id = VolumeId { pool: pool.clone(), name: directory };
-    session.refuse_name_of_other_pool(&id)?;
+    session.refuse_volume_name_of_other_pool(&id)?;
     let path = PathBuf::from(source);
     if new.dry_run {
         return print(&format!("would create volume {id} from {}\n", shown_path(&path)));

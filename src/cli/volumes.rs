@@ -3,25 +3,25 @@
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::{interrupt, print, print_error, report};
+use super::{exec, interrupt, listing, print, print_error, removal, report, snapshots};
+use crate::command::printable;
 use crate::command::session::Session;
-use crate::command::{inspect, ls, snapshots};
 use crate::config;
 use crate::config::flags::{
-    CloneVolume, Create, CreateSnapshot, Expand, Inspect, Label, Ls, LsSnapshots, NewVolume, Output, Pools,
-    Restore, Rm, RmSnapshots, Snapshots, Volumes,
+    Adopt, CloneVolume, Create, Expand, Label, NewCopy, Pools, Rename, Restore, Volumes,
 };
 use crate::engine::Engine;
-use crate::engine::request::{self, ConsistencySpec, PoolSettings, SnapshotFilter, Tuning};
+use crate::engine::request::{CreateVolume, OwnerSpec, PoolSettings, Tuning};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::options::assignment::{self, Assigned};
 use crate::quantity::DockerSize;
-use crate::volume::{Name, Size, SizeRange, Source, Timestamp, VolumeId, shorten};
+use crate::volume::{Name, Size, SizeRange, Source, Volume, VolumeId, shorten};
 
 /// How long a call waits for a copy before the command looks whether it was interrupted.
 const COPY_WAIT: Duration = Duration::from_millis(100);
@@ -29,9 +29,15 @@ const COPY_WAIT: Duration = Duration::from_millis(100);
 /// Runs a command on volumes.
 pub(super) fn run(command: Volumes) -> Result<ExitCode> {
     let result = match command {
-        Volumes::Ls(flags) => return list(&flags),
-        Volumes::Inspect(flags) => return inspect(&flags),
-        Volumes::Rm(flags) => return rm(&flags),
+        Volumes::Ls(flags) => return listing::list(&flags),
+        Volumes::Inspect(flags) => return listing::inspect(&flags),
+        Volumes::Df(flags) => return listing::df(&flags),
+        Volumes::Rm(flags) => return removal::rm(&flags),
+        Volumes::Prune(flags) => return removal::prune(&flags),
+        Volumes::Undelete(flags) => removal::undelete(&flags),
+        Volumes::Exec(flags) => return exec::exec(&flags),
+        Volumes::Rename(flags) => rename(&flags),
+        Volumes::Adopt(flags) => adopt(flags),
         Volumes::Backup(flags) => return Ok(super::archive::run(*flags)),
         Volumes::Create(flags) => create(flags),
         Volumes::Clone(flags) => clone(flags),
@@ -42,46 +48,9 @@ pub(super) fn run(command: Volumes) -> Result<ExitCode> {
         },
         Volumes::Expand(flags) => expand(&flags),
         Volumes::Label(flags) => label(&flags),
-        Volumes::Snapshot(Snapshots::Create(flags)) => create_snapshot(&flags),
-        Volumes::Snapshot(Snapshots::Ls(flags)) => list_snapshots(&flags),
-        Volumes::Snapshot(Snapshots::Rm(flags)) => return rm_snapshots(&flags),
+        Volumes::Snapshot(command) => return snapshots::run(&command),
     };
     Ok(report(result.err().as_slice()))
-}
-
-fn list(flags: &Ls) -> Result<ExitCode> {
-    let records = open(&flags.pools)?.records();
-    print(&match (flags.quiet, flags.output) {
-        (true, _) => ls::to_ids(&records.volumes),
-        (false, Output::Text) => ls::to_text(&records.volumes, Timestamp::now()),
-        (false, Output::Json) => ls::to_json(&records.volumes)?,
-    })?;
-    Ok(report(&records.unavailable))
-}
-
-fn inspect(flags: &Inspect) -> Result<ExitCode> {
-    let session = open(&flags.pools)?;
-    let mut found = Vec::new();
-    let errors = session.for_each(&flags.volumes, |id| {
-        found.push(session.call(&format!("inspect volume {id}"), move |engine| engine.inspect(&id))?);
-        Ok(())
-    });
-    print(&inspect::to_json(&found)?)?;
-    Ok(report(&errors))
-}
-
-fn rm(flags: &Rm) -> Result<ExitCode> {
-    let session = open(&flags.pools)?;
-    let errors = session.for_each(&flags.volumes, |id| {
-        let (what, dry_run) = (format!("delete volume {id}"), flags.dry_run);
-        let text = if dry_run { format!("would {what}\n") } else { format!("{id}\n") };
-        session.call(
-            &what,
-            move |engine| if dry_run { engine.check_removable(&id) } else { engine.remove(&id) },
-        )?;
-        print(&text)
-    });
-    Ok(report(&errors))
 }
 
 fn create(flags: Create) -> Result<()> {
@@ -92,10 +61,12 @@ fn create(flags: Create) -> Result<()> {
         assigned.options.labels.entry(assignment::ANONYMOUS.to_owned()).or_default();
     }
     if let Some(pool) = config::first_pool(&flags.pools)? {
+        check_first_volume(&pool, &name, &assigned)?;
         if flags.new.dry_run {
             return print(&format!(
-                "would make {} a pool and create volume default/{name}\n",
-                pool.path.display()
+                "would make {} a pool and create volume {}/{name}\n",
+                pool.path.display(),
+                pool.name
             ));
         }
         make_pool(pool)?;
@@ -103,6 +74,25 @@ fn create(flags: Create) -> Result<()> {
     let session = open_to_copy(&flags.pools, assigned.from.is_some())?;
     let source = assigned.from.take().map(|from| source_of(&session, &from)).transpose()?;
     make(&session, name, source, assigned, flags.new.dry_run)
+}
+
+/// Refuses the first volume of a host before a pool is made for it.
+fn check_first_volume(pool: &PoolSettings, name: &str, assigned: &Assigned) -> Result<()> {
+    plain_name(name)?;
+    if let Some(from) = &assigned.from {
+        return Err(no_source(from));
+    }
+    match &assigned.options.pool {
+        Some(other) if *other != pool.name => {
+            let text = format!("pool {other} does not exist; the only pool is {}", pool.name);
+            Err(Error::new(Kind::Invalid, text))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn no_source(text: &str) -> Error {
+    Error::new(Kind::NotFound, format!("no volume and no snapshot {:?} exists", shorten(text)))
 }
 
 /// Makes the first pool of a host without any settings.
@@ -133,10 +123,7 @@ pub(super) fn source_of(session: &Session, text: &str) -> Result<Source> {
     match is_volume {
         Ok(id) => Ok(Source::Volume(id)),
         Err(error) if error.kind() == Kind::NotFound => match session.snapshot(text) {
-            Err(error) if error.kind() == Kind::NotFound => {
-                let text = format!("no volume and no snapshot {:?} exists", shorten(text));
-                Err(Error::new(Kind::NotFound, text))
-            }
+            Err(error) if error.kind() == Kind::NotFound => Err(no_source(text)),
             id => Ok(Source::Snapshot(id?)),
         },
         Err(error) => Err(error),
@@ -144,25 +131,25 @@ pub(super) fn source_of(session: &Session, text: &str) -> Result<Source> {
 }
 
 fn clone(flags: CloneVolume) -> Result<()> {
-    let session = open_to_copy(&flags.pools, true)?;
+    let session = open_to_copy(&flags.copy.pools, true)?;
     let source = Source::Volume(session.volume(&flags.source)?);
-    make_copy(&session, flags.name, source, &flags.new)
+    make_copy(&session, flags.copy, source)
 }
 
 fn restore(flags: Restore) -> Result<()> {
-    let session = open_to_copy(&flags.pools, true)?;
+    let session = open_to_copy(&flags.copy.pools, true)?;
     let source = Source::Snapshot(session.snapshot(&flags.source)?);
-    make_copy(&session, flags.name, source, &flags.new)
+    make_copy(&session, flags.copy, source)
 }
 
 /// Creates a copy in the pool of its source, unless the options name another one.
-fn make_copy(session: &Session, name: String, source: Source, new: &NewVolume) -> Result<()> {
-    let mut assigned = assignment::parse(&new.options, &new.labels)?;
+fn make_copy(session: &Session, copy: NewCopy, source: Source) -> Result<()> {
+    let mut assigned = assignment::parse(&copy.new.options, &copy.new.labels)?;
     if assigned.from.is_some() {
         return Err(Error::new(Kind::Invalid, "option from: the source is an argument of this command"));
     }
     assigned.options.pool.get_or_insert_with(|| source.id().pool.clone());
-    make(session, name, Some(source), assigned, new.dry_run)
+    make(session, copy.name, Some(source), assigned, copy.new.dry_run)
 }
 
 fn make(
@@ -176,16 +163,28 @@ fn make(
     let size = assigned.size;
     let pool = session.pool(assigned.options.pool.clone())?;
     let id = VolumeId { pool: pool.clone(), name: directory };
-    session.refuse_name_of_other_pool(&id)?;
+    session.refuse_volume_name_of_other_pool(&id)?;
     let request = assigned.into_request(name, pool, source);
+    let what = format!("create volume {id}");
     if dry_run {
         let from = request.source.as_ref().map(|source| format!(" from {source}")).unwrap_or_default();
         let size = size.map(|size| format!(", size {}", Size(size))).unwrap_or_default();
-        return print(&format!("would create volume {id}{from}{size}\n"));
+        let is_new = session.call(&what, move |engine| engine.check_create(&request))?;
+        return print(&match is_new {
+            true => format!("would create volume {id}{from}{size}\n"),
+            false => format!("volume {id} exists already\n"),
+        });
     }
-    let what = format!("create volume {id}");
-    session.copy(&what, move |engine| engine.create(&request).map(Some))?;
+    let created = session.copy(&what, move |engine| engine.create(&request).map(Some));
+    created.map_err(|error| in_own_words(&error, "-o consistency=none"))?;
     print(&format!("{id}\n"))
+}
+
+/// The error of a copy, with the options as this command spells them: the engine spells them as classes do.
+pub(super) fn in_own_words(error: &Error, without_pause: &str) -> Error {
+    let respell =
+        |text: String| text.replace("consistency: none", without_pause).replace("maxPause", "maxpause");
+    Error::from_messages(error.kind(), error.messages().into_iter().map(respell).collect())
 }
 
 /// Refuses a name that would become a digest: commands would have to name the volume by it.
@@ -206,16 +205,101 @@ fn expand(flags: &Expand) -> Result<()> {
     let session = open(&flags.pools)?;
     let id = session.volume(&flags.volume)?;
     let what = format!("expand volume {id}");
+    // The limit refuses a smaller size: a volume never shrinks.
+    let range = SizeRange { required: size, limit: size };
     if flags.dry_run {
-        let shown = id.clone();
-        let volume = session.call(&what, move |engine| engine.get(&id))?;
-        return print(&format!("would expand volume {shown} from {} to {}\n", Size(volume.size), Size(size)));
+        let volume = session.call(&what, move |engine| engine.check_expand(&id, range))?;
+        let (id, from, to) = (&volume.id, Size(volume.size), Size(size));
+        return print(&format!("would expand volume {id} from {from} to {to}\n"));
     }
-    let volume = session.call(&what, move |engine| {
-        // The limit refuses a smaller size: a volume never shrinks.
-        engine.expand(&id, SizeRange { required: size, limit: size })
-    })?;
+    let volume = session.call(&what, move |engine| engine.expand(&id, range))?;
     print(&format!("{} {}\n", volume.id, Size(volume.size).to_short()))
+}
+
+fn rename(flags: &Rename) -> Result<()> {
+    let name = plain_name(&flags.name)?;
+    let session = open(&flags.pools)?;
+    let id = session.volume(&flags.volume)?;
+    let what = format!("rename volume {id}");
+    session.refuse_volume_name_of_other_pool(&VolumeId { pool: id.pool.clone(), name: name.clone() })?;
+    let asked = id.clone();
+    let volume = session.call(&what, move |engine| engine.get(&asked))?;
+    if let Some(claim) = claim_of(&volume) {
+        let text = format!("volume {id} is that of {claim}, whose PersistentVolume has its name");
+        return Err(Error::new(Kind::Unsupported, text));
+    }
+    if flags.dry_run {
+        let old = id.clone();
+        let renamed = session.call(&what, move |engine| engine.check_rename(&id, &name))?;
+        return print(&format!("would rename volume {old} to {}\n", renamed.id));
+    }
+    let renamed = session.call(&what, move |engine| engine.rename(&id, &name))?;
+    print(&format!("{}\n", renamed.id))
+}
+
+/// The claim that a volume belongs to, if Kubernetes has made it for one.
+pub(super) fn claim_of(volume: &Volume) -> Option<String> {
+    let label = |key: &str| volume.labels.get(&format!("csi.storage.k8s.io/pvc/{key}"));
+    label("name").map(|name| format!("claim {}/{name}", label("namespace").map_or("", String::as_str)))
+}
+
+/// What `adopt` makes a volume of.
+enum Adopted {
+    Directory(PathBuf),
+    Unmanaged(VolumeId),
+}
+
+fn adopt(flags: Adopt) -> Result<()> {
+    let Assigned { size, from, options } = assignment::parse(&flags.options, &flags.labels)?;
+    if from.is_some() || options.owner != OwnerSpec::default() {
+        let text = "options from, uid, gid and mode: a directory keeps its contents, owner and mode";
+        return Err(Error::new(Kind::Invalid, text));
+    }
+    let session = open(&flags.pools)?;
+    let (name, pool, adopted) = if flags.directory.starts_with(['/', '.']) {
+        let path = directory_of(&flags.directory)?;
+        let last = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        (flags.name.unwrap_or(last), session.pool(options.pool)?, Adopted::Directory(path))
+    } else {
+        let id = session.volume(&flags.directory)?;
+        if flags.name.is_some() || options.pool.as_ref().is_some_and(|pool| *pool != id.pool) {
+            let text =
+                format!("unmanaged volume {id} is adopted where it is: leave out the name and the pool");
+            return Err(Error::new(Kind::Invalid, text));
+        }
+        (id.name.to_string(), id.pool.clone(), Adopted::Unmanaged(id))
+    };
+    let id = VolumeId { pool: pool.clone(), name: plain_name(&name)? };
+    session.refuse_volume_name_of_other_pool(&id)?;
+    let request = CreateVolume {
+        name,
+        pool: Some(pool),
+        size: SizeRange { required: size.unwrap_or(0), limit: 0 },
+        policy: options.policy,
+        labels: options.labels,
+        ..CreateVolume::default()
+    };
+    let (what, path) = match adopted {
+        Adopted::Directory(path) => (format!("directory {}", path.display()), Some(path)),
+        Adopted::Unmanaged(id) => (format!("unmanaged volume {id}"), None),
+    };
+    if flags.dry_run {
+        let check = move |engine: &Engine| engine.check_adopt(&request, path.as_deref());
+        session.call(&format!("adopt {what}"), check)?;
+        return print(&format!("would make {} volume {id}\n", printable(&what)));
+    }
+    session.call(&format!("adopt {what}"), move |engine| engine.adopt(&request, path.as_deref()))?;
+    print(&format!("{id}\n"))
+}
+
+/// The absolute path of a directory, without `..`.
+fn directory_of(text: &str) -> Result<PathBuf> {
+    let path = std::path::absolute(text).context(|| format!("find {:?}", shorten(text)))?;
+    if path.components().any(|part| part == std::path::Component::ParentDir) {
+        let text = format!("directory {:?}: write its path without ..", shorten(text));
+        return Err(Error::new(Kind::Invalid, text));
+    }
+    Ok(path)
 }
 
 fn label(flags: &Label) -> Result<()> {
@@ -226,7 +310,7 @@ fn label(flags: &Label) -> Result<()> {
     let what = format!("label volume {id}");
     let text = format!("{id}\n");
     if flags.dry_run {
-        session.call(&what, move |engine| engine.get(&id))?;
+        session.call(&what, move |engine| engine.check_relabel(&id))?;
         return print(&format!("would change {} labels of volume {text}", changes.len()));
     }
     session.call(&what, move |engine| engine.relabel(&id, &changes))?;
@@ -244,50 +328,7 @@ fn label_change(text: &str) -> Result<(String, Option<String>)> {
     }
 }
 
-fn create_snapshot(flags: &CreateSnapshot) -> Result<()> {
-    let labels = flags.labels.iter().map(|label| assignment::label_of(label)).collect::<Result<_>>()?;
-    let name = plain_name(&flags.name)?;
-    let session = open_to_copy(&flags.pools, true)?;
-    let source_volume = session.volume(&flags.volume)?;
-    let id = VolumeId { pool: source_volume.pool.clone(), name };
-    if flags.dry_run {
-        return print(&format!("would create snapshot {id} of volume {source_volume}\n"));
-    }
-    let consistency = ConsistencySpec { consistency: flags.consistency.into(), ..ConsistencySpec::default() };
-    let request = request::CreateSnapshot { name: flags.name.clone(), source_volume, consistency, labels };
-    session.copy(&format!("create snapshot {id}"), move |engine| {
-        engine.create_snapshot(&request).map(|snapshot| snapshot.ready.then_some(()))
-    })?;
-    print(&format!("{id}\n"))
-}
-
-fn list_snapshots(flags: &LsSnapshots) -> Result<()> {
-    let session = open(&flags.pools)?;
-    let page = session.call("list snapshots", |engine| {
-        engine.list_snapshots(&SnapshotFilter::default(), None, usize::MAX)
-    })?;
-    print(&match flags.quiet {
-        true => snapshots::to_ids(&page.items),
-        false => snapshots::to_text(&page.items, Timestamp::now()),
-    })
-}
-
-fn rm_snapshots(flags: &RmSnapshots) -> Result<ExitCode> {
-    let session = open(&flags.pools)?;
-    let remove = |text: &String| {
-        let id = session.snapshot(text)?;
-        let (what, shown, is_dry) = (format!("delete snapshot {id}"), id.clone(), flags.dry_run);
-        session.call(&what, move |engine| {
-            engine.get_snapshot(&id)?;
-            if is_dry { Ok(()) } else { engine.delete_snapshot(&id) }
-        })?;
-        print(&if is_dry { format!("would delete snapshot {shown}\n") } else { format!("{shown}\n") })
-    };
-    let errors: Vec<_> = flags.snapshots.iter().filter_map(|text| remove(text).err()).collect();
-    Ok(report(&errors))
-}
-
-fn open(flags: &Pools) -> Result<Session> {
+pub(super) fn open(flags: &Pools) -> Result<Session> {
     let (pools, tuning) = config::for_command(flags)?;
     Ok(Session::new(Engine::open_for_command(pools, tuning)?, Arc::new(AtomicBool::new(false))))
 }

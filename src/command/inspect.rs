@@ -5,7 +5,8 @@ use std::path::Path;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::to_json as format_json;
+use super::template::{Item, Template};
+use super::{to_json as format_json, to_yaml as format_yaml};
 use crate::engine::request::{HostUse, Inspected};
 use crate::error::Result;
 use crate::mount::users::User;
@@ -118,4 +119,28 @@ impl<'a> From<&'a User> for UserDetails<'a> {
 /// `Internal` when they cannot be represented.
 pub fn to_json(volumes: &[Inspected]) -> Result<String> {
     format_json(&volumes.iter().map(Details::from).collect::<Vec<_>>())
+}
+
+/// Formats the volumes as YAML.
+///
+/// # Errors
+/// `Internal` when they cannot be represented.
+pub fn to_yaml(volumes: &[Inspected]) -> Result<String> {
+    format_yaml(&volumes.iter().map(Details::from).collect::<Vec<_>>())
+}
+
+/// Formats each volume by a template.
+#[must_use]
+pub fn by_template(volumes: &[Inspected], template: &Template) -> String {
+    let line = |inspected: &Inspected| {
+        let Inspected { volume, path, users, .. } = inspected;
+        let whole = serde_json::to_value(Details::from(inspected)).unwrap_or_default();
+        let state = match (volume.managed, users.is_empty()) {
+            (false, _) => "unmanaged",
+            (true, true) => "dangling",
+            (true, false) => "ok",
+        };
+        template.render(&Item { id: &volume.id, path, volume: Some(volume), state, whole: &whole })
+    };
+    volumes.iter().map(line).collect()
 }

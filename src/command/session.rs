@@ -6,7 +6,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::engine::Engine;
-use crate::engine::request::Records;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
 use crate::volume::{Name, PoolName, VolumeId};
@@ -42,19 +41,20 @@ impl Session {
         what: &str,
         work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.begin(work)?.result(what)
+        self.begin(self.limit, work)?.result(what)
     }
 
     /// Starts a call, whose deadline begins now.
     fn begin<T: Send + 'static>(
         &self,
+        limit: Duration,
         work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
     ) -> Result<Call<T>> {
         let (sender, result) = mpsc::channel();
         let engine = Arc::clone(&self.engine);
         let run = move || drop(sender.send(work(&engine)));
         thread::Builder::new().name("call".to_owned()).spawn(run).context(|| "start a thread")?;
-        Ok(Call { result, deadline: Instant::now() + self.limit, limit: self.limit })
+        Ok(Call { result, deadline: Instant::now() + limit, limit })
     }
 
     /// Repeats a call that starts or joins a copy until the copy has ended. Cancels it when the command is interrupted.
@@ -66,19 +66,16 @@ impl Session {
         what: &str,
         work: impl Fn(&Engine) -> Result<Option<T>> + Clone + Send + 'static,
     ) -> Result<T> {
-        let mut has_copied = false;
         loop {
             let is_running = self.engine.active_jobs() > 0;
             let result = self.call(what, work.clone());
-            has_copied |= is_running || self.engine.active_jobs() > 0;
             match result {
                 Ok(Some(made)) => return Ok(made),
                 Ok(None) => {}
                 // The copy still runs, or has ended since: then the next call returns its result.
                 Err(error) if error.kind() == Kind::Busy && is_running => {}
                 Err(error) if error.kind() == Kind::Busy && self.engine.active_jobs() > 0 => {}
-                Err(error) if has_copied => return Err(self.cleaned_up(error)),
-                Err(error) => return Err(error),
+                Err(error) => return Err(self.cleaned_up(error)),
             }
             if self.interrupted.load(Ordering::Relaxed) {
                 self.engine.shutdown();
@@ -101,7 +98,7 @@ impl Session {
         work: impl FnOnce(&Engine, &Progress) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let shared = Arc::clone(progress);
-        let call = self.begin(move |engine| work(engine, &shared))?;
+        let call = self.begin(self.limit, move |engine| work(engine, &shared))?;
         let (mut probed, mut end) = (Instant::now(), None);
         loop {
             match call.result.recv_timeout(POLL) {
@@ -127,45 +124,54 @@ impl Session {
         Err(self.cleaned_up(Error::new(Kind::Busy, format!("{what}: interrupted; nothing was created"))))
     }
 
-    /// Removes the copy that a finished transfer has made for itself.
+    /// Removes the copy that a transfer has made for itself, and nothing else.
     fn without_remains(&self) -> Result<()> {
-        if self.engine.wait_for_reaper(Duration::ZERO) { Ok(()) } else { self.engine.reap(CLEAN_UP) }
+        let limit = CLEAN_UP + self.limit;
+        self.begin(limit, |engine| engine.remove_remains(CLEAN_UP))?.result("remove the remains")
     }
 
-    /// Removes what a failed copy has left in the trash.
+    /// Removes what a failed copy has left behind, and nothing else.
     fn cleaned_up(&self, error: Error) -> Error {
         if error.kind() == Kind::Unresponsive {
             return error;
         }
-        match self.engine.reap(CLEAN_UP) {
+        match self.without_remains() {
             Ok(()) => error,
             Err(rest) => Error::caused(error.kind(), format!("{}; {}", error.chain(), rest.chain()), error),
         }
     }
 
-    /// The records of all volumes. Pools are read side by side; one that does not respond affects no other.
+    /// Calls the engine for each pool, in the order of their names. Pools are read side by side; one that does not respond
+    /// affects no other. `what` names the operation.
     #[must_use]
-    pub fn records(&self) -> Records {
+    pub fn each_pool<T: Send + 'static>(
+        &self,
+        what: &str,
+        work: impl Fn(&Engine, &PoolName) -> Result<Vec<T>> + Clone + Send + 'static,
+    ) -> FromPools<T> {
         let mut pools: Vec<_> = self.engine.pool_settings().map(|pool| pool.name.clone()).collect();
         pools.sort();
         let calls: Vec<_> = pools
             .into_iter()
-            .map(|pool| (pool.clone(), self.begin(move |engine| engine.records(&pool))))
+            .map(|pool| {
+                let (work, name) = (work.clone(), pool.clone());
+                (pool, self.begin(self.limit, move |engine| work(engine, &name)))
+            })
             .collect();
-        let mut records = Records::default();
+        let mut found = FromPools { items: Vec::new(), unavailable: Vec::new() };
         for (pool, call) in calls {
-            match call.and_then(|call| call.result(&format!("list the volumes of pool {pool}"))) {
-                Ok(volumes) => records.volumes.extend(volumes),
-                Err(error) => records.unavailable.push(error),
+            match call.and_then(|call| call.result(&format!("{what} of pool {pool}"))) {
+                Ok(items) => found.items.extend(items),
+                Err(error) => found.unavailable.push(error),
             }
         }
-        records
+        found
     }
 
     /// The id of the volume that a user means: `<pool>/<name>`, or the name of a volume that exists in one pool only.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` if several pools have one; otherwise same as [`Session::call`].
+    /// `NotFound`; `Invalid` if several pools have one, or the pool is in no settings; otherwise same as [`Session::call`].
     pub fn volume(&self, text: &str) -> Result<VolumeId> {
         self.id_of(text, "volume", |engine, name| engine.find(name))
     }
@@ -181,9 +187,10 @@ impl Session {
     /// The pool of a new volume: this one, or else the default one.
     ///
     /// # Errors
-    /// `Unavailable` when there are no pools.
+    /// `Unavailable` when there are no pools; `Invalid` when it is in no settings.
     pub fn pool(&self, pool: Option<PoolName>) -> Result<PoolName> {
-        pool.map_or_else(|| self.engine.default_pool_name(), Ok)
+        let pool = pool.map_or_else(|| self.engine.default_pool_name(), Ok)?;
+        self.engine.check_pool(&pool).map(|()| pool)
     }
 
     /// Refuses a new volume whose name a volume in another pool has: the engine checks only pools that it has loaded. A pool
@@ -191,15 +198,31 @@ impl Session {
     ///
     /// # Errors
     /// `Conflict`.
-    pub fn refuse_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
+    pub fn refuse_volume_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
+        self.refuse_name_of_other_pool("volume", id, |engine, other| engine.get(other).map(drop))
+    }
+
+    /// Like [`Session::refuse_volume_name_of_other_pool`], for a new snapshot.
+    ///
+    /// # Errors
+    /// `Conflict`.
+    pub fn refuse_snapshot_name_of_other_pool(&self, id: &VolumeId) -> Result<()> {
+        self.refuse_name_of_other_pool("snapshot", id, |engine, other| engine.get_snapshot(other).map(drop))
+    }
+
+    fn refuse_name_of_other_pool(
+        &self,
+        object: &str,
+        id: &VolumeId,
+        get: fn(&Engine, &VolumeId) -> Result<()>,
+    ) -> Result<()> {
         let others = self.engine.pool_settings().filter(|pool| pool.name != id.pool);
         for pool in others.map(|pool| pool.name.clone()) {
             let other = VolumeId { pool, name: id.name.clone() };
-            let what = format!("find volume {other}");
             let asked = other.clone();
-            if self.call(&what, move |engine| engine.get(&asked)).is_ok() {
+            if self.call(&format!("find {object} {other}"), move |engine| get(engine, &asked)).is_ok() {
                 let text =
-                    format!("volume {} already exists in pool {}: use another name", id.name, other.pool);
+                    format!("{object} {} already exists in pool {}: use another name", id.name, other.pool);
                 return Err(Error::new(Kind::Conflict, text));
             }
         }
@@ -212,7 +235,9 @@ impl Session {
         object: &str,
         find: impl FnOnce(&Engine, &Name) -> Result<VolumeId> + Send + 'static,
     ) -> Result<VolumeId> {
-        if text.contains('/') {
+        if let Some((pool, _)) = text.split_once('/') {
+            // Whether the object exists in a pool without settings is not known.
+            pool.parse().ok().map_or(Ok(()), |pool| self.engine.check_pool(&pool))?;
             return text.parse();
         }
         let name = text.parse::<Name>()?;
@@ -228,6 +253,15 @@ impl Session {
 
 fn panicked(what: &str) -> Error {
     Error::new(Kind::Internal, format!("{what}: the call panicked"))
+}
+
+/// What the pools have, as far as they are available.
+#[derive(Debug)]
+pub struct FromPools<T> {
+    /// The objects of the available pools, ordered by pool.
+    pub items: Vec<T>,
+    /// For each unavailable pool, why it is.
+    pub unavailable: Vec<Error>,
 }
 
 /// A call that runs in a thread of its own.

@@ -1,6 +1,8 @@
 //! The command-line flags. Each one has an environment variable. CSI's own `CSI_ENDPOINT` is honoured too.
 
 mod archive;
+mod listing;
+mod upkeep;
 mod volumes;
 
 use std::path::PathBuf;
@@ -13,9 +15,11 @@ use crate::pause::HELPER_COMMAND;
 use crate::volume::{PoolName, shorten};
 use crate::worker::WORKER_COMMAND;
 pub use archive::{ArchiveFile, Archives, BackUp, Backup, Format};
+pub use listing::{Inspect, Ls, LsOutput};
+pub use upkeep::{Adopt, Df, Exec, Prune, Rename, Undelete};
 pub use volumes::{
-    CloneVolume, ConsistencyFlag, Create, CreateSnapshot, Expand, Label, LsSnapshots, NewVolume, Restore,
-    RmSnapshots, Snapshots, Volumes,
+    CloneVolume, ConsistencyFlag, Create, CreateSnapshot, Expand, Label, LsSnapshots, NewCopy, NewVolume,
+    Restore, RmSnapshots, Snapshots, Volumes,
 };
 
 /// Named, sized volumes kept as plain directories, for Kubernetes and other orchestrators.
@@ -36,12 +40,26 @@ pub enum Command {
     Probe(Probe),
     /// Report what this kernel and the given pools support, without changing anything
     Check(Check),
+    /// Report what keeps volumes and pools from working, each with the next step
+    Doctor(Check),
     /// A command on volumes
     #[command(flatten)]
     Volumes(Volumes),
     /// The same commands on volumes, as Docker groups them
     #[command(subcommand)]
     Volume(Volumes),
+    /// Print the completions for a shell, such as `orlop completions bash >/etc/bash_completion.d/orlop`
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Write the man pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// The directory, which exists
+        dir: PathBuf,
+    },
     /// Release the claims of a permanently lost Kubernetes node, so that their owners create new ones on other nodes
     #[cfg(feature = "kube")]
     ReleaseNode(ReleaseNode),
@@ -182,38 +200,6 @@ pub struct Pools {
     pub config: Option<PathBuf>,
 }
 
-/// Flags of `orlop ls`.
-#[derive(Debug, Args)]
-pub struct Ls {
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
-    pub pools: Pools,
-
-    /// Print the ids only, one for each line
-    #[arg(long, short, conflicts_with = "output")]
-    pub quiet: bool,
-
-    /// Output format
-    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
-    pub output: Output,
-}
-
-/// Flags of `orlop inspect`.
-#[derive(Debug, Args)]
-pub struct Inspect {
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
-    pub pools: Pools,
-
-    /// A volume: POOL/NAME, or NAME if one pool only has it
-    #[arg(value_name = "VOLUME", required = true)]
-    pub volumes: Vec<String>,
-
-    /// Output format
-    #[arg(long, short, value_name = "FORMAT", value_parser = ["json"], default_value = "json")]
-    pub output: String,
-}
-
 /// Flags of `orlop rm`.
 #[derive(Debug, Args)]
 pub struct Rm {
@@ -254,6 +240,17 @@ pub enum Output {
     Text,
     /// JSON
     Json,
+}
+
+/// A shell that has completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// bash
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
 }
 
 /// A pool as `NAME=DIR`.

@@ -214,7 +214,7 @@ mod tests {
         let (spec, _) = snapshot_options(map(&[("consistency", "crash"), ("maxPause", "1m")])).unwrap();
         assert_eq!(spec.max_pause, Duration::from_secs(60));
         for (bad, expected) in [
-            (("pool", "p"), "unknown field `pool`, expected `consistency` or `maxPause`"),
+            (("pool", "p"), "unknown field `pool`, expected one of `consistency`, `maxPause`"),
             (("consistency", "Crash"), "key \"consistency\""),
             (("maxPause", "2"), "key \"maxPause\""),
             (("maxPause", "0s"), "maxPause must not be zero; use consistency: none"),

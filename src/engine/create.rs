@@ -66,6 +66,14 @@ impl Engine {
         })
     }
 
+    /// Refuses a pool that is in no settings.
+    ///
+    /// # Errors
+    /// `Invalid` then; the message lists the pools.
+    pub fn check_pool(&self, name: &PoolName) -> Result<()> {
+        self.requested_pool(Some(name)).map(drop)
+    }
+
     /// The pool named "default", or else the first configured pool.
     fn default_pool(&self) -> Result<&Arc<Pool>> {
         let named = self.pools.iter().find(|pool| pool.settings().name.as_str() == "default");
@@ -172,7 +180,11 @@ impl Engine {
     }
 
     /// Returns the source with its size, and the locks that the copy holds until it ends.
-    fn find_source(&self, source: &Source, copy: &LockedVolume) -> Result<(CopySource, u64, CopyLocks)> {
+    pub(super) fn find_source(
+        &self,
+        source: &Source,
+        copy: &LockedVolume,
+    ) -> Result<(CopySource, u64, CopyLocks)> {
         let (pool, id) = (self.pool(&source.id().pool)?, source.id());
         let kind = match source {
             Source::Volume(_) => ObjectKind::Volumes,
@@ -288,7 +300,7 @@ fn set_owner(data: BorrowedFd<'_>, owner: Owner) -> Result<()> {
 }
 
 /// Whether an existing volume satisfies a request for the same name.
-fn check_same(found: &Volume, request: &CreateVolume) -> Result<()> {
+pub(super) fn check_same(found: &Volume, request: &CreateVolume) -> Result<()> {
     let differs = |what: &str, actual: String| {
         let text = format!("volume {} exists with {what} {actual}: use another name", found.id);
         Err(Error::new(Kind::Conflict, text))
@@ -315,7 +327,7 @@ fn check_source(id: &VolumeId, actual: Option<&Source>, request: &CreateVolume) 
 }
 
 /// The size of a copy: at least that of its source.
-fn size_of_copy(id: &VolumeId, request: &CreateVolume, source: &Source, size: u64) -> Result<u64> {
+pub(super) fn size_of_copy(id: &VolumeId, request: &CreateVolume, source: &Source, size: u64) -> Result<u64> {
     let too_small = |requested: u64| {
         let text =
             format!("volume {id}: {} is less than the size of {source}, {}", Size(requested), Size(size));

@@ -29,18 +29,9 @@ impl Engine {
     }
 
     fn measure(&self, pool: &Arc<OpenPool>, volume: &Volume) -> Result<Usage> {
-        let (id, size) = (&volume.id, volume.size);
+        let size = volume.size;
         let stats = pool.fs_stats()?;
-        let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
-        let data = data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} has no data")))?;
-        let object = pool.store.object(ObjectKind::Volumes, &id.name)?;
-        let (used, used_inodes) = match pool.backend.used(object.as_fd(), &volume.backend)? {
-            Some(used) => (Some(used.bytes), used.inodes),
-            None => {
-                let measured = pool.usage.measure(&id.name, reopen(data.as_fd())?, FIRST_MEASUREMENT)?;
-                (measured.map(|usage| usage.bytes), measured.map(|usage| usage.inodes))
-            }
-        };
+        let (used, used_inodes) = used(pool, volume, FIRST_MEASUREMENT)?;
         let available =
             if size == 0 { stats.free } else { size.saturating_sub(used.unwrap_or(0)).min(stats.free) };
         let total = if size == 0 { stats.total } else { size };
@@ -101,6 +92,19 @@ impl Engine {
         let _ = self.peek(pool, id);
         pool.cached_index().volumes().get(&id.name).cloned()
     }
+}
+
+/// The bytes and the inodes that a volume takes, as far as they are known within `wait`.
+pub(super) fn used(pool: &OpenPool, volume: &Volume, wait: Duration) -> Result<(Option<u64>, Option<u64>)> {
+    let id = &volume.id;
+    let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
+    let data = data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} has no data")))?;
+    let object = pool.store.object(ObjectKind::Volumes, &id.name)?;
+    if let Some(used) = pool.backend.used(object.as_fd(), &volume.backend)? {
+        return Ok((Some(used.bytes), used.inodes));
+    }
+    let measured = pool.usage.measure(&id.name, reopen(data.as_fd())?, wait)?;
+    Ok((measured.map(|usage| usage.bytes), measured.map(|usage| usage.inodes)))
 }
 
 /// The symptoms in the index and the last measurement, without access to the disk.

@@ -4,7 +4,8 @@ use std::os::fd::AsFd as _;
 
 use super::Engine;
 use super::locked::{not_found, read};
-use super::request::{Inspected, StoredVolume};
+use super::request::{Inspected, StoredSnapshot, StoredVolume};
+use super::snapshot;
 use crate::backend::LimitSupport;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::OpenPool;
@@ -24,6 +25,22 @@ impl Engine {
             let id = VolumeId { pool: pool.settings.name.clone(), name };
             let record = read(&pool, &id).transpose()?;
             Some(StoredVolume { id, record })
+        });
+        Ok(stored.collect())
+    }
+
+    /// Reads the records of the snapshots of a pool, as [`Engine::records`] does.
+    ///
+    /// # Errors
+    /// Same as [`Engine::records`].
+    pub fn snapshot_records(&self, pool: &PoolName) -> Result<Vec<StoredSnapshot>> {
+        let pool = self.pool(pool)?;
+        let mut names = pool.store.names(ObjectKind::Snapshots)?;
+        names.sort_unstable();
+        let stored = names.into_iter().filter_map(|name| {
+            let id = VolumeId { pool: pool.settings.name.clone(), name };
+            let record = snapshot::read(&pool, &id).transpose()?;
+            Some(StoredSnapshot { id, record })
         });
         Ok(stored.collect())
     }

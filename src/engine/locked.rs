@@ -184,12 +184,19 @@ pub(super) fn not_found(id: &VolumeId) -> Error {
     Error::new(Kind::NotFound, format!("volume {id} does not exist"))
 }
 
+/// A record with the id of the directory that it is in. A plain name of the directory is the requested name, also after a
+/// rename.
+pub(super) fn as_directory(id: &VolumeId, volume: Volume) -> Volume {
+    let requested_name = if id.name.is_plain() { id.name.to_string() } else { volume.requested_name };
+    Volume { id: id.clone(), requested_name, ..volume }
+}
+
 /// The record of a volume, or a default one for an unmanaged volume. The id is that of the directory, not of the record:
 /// the directory may be a copy of another, or the pool may have been renamed.
 pub(super) fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Volume>> {
     let found = pool.store.find_volume(&id.name)?;
     Ok(found.map(|found| match found {
-        FoundVolume::Managed(volume) => Volume { id: id.clone(), ..*volume },
+        FoundVolume::Managed(volume) => as_directory(id, *volume),
         FoundVolume::Unmanaged => unmanaged(id),
     }))
 }

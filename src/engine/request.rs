@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::mount::options::MountFlags;
 use crate::mount::users::User;
 pub use crate::pool::{HostUse, Keeper, KeptFiles, PoolSettings};
 use crate::volume::{
-    Consistency, Labels, Name, Policy, PoolName, SizeRange, Source, Timestamp, Volume, VolumeId,
+    Consistency, Labels, Name, Policy, PoolName, SizeRange, Snapshot, Source, Timestamp, Volume, VolumeId,
 };
 
 /// A request to create a volume, or to return the one that an earlier request created.
@@ -132,6 +132,15 @@ pub struct StoredVolume {
     pub record: Result<Volume>,
 }
 
+/// A snapshot with its record on disk.
+#[derive(Debug)]
+pub struct StoredSnapshot {
+    /// The snapshot.
+    pub id: VolumeId,
+    /// Its record, or why that cannot be read.
+    pub record: Result<Snapshot>,
+}
+
 /// A volume with what the host says about it.
 #[derive(Debug)]
 pub struct Inspected {
@@ -160,15 +169,6 @@ pub struct Described {
     pub targets: Vec<PathBuf>,
     /// The names of its snapshots, which are in the same pool.
     pub snapshots: Vec<Name>,
-}
-
-/// The records of all volumes, as far as their pools are available.
-#[derive(Debug, Default)]
-pub struct Records {
-    /// The volumes of the available pools, ordered by id.
-    pub volumes: Vec<StoredVolume>,
-    /// For each unavailable pool, why it is.
-    pub unavailable: Vec<Error>,
 }
 
 /// Part of a listing, ordered by id.

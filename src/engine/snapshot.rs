@@ -18,7 +18,8 @@ use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
 use crate::pool::{Index, OpenPool, SnapshotEntry};
 use crate::volume::{
-    BackendState, Consistency, CopyRecord, Labels, Name, SCHEMA, Snapshot, Source, Timestamp, VolumeId,
+    BackendState, Consistency, CopyRecord, Labels, Name, SCHEMA, Snapshot, Source, Timestamp, Volume,
+    VolumeId,
 };
 
 impl Engine {
@@ -60,13 +61,7 @@ impl Engine {
         request: &CreateSnapshot,
         claim: NameClaim,
     ) -> Result<Arc<Job>> {
-        // Lock before the volume is looked up: it cannot be deleted afterwards.
-        let source = (ObjectKind::Volumes, &request.source_volume);
-        let locks = CopyLocks::acquire(pool, (ObjectKind::Snapshots, id), pool, source)?;
-        let volume = self.require_without_lock(pool, &request.source_volume)?;
-        pool.store.refuse_if_deleted(ObjectKind::Snapshots, &id.name)?;
-        pool.check_accepts(pool.fs_stats()?)
-            .context(|| format!("pool {} refuses new snapshots", pool.settings.name))?;
+        let (volume, locks) = self.source_of_snapshot(pool, id, &request.source_volume)?;
         let mut snapshot = Snapshot {
             schema: SCHEMA,
             uid: uuid::Uuid::new_v4(),
@@ -114,6 +109,49 @@ impl Engine {
             snapshot.copied = copied.record.clone().unwrap_or(snapshot.copied);
             pool_of_job.commit_snapshot(draft, &snapshot).map(|()| copied)
         })
+    }
+
+    /// The volume that a new snapshot copies, with the locks that the copy needs.
+    fn source_of_snapshot(
+        &self,
+        pool: &Arc<OpenPool>,
+        id: &VolumeId,
+        volume: &VolumeId,
+    ) -> Result<(Volume, CopyLocks)> {
+        // Lock before the volume is looked up: it cannot be deleted afterwards.
+        let source = (ObjectKind::Volumes, volume);
+        let locks = CopyLocks::acquire(pool, (ObjectKind::Snapshots, id), pool, source)?;
+        let volume = self.require_without_lock(pool, volume)?;
+        pool.store.refuse_if_deleted(ObjectKind::Snapshots, &id.name)?;
+        pool.check_accepts(pool.fs_stats()?)
+            .context(|| format!("pool {} refuses new snapshots", pool.settings.name))?;
+        Ok((volume, locks))
+    }
+
+    /// Whether [`Engine::create_snapshot`] would create the snapshot now; false if it exists already.
+    ///
+    /// # Errors
+    /// Same as [`Engine::create_snapshot`].
+    pub fn check_create_snapshot(&self, request: &CreateSnapshot) -> Result<bool> {
+        let pool = self.pool(&request.source_volume.pool)?;
+        let id = VolumeId { pool: request.source_volume.pool.clone(), name: Name::of(&request.name) };
+        let _guard = lock_snapshot(&pool, &id)?;
+        if find_snapshot(&pool, &id, request)?.is_some() {
+            return Ok(false);
+        }
+        self.source_of_snapshot(&pool, &id, &request.source_volume).map(|_| true)
+    }
+
+    /// Whether [`Engine::delete_snapshot`] would delete the snapshot now.
+    ///
+    /// # Errors
+    /// `NotFound`; otherwise same as [`Engine::delete_snapshot`].
+    pub fn check_removable_snapshot(&self, id: &VolumeId) -> Result<()> {
+        let pool = self.pool(&id.pool)?;
+        let _guard = lock_snapshot(&pool, id)?;
+        ensure_no_copy_creates(&pool, ObjectKind::Snapshots, &id.name)?;
+        self.require_snapshot(&pool, id)?;
+        lock_data(&pool, ObjectKind::Snapshots, id).map(drop)
     }
 
     /// Claims the name of a snapshot that is being created, here or in a worker.
@@ -262,7 +300,7 @@ fn find_snapshot(pool: &OpenPool, id: &VolumeId, request: &CreateSnapshot) -> Re
 }
 
 /// Reads the record of a snapshot. The id is that of the directory, as for volumes.
-fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
+pub(super) fn read(pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
     let found = pool.store.snapshot(&id.name)?;
     Ok(found.map(|snapshot| Snapshot { id: id.clone(), ready: true, ..snapshot }))
 }

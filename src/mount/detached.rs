@@ -4,13 +4,15 @@
 //! without them.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use super::options::MountFlags;
 use super::{legacy, mount_of, namespace};
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::sys::mount_setattr::mount_setattr;
 
 /// The system calls that make a mount.
@@ -58,11 +60,39 @@ fn attach_detached(
     target: BorrowedFd<'_>,
     flags: MountFlags,
 ) -> Result<(), (&'static str, Errno)> {
+    let tree = detached(source, flags)?;
+    move_to(&tree, target)
+}
+
+/// Makes the calling thread's own mount namespace, in which the directory `source` is mounted at `target`. The thread
+/// cannot leave it. Mounts of the host still appear in it, but none of its mounts appear elsewhere.
+///
+/// # Errors
+/// `Invalid` if `target` is not a directory; `Internal` if the kernel refuses a call, such as before Linux 5.12.
+pub fn attach_in_own_namespace(source: BorrowedFd<'_>, target: &Path, flags: MountFlags) -> Result<()> {
+    let tree = detached(source, flags).or_else(|(step, errno)| Err(errno).context(|| step))?;
+    namespace::enter_new()?;
+    let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = match rustix::fs::open(target, path_only, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR) => {
+            let text = format!("{} is not a directory of this host", target.display());
+            return Err(Error::new(Kind::Invalid, text));
+        }
+        opened => opened.context(|| format!("open {}", target.display()))?,
+    };
+    move_to(&tree, directory.as_fd()).or_else(|(step, errno)| Err(errno).context(|| step))
+}
+
+fn detached(source: BorrowedFd<'_>, flags: MountFlags) -> Result<OwnedFd, (&'static str, Errno)> {
     let tree = clone(source).map_err(|errno| ("clone the directory", errno))?;
     mount_setattr(tree.as_fd(), flags.attr_change())
         .map_err(|errno| ("set the flags of the mount", errno))?;
-    let move_flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(&tree, "", target, "", move_flags)
+    Ok(tree)
+}
+
+fn move_to(tree: &OwnedFd, target: BorrowedFd<'_>) -> Result<(), (&'static str, Errno)> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(tree, "", target, "", flags)
         .map_err(|errno| ("move the mount into place", errno))
 }
 

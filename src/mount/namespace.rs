@@ -61,6 +61,16 @@ impl AsFd for MountNamespace {
     }
 }
 
+/// Moves the calling thread to a new mount namespace. Mounts of the host still appear in it, but not the other way round.
+///
+/// # Errors
+/// The error of the failed system call, such as `Internal` without the privilege to make mounts.
+pub(super) fn enter_new() -> Result<()> {
+    unshare(UnshareFlags::NEWNS | UnshareFlags::FS).context(|| "make a mount namespace")?;
+    let downstream = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", downstream).context(|| "keep the mounts from the host")
+}
+
 fn kept() -> MutexGuard<'static, Vec<Weak<OwnedFd>>> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -134,7 +134,7 @@ impl OpenPool {
     }
 
     /// Checks a reservation against the sum of all processes, renames, and turns the reservation into the volume's size.
-    fn provision(
+    pub(super) fn provision(
         self: &Arc<Self>,
         reservation: Reservation,
         volume: &Volume,
@@ -170,7 +170,7 @@ impl OpenPool {
     }
 
     /// Announces to the other hosts that a change was undone, since the sync that would have made it final has failed.
-    fn announce_undone(&self, kind: ObjectKind, name: &Name) {
+    pub(super) fn announce_undone(&self, kind: ObjectKind, name: &Name) {
         if self.medium == Medium::Local {
             return;
         }
@@ -182,7 +182,6 @@ impl OpenPool {
     }
 
     /// Renames an object that no other call or process changes now: the caller holds its lock, or that of the copy to it.
-    /// Updates the index, and drops the rename's own event, so that the object is not read again.
     fn rename<T>(
         &self,
         kind: ObjectKind,
@@ -191,16 +190,32 @@ impl OpenPool {
         rename: impl FnOnce() -> Result<T>,
         update: impl FnOnce(&mut Index),
     ) -> Result<T> {
+        self.rename_objects(kind, &[name], committer, rename, update)
+    }
+
+    /// Makes one rename that concerns these objects, which no other call or process changes now. Updates the index, and
+    /// drops the rename's own events, so that the objects are not read again.
+    pub(super) fn rename_objects<T>(
+        &self,
+        kind: ObjectKind,
+        names: &[&Name],
+        committer: Committer,
+        rename: impl FnOnce() -> Result<T>,
+        update: impl FnOnce(&mut Index),
+    ) -> Result<T> {
         // Where other hosts use the pool, changes are announced one after another.
         let _commit = match self.medium {
             Medium::Local => None,
-            Medium::Shared => Some(committer.lock(&self.store).context(|| format!("change {kind} {name}"))?),
+            Medium::Shared => {
+                let shown = names.first().map_or("", |name| name.as_str());
+                Some(committer.lock(&self.store).context(|| format!("change {kind} {shown}"))?)
+            }
         };
         let mut news = self.cache.news();
         self.check_in_place()?;
-        news.announce(&self.store, kind, name)?;
+        names.iter().try_for_each(|name| news.announce(&self.store, kind, name))?;
         let renamed = rename()?;
-        news.skip_own(kind, name);
+        names.iter().for_each(|name| news.skip_own(kind, name));
         update(&mut self.cached_index());
         Ok(renamed)
     }

@@ -123,6 +123,29 @@ impl Reaper {
         state.queue.failure().map(str::to_owned).or_else(|| state.list_failure.clone())
     }
 
+    /// Removes in the calling thread what this process has put into the queue and is due; reports whether that was complete
+    /// at the deadline. For a process without the reaper's thread.
+    ///
+    /// # Errors
+    /// The error of a removal that failed.
+    pub fn remove_queued(&self, pool: &OpenPool, deadline: Instant) -> Result<bool> {
+        let shared = &self.queue.shared;
+        loop {
+            let Some(directory) = shared.lock().queue.take_due(boot_seconds()) else { return Ok(true) };
+            let removed = shared.remove_slice(pool, &directory)?;
+            let mut state = shared.lock();
+            // Another process may be removing it.
+            if removed.is_none_or(|removed| removed.complete) {
+                state.queue.removed(&directory);
+            } else {
+                state.queue.put_back(directory, boot_seconds());
+            }
+            if Instant::now() >= deadline {
+                return Ok(state.queue.len() == 0);
+            }
+        }
+    }
+
     /// Waits until no entry is due; reports whether that happened in time. An entry whose removal failed is due again
     /// after a minute.
     #[must_use]

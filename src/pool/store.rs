@@ -7,6 +7,7 @@ mod abandoned;
 mod change;
 mod draft;
 mod in_place;
+mod moves;
 mod record;
 mod unmanaged;
 
@@ -157,7 +158,9 @@ impl Store {
         &self.locks
     }
 
-    pub(super) fn directory(&self, kind: ObjectKind) -> BorrowedFd<'_> {
+    /// The directory with the objects of a kind.
+    #[must_use]
+    pub fn directory(&self, kind: ObjectKind) -> BorrowedFd<'_> {
         self.durable_dir(kind).as_fd()
     }
 

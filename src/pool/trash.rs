@@ -10,7 +10,7 @@ use super::clock::Clocks;
 use super::dirs::{explain_rename, for_each_name, nonce, rename_new};
 use super::durable_dir::DurableDir;
 use crate::error::{Context as _, Result};
-use crate::volume::{OnDelete, Policy};
+use crate::volume::{Name, OnDelete, Policy};
 
 /// How long the trash keeps an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,15 @@ impl TrashEntry {
     /// A new name for an object.
     pub(super) fn new(name: &str, retention: Retention) -> Result<Self> {
         Ok(Self { directory: format!("{name}.{retention}.{}", nonce()?), retention })
+    }
+
+    /// The name of the deleted object; `None` for an entry that orlop did not name.
+    #[must_use]
+    pub fn object(&self) -> Option<Name> {
+        let mut parts = self.directory.rsplitn(3, '.');
+        let (nonce, retention, name) = (parts.next()?, parts.next()?, parts.next()?);
+        let is_named = is_nonce(nonce) && (retention == "keep" || parse(retention).is_some());
+        if is_named { name.parse().ok() } else { None }
     }
 
     /// The entry with the right time of its deletion; `None` if its name has that. `due` is the time since the boot at
@@ -182,9 +191,12 @@ impl Trash {
 fn retention_of(directory: &str) -> Retention {
     let mut parts = directory.rsplitn(3, '.');
     let (nonce, until, name) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
-    let is_nonce = nonce.len() == 16 && nonce.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let until = until.filter(|_| is_nonce && name.is_some_and(|name| !name.is_empty()));
+    let until = until.filter(|_| is_nonce(nonce) && name.is_some_and(|name| !name.is_empty()));
     until.and_then(parse).unwrap_or(Retention::Forever)
+}
+
+fn is_nonce(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn parse(text: &str) -> Option<Retention> {

@@ -103,7 +103,7 @@ impl Drop for Container {
 }
 
 /// Sets the age of a volume to a little more than this.
-fn set_age(pool: &Path, name: &str, hours: i64) {
+pub(crate) fn set_age(pool: &Path, name: &str, hours: i64) {
     let created = orlop::volume::Timestamp::now().as_second() - hours * 3600 - 60;
     let created = orlop::volume::Timestamp::from_second(created).unwrap();
     edit_record(&volume_record(pool, name), |record| record["created"] = json!(created.to_string()));
@@ -132,7 +132,8 @@ q     data  10Gi   1m   ok
     assert!(created.as_str().unwrap().ends_with('Z'), "{created}");
     assert_eq!(
         volumes[1],
-        json!({"id": "p/b", "pool": "p", "name": "b", "size": 3 << 29, "created": created, "state": "ok"})
+        json!({"id": "p/b", "pool": "p", "name": "b", "path": pools.path("p").join("volumes/b/data"), "size": 3 << 29,
+            "labels": {}, "created": created, "state": "ok"})
     );
     assert_eq!(volumes.as_array().unwrap().len(), 3);
     assert_eq!(contents_and_times(pools.dir.path()), before, "nothing is changed");
@@ -252,7 +253,7 @@ fn a_closed_pipe_is_no_failure() {
 #[test]
 fn wrong_flags_are_refused() {
     let pools = Pools::with(&[], &[]);
-    let of_ls = ["ls -q -o json", "ls -o yaml", "ls extra", "ls --all"];
+    let of_ls = ["ls -q -o json", "ls -o toml", "ls extra", "ls --all"];
     for wrong in of_ls.into_iter().chain(["inspect", "inspect -o text a", "rm", "rm -o json a"]) {
         let ran = pools.run(wrong);
         assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{wrong}");
@@ -336,7 +337,7 @@ fn a_volume_that_cannot_be_inspected_does_not_hide_the_others() {
     };
     inspect("none", 3, &[], "volume none does not exist");
     inspect("p/none b", 3, &["q/b"], "volume p/none does not exist");
-    inspect("r/a", 3, &[], "pool r is not configured");
+    inspect("r/a", 2, &[], "pool r does not exist; the configured pools are: p, q");
     inspect("p/a/data ../a a\u{1b}[31m", 3, &[], "\"p/a/data\" does not exist");
     inspect("both b", 2, &["q/b"], "several pools have a volume both: name one of p/both, q/both");
     inspect("damaged p/a", 1, &["p/a"], "volumes/damaged/volume.json");
@@ -356,8 +357,8 @@ fn rm_deletes_by_policy_and_tries_every_volume() {
     assert_eq!(pools.run("rm p/a c"), Ran { code: 0, stdout: "p/a\nq/c\n".into(), stderr: String::new() });
 
     let unknown = pools.run("rm typo/b");
-    assert_eq!((unknown.code, unknown.stdout.as_str()), (1, ""));
-    assert!(unknown.stderr.contains("pool typo is not configured"), "{}", unknown.stderr);
+    assert_eq!((unknown.code, unknown.stdout.as_str()), (2, ""));
+    assert!(unknown.stderr.contains("pool typo does not exist"), "{}", unknown.stderr);
     let absent = pools.run("rm a p/kept");
     assert_eq!((absent.code, absent.stdout.as_str()), (3, "p/kept\n"));
     assert_eq!(absent.stderr, "orlop: volume a does not exist\n");
@@ -410,6 +411,77 @@ pub(crate) fn transcripts(page: &str) -> Vec<(String, String)> {
         }
     }
     found
+}
+
+/// The commands below a command that have no commands themselves, by their words, without hidden ones.
+fn leaves(command: &clap::Command, words: &str) -> Vec<(String, clap::Command)> {
+    let mut found = Vec::new();
+    for child in command.get_subcommands().filter(|child| !child.is_hide_set()) {
+        let words = format!("{words}{}", child.get_name());
+        if child.has_subcommands() {
+            found.extend(leaves(child, &format!("{words} ")));
+        } else {
+            found.push((words, child.clone()));
+        }
+    }
+    found
+}
+
+#[test]
+fn the_page_lists_every_command_with_its_flags() {
+    let page = fs::read_to_string("docs/cli.md").unwrap();
+    let command = <orlop::config::flags::Cli as clap::CommandFactory>::command();
+    let volume = command.find_subcommand("volume").unwrap();
+    let commands = leaves(volume, "");
+    assert!(commands.len() > 15, "{}", commands.len());
+    for (words, command) in commands {
+        let row = page.lines().find(|line| {
+            let rest = line.strip_prefix(&format!("| `{words}"));
+            rest.is_some_and(|rest| rest.starts_with([' ', '`']))
+        });
+        let row = row.unwrap_or_else(|| panic!("docs/cli.md has no row for {words}"));
+        for flag in command.get_arguments().filter_map(|flag| flag.get_long()) {
+            let is_common = matches!(flag, "pool" | "config" | "help");
+            assert!(
+                is_common || row.contains(&format!("`--{flag}`")),
+                "{words} has the flag --{flag}: {row}"
+            );
+        }
+        for flag in row.split('`').filter_map(|word| word.strip_prefix("--")) {
+            let exists = command.get_arguments().any(|argument| argument.get_long() == Some(flag));
+            assert!(exists, "{words} has no flag --{flag}");
+        }
+    }
+    for (words, _) in leaves(&command, "") {
+        let is_named = page.contains(&format!("`{words}")) || page.contains(&format!("orlop {words}"));
+        let is_of_servers = matches!(words.as_str(), "serve" | "probe" | "release-node");
+        assert!(
+            is_named || is_of_servers || words.starts_with("volume "),
+            "docs/cli.md does not name {words}"
+        );
+    }
+}
+
+/// The commands run in a mount namespace with an empty `/etc` and `/var/lib`, in one shell.
+#[test]
+fn the_transcript_of_the_readme_is_true() {
+    if !isolation::is_root() {
+        return;
+    }
+    let page = fs::read_to_string("README.md").unwrap();
+    let section = page.split("## On a host").nth(1).unwrap().split("\n## ").next().unwrap();
+    let transcripts = transcripts(section);
+    assert!(transcripts.len() > 5, "{}", transcripts.len());
+    let mut script =
+        "mount -t tmpfs none /etc && mount -t tmpfs none /var/lib\nPATH=${0%/*}:$PATH\n".to_owned();
+    let mut expected = String::new();
+    for (line, output) in transcripts {
+        script += &format!("{line}\n");
+        expected += &output;
+    }
+    let mut command = Command::new("unshare");
+    let ran = run(command.args(["--mount", "--propagation", "private", "sh", "-c", &script, ORLOP]));
+    assert_eq!(ran.stdout, expected, "{}", ran.stderr);
 }
 
 /// Each command of the page prints what the page shows, in the page's order.

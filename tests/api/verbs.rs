@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::api::commands::{Pools, Ran, run};
 use crate::common::isolation;
-use crate::common::pool::{contents_and_times, names, read_record, volume_record};
+use crate::common::pool::{contents_and_times, names, read_record, snapshot_record, volume_record};
 use crate::common::server::{ORLOP, Server};
 use crate::common::wait::within_seconds;
 
@@ -63,6 +63,7 @@ fn a_volume_without_a_name_is_anonymous_as_dockers_are() {
 #[test]
 fn a_wrong_request_for_a_volume_is_refused_and_creates_nothing() {
     let pools = Pools::with(&[("a", 4096)], &[("b", 0)]);
+    assert_eq!(pools.run("snapshot create b taken").code, 0);
     let before = contents_and_times(pools.dir.path());
     for (arguments, code, expected) in [
         ("create x -o colour=red", 2, "unknown option \"colour\""),
@@ -83,15 +84,21 @@ fn a_wrong_request_for_a_volume_is_refused_and_creates_nothing() {
         ("restore a x", 3, "snapshot a does not exist"),
         ("snapshot create none x", 3, "volume none does not exist"),
         ("snapshot rm none", 3, "snapshot none does not exist"),
+        ("snapshot rm r/s", 2, "pool r does not exist; the configured pools are: p, q"),
+        ("snapshot create r/a s", 2, "pool r does not exist"),
+        ("snapshot create a taken", 1, "snapshot taken already exists in pool q"),
+        ("create x -o ondelete=delete,trashfor=1d", 2, "option trashfor needs ondelete=trash"),
         ("expand none 1G", 3, "volume none does not exist"),
         ("expand a 1b", 2, "cannot shrink"),
         ("expand a much", 2, "the new size"),
         ("label none x=y", 3, "volume none does not exist"),
         ("label a x", 2, "neither KEY=VALUE nor KEY-"),
     ] {
-        let ran = pools.run(arguments);
-        assert_eq!((ran.code, ran.stdout.as_str()), (code, ""), "{arguments}: {}", ran.stderr);
-        assert!(ran.stderr.contains(expected), "{arguments}: {}", ran.stderr);
+        for arguments in [arguments.to_owned(), format!("{arguments} --dry-run")] {
+            let ran = pools.run(&arguments);
+            assert_eq!((ran.code, ran.stdout.as_str()), (code, ""), "{arguments}: {}", ran.stderr);
+            assert!(ran.stderr.contains(expected), "{arguments}: {}", ran.stderr);
+        }
     }
     assert_eq!(contents_and_times(pools.dir.path()), before, "nothing is changed");
 }
@@ -110,6 +117,8 @@ fn a_dry_run_prints_what_would_be_done_and_changes_nothing() {
         ("snapshot create a t --dry-run", "would create snapshot p/t of volume p/a\n"),
         ("snapshot rm s --dry-run", "would delete snapshot p/s\n"),
         ("rm a --dry-run", "would delete volume p/a\n"),
+        ("create a -o size=4096b --dry-run", "volume p/a exists already\n"),
+        ("snapshot create a s --dry-run", "snapshot p/s exists already\n"),
     ] {
         assert_eq!(pools.run(arguments), done(expected), "{arguments}");
     }
@@ -125,8 +134,8 @@ fn snapshots_are_created_listed_restored_and_deleted() {
     assert_eq!(pools.run("snapshot create a s"), done("p/s\n"), "again");
     fs::write(p.join("volumes/a").join(file), "two").unwrap();
     let table = "\
-POOL  NAME  VOLUME  BYTES  AGE  CONSISTENCY
-p     s     a       3      0s   crash
+POOL  NAME  VOLUME  BYTES  AGE  CONSISTENCY  STATE
+p     s     a       3      0s   crash        ok
 ";
     let listed = pools.run("snapshot ls").stdout;
     let lines = |text: &str| text.lines().map(|line| line.replace("  1s", "  0s")).collect::<Vec<_>>();
@@ -159,11 +168,61 @@ fn expand_and_label_change_the_record() {
     refused(&pools.run("label mine a=b"), 2, "unmanaged");
 }
 
+#[test]
+fn snapshots_of_the_available_pools_are_listed() {
+    let pools = Pools::with(&[("a", 4096)], &[("b", 0)]);
+    for arguments in
+        ["snapshot create a s --label why=upgrade", "snapshot create a worse", "snapshot create b t"]
+    {
+        assert_eq!(pools.run(arguments).code, 0);
+    }
+    fs::write(snapshot_record(&pools.path("p"), "worse"), "{").unwrap();
+    let listed = pools.run("snapshot ls -o json").json();
+    let (s, worse) = (&listed[0], &listed[1]);
+    assert_eq!((&s["id"], &s["sourceVolume"], &s["state"]), (&json!("p/s"), &json!("p/a"), &json!("ok")));
+    assert_eq!((&s["size"], &s["labels"]), (&json!(4096), &json!({"why": "upgrade"})));
+    assert_eq!((&worse["id"], &worse["state"]), (&json!("p/worse"), &json!("unreadable")));
+    assert!(worse["error"].as_str().unwrap().contains("snapshots/worse/snapshot.json"), "{worse}");
+    assert!(pools.run("snapshot ls").stdout.contains("unreadable\n"));
+    fs::remove_dir_all(pools.path("p")).unwrap();
+    let listed = pools.run("snapshot ls -q");
+    assert_eq!((listed.code, listed.stdout.as_str()), (1, "q/t\n"));
+    assert!(listed.stderr.starts_with("orlop: pool p at /"), "{}", listed.stderr);
+}
+
+/// The trash is due, and only a server removes it.
+#[test]
+fn a_failed_copy_removes_no_trash_of_others() {
+    let pools = Pools::with(&[("a", 4096), ("deleted", 0)], &[]);
+    let p = pools.path("p");
+    assert_eq!(pools.run("rm deleted").code, 0);
+    let trash = names(&p.join("trash"));
+    assert_eq!(trash.len(), 1);
+    fs::write(p.join("volumes/a/data/file"), vec![1; 1 << 20]).unwrap();
+    refused(&pools.run("clone a copy"), 2, "volume p/copy");
+    assert_eq!(names(&p.join("trash")), trash);
+    assert_eq!(names(&p.join("work")), Default::default());
+}
+
+#[test]
+fn help_fits_a_narrow_terminal() {
+    for command in ["create", "snapshot create", "ls", "expand"] {
+        let mut orlop = Command::new(ORLOP);
+        orlop.args(command.split_whitespace()).arg("--help").env("COLUMNS", "40").stdin(Stdio::null());
+        let text = run(&mut orlop).stdout;
+        let is_wide = |line: &&str| line.len() > 40 && !line.starts_with("Usage: ");
+        let wide = text.lines().find(is_wide);
+        assert_eq!(wide, None, "{command}");
+    }
+}
+
 /// Interrupted by SIGINT as soon as its draft exists.
 #[test]
 fn an_interrupted_copy_leaves_nothing() {
-    let pools = Pools::with(&[("a", 0)], &[]);
+    let pools = Pools::with(&[("a", 0), ("deleted", 0)], &[]);
+    assert_eq!(pools.run("rm deleted").code, 0);
     let p = pools.path("p");
+    let trash = names(&p.join("trash"));
     for i in 0..5_000 {
         fs::write(p.join("volumes/a/data").join(i.to_string()), "x").unwrap();
     }
@@ -176,7 +235,8 @@ fn an_interrupted_copy_leaves_nothing() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(stderr.contains("interrupted; nothing was created"), "{stderr}");
-        for directory in ["work", "trash", "snapshots"] {
+        assert_eq!(names(&p.join("trash")), trash, "{arguments}: the trash of others remains");
+        for directory in ["work", "snapshots"] {
             assert_eq!(names(&p.join(directory)), Default::default(), "{arguments}: {directory}");
         }
         assert_eq!(names(&p.join("volumes")), ["a".to_owned()].into());
@@ -221,6 +281,7 @@ fn the_first_create_of_a_host_without_settings_makes_a_pool_and_says_so() {
 mount -t tmpfs none /etc && mount -t tmpfs none /var/lib
 $0 ls -q; echo $?
 $0 create a --dry-run && ls /var/lib
+$0 create ../x; $0 create x -o pool=ssd; $0 create x -o from=y; ls /var/lib
 $0 create a && $0 create b && $0 ls -q";
     let mut command = Command::new("unshare");
     let ran = run(command.args(["--mount", "--propagation", "private", "sh", "-c", script, ORLOP]));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Backup, Inspect, Ls, Pools, Rm};
+use super::{Adopt, Backup, Df, Exec, Inspect, Ls, Output, Pools, Prune, Rename, Rm, Undelete};
 use crate::volume::Consistency;
 
 /// The commands on volumes. Each one is also a command of `orlop volume`.
@@ -20,6 +20,18 @@ pub enum Volumes {
     /// Delete volumes by their policy; refused while anything on this host uses them
     #[command(visible_alias = "remove")]
     Rm(Rm),
+    /// Delete volumes that are not in use
+    Prune(Prune),
+    /// Show the space of pools and volumes
+    Df(Df),
+    /// Rename a volume that is not in use
+    Rename(Rename),
+    /// Restore a deleted volume from the trash
+    Undelete(Undelete),
+    /// Make an existing directory a volume, without a copy
+    Adopt(Adopt),
+    /// Run a command that sees a volume at a path
+    Exec(Exec),
     /// Create a volume with the data of another one
     Clone(CloneVolume),
     /// Create a volume with the data of a snapshot or an archive
@@ -87,40 +99,26 @@ pub struct Create {
 /// Flags of `orlop clone`.
 #[derive(Debug, Args)]
 pub struct CloneVolume {
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
-    pub pools: Pools,
-
     /// The volume to copy: POOL/NAME, or NAME if one pool only has it
     #[arg(value_name = "VOLUME")]
     pub source: String,
 
-    /// Name of the new volume
-    pub name: String,
-
     #[command(flatten)]
     #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
-    pub new: NewVolume,
+    pub copy: NewCopy,
 }
 
 /// Flags of `orlop restore`.
 #[derive(Debug, Args)]
 pub struct Restore {
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
-    pub pools: Pools,
-
     /// The snapshot to copy: POOL/NAME, or NAME if one pool only has it. Or the archive to extract: - for standard input, a
     /// path that begins with /, ./ or ../, or an existing file whose name ends with .tar, .tar.gz, .tgz, .tar.zst or .tzst
     #[arg(value_name = "SNAPSHOT|FILE")]
     pub source: String,
 
-    /// Name of the new volume
-    pub name: String,
-
     #[command(flatten)]
     #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
-    pub new: NewVolume,
+    pub copy: NewCopy,
 
     /// Create the device nodes of an archive, which is refused otherwise
     #[arg(long)]
@@ -129,6 +127,21 @@ pub struct Restore {
     /// The directory of the archive that becomes the volume; . for the whole archive [default: recognized]
     #[arg(long, value_name = "DIR")]
     pub prefix: Option<PathBuf>,
+}
+
+/// The volume that a copy becomes.
+#[derive(Debug, Args)]
+pub struct NewCopy {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// Name of the new volume
+    pub name: String,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub new: NewVolume,
 }
 
 /// Flags of `orlop expand`.
@@ -220,8 +233,12 @@ pub struct LsSnapshots {
     pub pools: Pools,
 
     /// Print the ids only, one for each line
-    #[arg(long, short)]
+    #[arg(long, short, conflicts_with = "output")]
     pub quiet: bool,
+
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Output,
 }
 
 /// Flags of `orlop snapshot rm`.

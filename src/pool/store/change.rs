@@ -24,6 +24,7 @@ pub struct RecordChange<'s> {
     /// The volume's directory.
     dir: OwnedFd,
     file: NewRecordFile<'s>,
+    /// The old record; empty if there was none.
     stored: Vec<u8>,
 }
 
@@ -50,6 +51,19 @@ impl Store {
         let file = self.new_record_file(name).context(shown)?;
         write_file(self.directory(ObjectKind::Volumes), &file.file, &merged).context(shown)?;
         Ok(RecordChange { store: self, name: name.clone(), dir, file, stored })
+    }
+
+    /// Writes the first record of an unmanaged volume. If the change cannot be synced, the volume is unmanaged again.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn first_record(&self, volume: &Volume) -> Result<RecordChange<'_>> {
+        let name = &volume.id.name;
+        let shown = || format!("write volumes/{name}/{}", ObjectKind::Volumes.record());
+        let dir = self.object(ObjectKind::Volumes, name)?;
+        let file = self.new_record_file(name).context(shown)?;
+        write_file(self.directory(ObjectKind::Volumes), &file.file, volume).context(shown)?;
+        Ok(RecordChange { store: self, name: name.clone(), dir, file, stored: Vec::new() })
     }
 
     /// Locks a name for a new record before the file exists, so that no other process takes it for an abandoned one.
@@ -81,6 +95,10 @@ impl RecordChange<'_> {
     }
 
     fn restore(&self) -> Result<()> {
+        if self.stored.is_empty() {
+            let removed = fs::unlinkat(&self.dir, ObjectKind::Volumes.record(), AtFlags::empty());
+            return removed.context(|| "remove the new record");
+        }
         let mut file = self.store.new_record_file(&self.name)?;
         write_bytes(self.store.directory(ObjectKind::Volumes), &file.file, &self.stored)?;
         file.rename(&self.dir)

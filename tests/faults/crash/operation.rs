@@ -44,6 +44,8 @@ pub(super) enum Operation {
     DeleteToTrash,
     DeleteRetained,
     DeleteSnapshot,
+    Rename,
+    Undelete,
     Publish,
     Unpublish,
     PublishEphemeral,
@@ -63,6 +65,8 @@ pub(super) const ALL: &[Operation] = &[
     Operation::DeleteToTrash,
     Operation::DeleteRetained,
     Operation::DeleteSnapshot,
+    Operation::Rename,
+    Operation::Undelete,
     Operation::Publish,
     Operation::Unpublish,
     Operation::PublishEphemeral,
@@ -133,11 +137,11 @@ impl Operation {
     pub(super) fn object(self) -> (&'static str, &'static str) {
         match self {
             Self::FirstOpen | Self::OpenAfterCrash => ("", ""),
-            Self::Create | Self::Clone | Self::Restore => ("volumes", FRESH),
+            Self::Create | Self::Clone | Self::Restore | Self::Rename => ("volumes", FRESH),
             Self::PublishEphemeral | Self::UnpublishEphemeral => ("volumes", INLINE_NAME.as_str()),
             Self::Snapshot => ("snapshots", FRESH),
             Self::Expand | Self::Modify | Self::Delete | Self::Publish | Self::Unpublish => ("volumes", OLD),
-            Self::DeleteToTrash => ("volumes", TRASHED),
+            Self::DeleteToTrash | Self::Undelete => ("volumes", TRASHED),
             Self::DeleteRetained => ("volumes", RETAINED),
             Self::DeleteSnapshot => ("snapshots", SNAPSHOT),
         }
@@ -162,6 +166,7 @@ impl Operation {
         fill(&base.data("volumes", OLD));
         engine.create_snapshot(&snapshot_request(SNAPSHOT, &id(OLD))).unwrap();
         match self {
+            Self::Undelete => engine.delete(&id(TRASHED)).unwrap(),
             Self::Unpublish => publish(&engine, base, OLD, None).unwrap(),
             Self::UnpublishEphemeral => publish(&engine, base, INLINE, Some(ephemeral())).unwrap(),
             Self::OpenAfterCrash => {
@@ -198,6 +203,15 @@ impl Operation {
             Self::DeleteToTrash => engine.delete(&id(TRASHED)).map(|()| id(TRASHED))?,
             Self::DeleteRetained => engine.delete(&id(RETAINED)).map(|()| id(RETAINED))?,
             Self::DeleteSnapshot => engine.delete_snapshot(&id(SNAPSHOT)).map(|()| id(SNAPSHOT))?,
+            // Repeated after it was done, it does not find its source.
+            Self::Rename => match engine.rename(&id(OLD), &id(FRESH).name) {
+                Err(error) if error.kind() == Kind::NotFound => engine.get(&id(FRESH))?.id,
+                renamed => renamed?.id,
+            },
+            Self::Undelete => match engine.trash(&id(TRASHED).pool)?.first() {
+                None => engine.get(&id(TRASHED))?.id,
+                Some(trashed) => engine.undelete(&trashed.id.pool, &trashed.entry, &trashed.id.name)?.id,
+            },
             Self::Publish => publish(engine, base, OLD, None).map(|()| id(OLD))?,
             Self::Unpublish => engine.unpublish(&id(OLD).to_string(), &base.target()).map(|()| id(OLD))?,
             Self::PublishEphemeral => {
@@ -257,6 +271,16 @@ impl Operation {
                 let copy = contents(&base.data(directory, name));
                 assert_eq!(copy, subtree(before, &format!("volumes/{OLD}/data")), "the copy is complete");
             }
+            Self::Rename => {
+                assert!(!base.pool().join("volumes").join(OLD).exists());
+                let renamed = contents(&base.data(directory, name));
+                assert_eq!(renamed, subtree(before, &format!("volumes/{OLD}/data")));
+            }
+            Self::Undelete => {
+                let restored = contents(&base.data(directory, name));
+                let entry = before.keys().find(|path| path.starts_with("trash/") && path.ends_with("/data"));
+                assert_eq!(restored, subtree(before, entry.unwrap()));
+            }
             Self::PublishEphemeral => assert!(base.data(directory, name).is_dir()),
             Self::DeleteToTrash | Self::DeleteRetained => {
                 let trash = names(&base.pool().join("trash"));
@@ -278,9 +302,12 @@ impl Operation {
         let now = contents(&base.pool());
         let (directory, name) = self.object();
         let own = format!("{directory}/{name}");
+        let is_renamed = self == Self::Rename && base.pool().join(&own).exists();
+        let renamed = format!("volumes/{OLD}");
         let others = |all: &BTreeMap<String, String>| -> BTreeMap<String, String> {
             let kept = all.iter().filter(|(path, _)| {
-                let is_own = path.as_str() == own || path.starts_with(&format!("{own}/"));
+                let is_at = |top: &str| path.as_str() == top || path.starts_with(&format!("{top}/"));
+                let is_own = is_at(&own) || (is_renamed && is_at(&renamed));
                 // A new record that is not in place yet belongs to the operation.
                 let is_new_record = path.starts_with("volumes/.");
                 (path.starts_with("volumes/") || path.starts_with("snapshots/")) && !is_own && !is_new_record

@@ -1,0 +1,70 @@
+//! The flags of the commands that show volumes.
+
+use clap::{Args, ValueEnum};
+
+use super::Pools;
+
+/// Flags of `orlop ls`.
+#[derive(Debug, Args)]
+pub struct Ls {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// Print the ids only, one for each line
+    #[arg(long, short, conflicts_with_all = ["output", "format"])]
+    pub quiet: bool,
+
+    /// List only some volumes: dangling=true|false, label=KEY or label=KEY=VALUE, name=PART, pool=NAME. Repeat the flag
+    /// for more
+    #[arg(long = "filter", short = 'f', value_name = "FILTER")]
+    pub filters: Vec<String>,
+
+    /// Print a line for each volume by a template of Docker's kind, such as '{{.Name}} {{.Mountpoint}}', or json
+    #[arg(long, value_name = "TEMPLATE", conflicts_with = "output")]
+    pub format: Option<String>,
+
+    /// List the deleted volumes that are still in the trash
+    #[arg(long, conflicts_with_all = ["filters", "format"])]
+    pub trash: bool,
+
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: LsOutput,
+}
+
+/// A format of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LsOutput {
+    /// A table
+    #[default]
+    Text,
+    /// A table with the space that volumes take, and their users
+    Wide,
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+    /// The ids only
+    Name,
+}
+
+/// Flags of `orlop inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// A volume: POOL/NAME, or NAME if one pool only has it
+    #[arg(value_name = "VOLUME", required = true)]
+    pub volumes: Vec<String>,
+
+    /// Print a line for each volume by a template of Docker's kind, such as '{{.Mountpoint}}', or json
+    #[arg(long, short, value_name = "TEMPLATE", conflicts_with = "output")]
+    pub format: Option<String>,
+
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", value_parser = ["json", "yaml"], default_value = "json")]
+    pub output: String,
+}

@@ -1,0 +1,64 @@
+//! Moves of whole volumes, each with its update of the index: to another name, out of the trash, and into the pool.
+
+use std::sync::Arc;
+
+use super::OpenPool;
+use super::capacity::Reservation;
+use super::commit::Committer;
+use super::index::VolumeEntry;
+use super::object::ObjectKind;
+use super::trash::TrashEntry;
+use crate::error::{Context as _, Result};
+use crate::volume::{Name, Volume};
+
+const KIND: ObjectKind = ObjectKind::Volumes;
+
+impl OpenPool {
+    /// Renames a volume. The caller holds the locks of both names.
+    ///
+    /// # Errors
+    /// `Conflict` when the new name is taken; otherwise the error of the failed system call. The volume has its old name
+    /// then.
+    pub fn rename_volume(&self, from: &Name, volume: &Volume) -> Result<()> {
+        let to = &volume.id.name;
+        let rename = || {
+            self.store.rename_volume(from, to)?;
+            self.store.sync_volumes().inspect_err(|_| {
+                let _ = self.store.rename_volume(to, from);
+            })
+        };
+        let entry = VolumeEntry::from(volume);
+        self.rename_objects(KIND, &[from, to], Committer::Call, rename, |index| {
+            index.remove_volume(from);
+            index.put_volume(to.clone(), entry);
+        })
+    }
+
+    /// Moves an entry of the trash back, as this volume. The caller holds the locks of both.
+    ///
+    /// # Errors
+    /// `Conflict` when the name is taken; `NoSpace` when other processes have provisioned the space meanwhile; otherwise the
+    /// error of the failed system call. The volume is in the trash then.
+    pub fn restore_volume(
+        self: &Arc<Self>,
+        entry: &TrashEntry,
+        volume: &Volume,
+        reservation: Reservation,
+    ) -> Result<()> {
+        let name = &volume.id.name;
+        self.provision(reservation, volume, Committer::Call, || self.store.restore(entry, name))?;
+        self.store.sync_restored(entry, name).inspect_err(|_| self.announce_undone(KIND, name))
+    }
+
+    /// Gives an unmanaged volume its first record. The caller holds its lock.
+    ///
+    /// # Errors
+    /// `NoSpace` as in [`OpenPool::restore_volume`]; otherwise the error of the failed system call. The volume is unmanaged
+    /// then.
+    pub fn adopt(self: &Arc<Self>, volume: &Volume, reservation: Reservation) -> Result<()> {
+        self.store.make_private(&volume.id.name)?;
+        let mut change = self.store.first_record(volume)?;
+        self.provision(reservation, volume, Committer::Call, || change.rename())?;
+        change.sync().context(|| format!("adopt volume {}", volume.id))
+    }
+}
