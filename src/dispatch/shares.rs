@@ -10,7 +10,7 @@ use super::{Dispatch, Lane};
 use crate::engine::call::{GetServerOfShare, GetUsageOfShare, MountShare, UnmountShare};
 use crate::engine::request::Usage;
 use crate::engine::share::PublishShare;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::volume::VolumeId;
 
 /// Number of servers that may fail to respond before their calls use up the threads of others.
@@ -39,10 +39,16 @@ impl Dispatch {
     /// Mounts a directory of a share.
     ///
     /// # Errors
-    /// Those of [`Engine::publish_share`].
+    /// Those of [`Engine::publish_share`]; `Invalid` for the id of a volume in a pool, which could be deleted in its place.
     ///
     /// [`Engine::publish_share`]: crate::engine::Engine::publish_share
     pub async fn publish_share(&self, request: PublishShare) -> Result<()> {
+        if self.is_volume(&request.id) {
+            let PublishShare { id, share, .. } = &request;
+            let text =
+                format!("volume id {id} of share {share} is one of a volume in a pool: use another id");
+            return Err(Error::new(Kind::Invalid, text));
+        }
         let lane = Lane::Server(request.share.server.clone());
         self.call(&lane, MountShare { request }).await
     }
@@ -86,7 +92,6 @@ mod tests {
     use super::*;
     use crate::engine::Engine;
     use crate::engine::request::Tuning;
-    use crate::error::Kind;
 
     #[tokio::test]
     async fn a_server_that_hangs_delays_no_other() {

@@ -38,14 +38,9 @@ impl Engine {
     /// # Errors
     /// `Unavailable` when the share cannot be mounted, or has no such directory; `Conflict` when something else, or the
     /// directory with other flags, is mounted at the target; `InUse` when it may have one target only and has another;
-    /// `Invalid` for an id that a pool's volume may have, and for a path that cannot be a target.
+    /// `Invalid` for a path that cannot be a target.
     pub fn publish_share(&self, request: &PublishShare) -> Result<()> {
         let PublishShare { id, share, directory, target, flags, sharing } = request;
-        if self.is_id_of_pool(id) {
-            let text =
-                format!("volume id {id} of share {share} is one of a volume in a pool: use another id");
-            return Err(Error::new(Kind::Invalid, text));
-        }
         remote::check_network()?;
         let named = || format!("publish share {share} of volume {id}");
         // First what may wait for the server: an unpublish of the target must not wait for it.

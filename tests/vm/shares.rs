@@ -114,6 +114,7 @@ fn a_share_that_cannot_be_mounted_says_why() {
 }
 
 /// Runs `host` of `tests/vm/bin`.
+#[expect(clippy::disallowed_methods, reason = "it is a program")]
 fn host(arguments: &[&str]) {
     assert!(Command::new("host").args(arguments).status().unwrap().success(), "host {arguments:?}");
 }
