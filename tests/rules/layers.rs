@@ -14,7 +14,7 @@ const LAYERS: &[Row] = &[
     ("error", &[], &["serde", "thiserror"]),
     ("volume", &["error"], &["jiff", "serde", "serde_json", "sha2", "uuid"]),
     ("sys", &["error"], &["rustix", "libc", "linux_raw_sys"]),
-    ("fs", &["error", "sys"], &["rustix"]),
+    ("fs", &["error", "sys"], &["rustix", "twox_hash"]),
     ("mount", &["error", "sys"], &["rustix", "serde"]),
     ("pause", &["error", "mount", "sys"], &["rustix", "serde", "serde_json"]),
     ("backend", &["error", "fs", "volume"], &["rustix"]),
