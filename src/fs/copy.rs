@@ -15,6 +15,7 @@ pub(super) mod attributes;
 pub(super) mod catalogue;
 pub(super) mod contents;
 mod create;
+mod digests;
 mod directory;
 pub(super) mod links;
 mod pass;
@@ -34,6 +35,7 @@ use rustix::io::Errno;
 use self::attributes::Attributes;
 use self::catalogue::{Catalogue, Time, now};
 use self::contents::Contents;
+use self::digests::Digests;
 use self::links::Links;
 use self::pass::CurrentPass;
 pub use self::pass::{Pass, SourceState, do_times_tell};
@@ -143,7 +145,7 @@ struct Seen {
 
 impl<'a> TreeCopier<'a> {
     /// Prepares a copy of `from` to `to`, an empty directory on any filesystem that no other process changes. What is seen
-    /// of the source is remembered in an unnamed file of the directory `scratch`.
+    /// of the source is remembered in unnamed files of the directory `scratch`.
     ///
     /// # Errors
     /// The error of the failed system call.
@@ -154,7 +156,8 @@ impl<'a> TreeCopier<'a> {
         max_bytes: Option<u64>,
         progress: &'a Progress,
     ) -> Result<Self> {
-        Self::with_catalogue(from, to, Catalogue::new(scratch)?, max_bytes, progress)
+        let contents = Contents::new(Digests::new(scratch)?, max_bytes, progress);
+        Self::with_catalogue(from, to, Catalogue::new(scratch)?, contents, progress)
     }
 
     /// Like [`TreeCopier::new`], for a copy that [`TreeCopier::live`] is called for once.
@@ -167,14 +170,15 @@ impl<'a> TreeCopier<'a> {
         max_bytes: Option<u64>,
         progress: &'a Progress,
     ) -> Result<Self> {
-        Self::with_catalogue(from, to, Catalogue::none(), max_bytes, progress)
+        let contents = Contents::new(Digests::none(), max_bytes, progress);
+        Self::with_catalogue(from, to, Catalogue::none(), contents, progress)
     }
 
     fn with_catalogue(
         from: BorrowedFd<'a>,
         to: BorrowedFd<'_>,
         catalogue: Catalogue,
-        max_bytes: Option<u64>,
+        contents: Contents<'a>,
         progress: &'a Progress,
     ) -> Result<Self> {
         // `to` may be an O_PATH descriptor, which cannot be synced.
@@ -188,7 +192,7 @@ impl<'a> TreeCopier<'a> {
             to: Walk::new(to).context(|| "open the destination")?,
             path: TreePath::default(),
             links: Links::new(open_top()?),
-            contents: Contents::new(max_bytes, progress),
+            contents,
             attributes: Attributes::new(),
             catalogue,
             reopen: Reopen::new()?,
@@ -232,7 +236,7 @@ impl<'a> TreeCopier<'a> {
         let copied = self.pass.manifest;
         verify::verify(self.top.as_fd(), &copied, self.progress)?;
         // Its data must not be written to the disk only to be freed.
-        drop(self.catalogue);
+        drop((self.catalogue, self.contents));
         syncfs(&self.top).context(|| "sync the copy")?;
         Ok(copied)
     }

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use orlop::error::{Error, Kind, Result};
 use orlop::fs::copy::{Manifest, Pass, Progress, SourceState, TreeCopier, copy_tree};
-use rustix::fs::{CWD, FileType, Mode, OFlags, RenameFlags, mkdirat, openat, renameat_with};
+use rustix::fs::{
+    CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, fallocate, mkdirat, openat, renameat_with,
+};
 use rustix::mount::mount_bind;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
@@ -20,6 +22,7 @@ use super::trees::{self, Facts, acl, facts, make_node, make_sparse, make_symlink
 use crate::common::disk::Disk;
 use crate::common::isolation::{in_own_mount_namespace, in_own_process, is_root, on_own_tmpfs};
 use crate::common::mapper::Mapper;
+use crate::common::random::Random;
 use crate::common::wait::{StopOnDrop, sleep_ms, within_seconds};
 
 /// Runs `body` with the name and an empty directory of each filesystem.
@@ -566,10 +569,78 @@ fn a_deep_tree_is_brought_up_to_date_with_few_open_files() {
     });
 }
 
+#[test]
+fn a_large_file_that_keeps_changing_is_copied_exactly_by_each_pass() {
+    const SIZES: [u64; 5] = [4 << 20, 1 << 20, (1 << 20) + 5, (2 << 20) - 1, (2 << 20) + 70_000];
+    on_each_filesystem(|filesystem, at| {
+        let workspace = Workspace::new(at);
+        let path = workspace.from.join("file");
+        let file = File::options().write(true).create_new(true).open(&path).unwrap();
+        let mut random = Random::new(1);
+        workspace.copying(None, |mut copier| {
+            file.write_all_at(&[1; 3 << 20], 0).unwrap();
+            for round in 0..60 {
+                for _ in 0..random.pick(4) {
+                    // Few contents, so that earlier ones return.
+                    let (offset, byte) = (random.pick(40) * 100_000 / 4096 * 4096, 1 + random.pick(2) % 2);
+                    let pages = usize::try_from(1 + random.pick(40)).unwrap();
+                    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                    match random.pick(5) {
+                        0 => file.set_len(SIZES[usize::try_from(random.pick(5)).unwrap()]).unwrap(),
+                        1 => fallocate(&file, punch, offset, pages as u64 * 4096).unwrap(),
+                        _ => file
+                            .write_all_at(&vec![u8::try_from(byte).unwrap(); pages * 4096], offset)
+                            .unwrap(),
+                    }
+                }
+                if round % 7 == 0 {
+                    wait_for_the_clock(&workspace.from);
+                    succeed(copier.freeze_point(SourceState::Paused));
+                } else {
+                    succeed(copier.live());
+                }
+                let copy = fs::read(workspace.to.join("file")).unwrap();
+                assert!(copy == fs::read(&path).unwrap(), "{filesystem}: round {round}");
+            }
+        });
+    });
+}
+
+#[test]
+fn a_copy_is_brought_up_to_date_although_no_thread_can_be_started() {
+    in_own_process(
+        "api::copy_update::a_copy_is_brought_up_to_date_although_no_thread_can_be_started",
+        || {
+            let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let workspace = Workspace::new(dir.path());
+            let file = File::create(workspace.from.join("file")).unwrap();
+            file.write_all_at(&vec![b'x'; 20 << 20], 0).unwrap();
+            workspace.copying(None, |mut copier| {
+                succeed(copier.live());
+                file.write_all_at(b"changed", 15 << 20).unwrap();
+                let limit = getrlimit(Resource::As);
+                // There is no room for the stack of a thread.
+                setrlimit(Resource::As, Rlimit { current: Some(status("VmSize:") + (1 << 20)), ..limit })
+                    .unwrap();
+                assert!(std::thread::Builder::new().spawn(|| ()).is_err());
+                let updated = copier.live();
+                setrlimit(Resource::As, limit).unwrap();
+                succeed(updated);
+                workspace.assert_equal();
+            });
+        },
+    );
+}
+
 /// The memory that this process uses, in bytes.
 fn resident_bytes() -> u64 {
+    status("VmRSS:")
+}
+
+/// A line of the status of this process, in bytes.
+fn status(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 

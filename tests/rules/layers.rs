@@ -15,7 +15,7 @@ const LAYERS: &[Row] = &[
     ("volume", &["error"], &["jiff", "serde", "serde_json", "sha2", "uuid"]),
     ("sys", &["error"], &["rustix", "libc", "linux_raw_sys"]),
     ("archive", &["error"], &["flate2", "serde", "serde_json", "sha2", "zstd"]),
-    ("fs", &["archive", "error", "sys"], &["rustix"]),
+    ("fs", &["archive", "error", "sys"], &["rustix", "twox_hash"]),
     ("mount", &["error", "sys"], &["rustix", "serde"]),
     ("pause", &["error", "mount", "sys"], &["rustix", "serde", "serde_json"]),
     ("backend", &["error", "fs", "volume"], &["rustix"]),

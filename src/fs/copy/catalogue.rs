@@ -4,12 +4,14 @@
 //! The file is sparse and has a record of fixed size for each inode of the *copy*, at the inode's number: a record is found
 //! by one read, and all names of a file share it. The file has no name, so it is never part of anything.
 
+use std::num::NonZero;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxTimestamp, openat, unlinkat};
 use rustix::io::{Errno, pread, pwrite};
 use rustix::time::{ClockId, clock_gettime};
 
+use super::digests::Slots;
 use crate::error::{Context as _, Error, Kind, Result};
 
 const NAME: &str = "seen";
@@ -60,6 +62,8 @@ pub(super) struct Record {
     pub(super) is_stale: bool,
     /// Number of attributes that the copy lacks.
     pub(super) skipped_xattrs: u32,
+    /// Where the digests of the copy are.
+    pub(super) slots: Slots,
 }
 
 impl Record {
@@ -76,6 +80,7 @@ impl Record {
             is_reliable: true,
             is_stale: false,
             skipped_xattrs: 0,
+            slots: None,
         }
     }
 
@@ -116,6 +121,7 @@ impl Record {
         words[8] = pair(self.changed.1, self.seen.1);
         words[9] = pair(self.pass, self.skipped_xattrs);
         words[10] = u64::from(self.is_reliable) | u64::from(self.is_stale) << 1;
+        words[11] = self.slots.map_or(0, NonZero::get);
         let mut bytes = [0; SIZE];
         for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
             to.copy_from_slice(&word.to_ne_bytes());
@@ -143,6 +149,7 @@ impl Record {
             skipped_xattrs: low(word(9)),
             is_reliable: word(10) & 1 != 0,
             is_stale: word(10) & 2 != 0,
+            slots: NonZero::new(word(11)),
         };
         (record.pass > 0).then_some(record)
     }
@@ -152,17 +159,20 @@ fn low_half(word: u64) -> u32 {
     u32::try_from(word & u64::from(u32::MAX)).expect("the upper half is zero")
 }
 
+/// Creates a file that loses its name at once.
+pub(super) fn create_unnamed(dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+    unlinkat(dir, name, AtFlags::empty()).map(|()| file)
+}
+
 /// The file of all records. Without one, nothing is remembered, and only a first pass is possible.
 pub(super) struct Catalogue(Option<OwnedFd>);
 
 impl Catalogue {
     /// Makes the file in a directory, without a name.
     pub(super) fn new(dir: BorrowedFd<'_>) -> Result<Self> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(dir, NAME, flags, Mode::RUSR | Mode::WUSR)
-            .context(|| "create the catalogue of the copy")?;
-        unlinkat(dir, NAME, AtFlags::empty()).context(|| "unlink the catalogue of the copy")?;
-        Ok(Self(Some(file)))
+        create_unnamed(dir, NAME).context(|| "create the catalogue of the copy").map(|file| Self(Some(file)))
     }
 
     pub(super) fn none() -> Self {
@@ -212,6 +222,7 @@ mod tests {
             is_reliable: true,
             is_stale: true,
             skipped_xattrs: 9,
+            slots: NonZero::new(1 << 40),
         }
     }
 
@@ -220,7 +231,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let catalogue = Catalogue::new(std::fs::File::open(dir.path()).unwrap().as_fd()).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the catalogue has no name");
-        let other = Record { is_reliable: false, is_stale: false, pass: 1, ..record() };
+        let other = Record { is_reliable: false, is_stale: false, slots: None, pass: 1, ..record() };
         catalogue.put(12, &record()).unwrap();
         catalogue.put(1 << 32, &other).unwrap();
         assert_eq!(catalogue.get(12).unwrap(), Some(record()));

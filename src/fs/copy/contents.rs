@@ -8,6 +8,7 @@ use rustix::fs::{SeekFrom, Statx, copy_file_range, ftruncate, ioctl_ficlone, see
 use rustix::io::{Errno, pread, pwrite};
 
 use super::Progress;
+use super::digests::{Digests, Slots};
 use super::patch::Patcher;
 use crate::error::{Context, Error, Kind, Result};
 use crate::fs::fstat;
@@ -27,6 +28,7 @@ pub(super) struct Contents<'a> {
     pub(super) buffer: Vec<u8>,
     /// Compare the copy with its source, one in each thread.
     pub(super) patchers: Vec<Patcher>,
+    pub(super) digests: Digests,
     pub(super) progress: &'a Progress,
     /// The most bytes of data that the copy may take.
     max_bytes: Option<u64>,
@@ -37,12 +39,13 @@ pub(super) struct Contents<'a> {
 }
 
 impl<'a> Contents<'a> {
-    pub(super) fn new(max_bytes: Option<u64>, progress: &'a Progress) -> Self {
+    pub(super) fn new(digests: Digests, max_bytes: Option<u64>, progress: &'a Progress) -> Self {
         Self {
             can_clone: true,
             can_copy_range: true,
             buffer: vec![0; BUFFER],
             patchers: Patcher::for_all_threads(),
+            digests,
             progress,
             max_bytes,
             taken: 0,
@@ -54,13 +57,22 @@ impl<'a> Contents<'a> {
         (self.taken, self.handled) = (0, 0);
     }
 
-    /// Makes an existing copy equal to its source. Otherwise as [`Contents::copy`].
-    pub(super) fn update(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Statx) -> Result<u64> {
+    /// Makes an existing copy equal to its source; `slots` is where its digests are. Returns as [`Contents::copy`], and where
+    /// the digests are now.
+    pub(super) fn update(
+        &mut self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        stat: &Statx,
+        slots: Slots,
+    ) -> Result<(u64, Slots)> {
         if !self.can_clone && stat.stx_size > 0 {
-            return self.patch(from, to, stat.stx_size);
+            let size = self.patch(from, to, stat.stx_size, slots)?;
+            // The copy has lost what the digests beyond its end are of.
+            return Ok((size, slots.filter(|_| size == stat.stx_size)));
         }
         ftruncate(to, 0).context(|| "truncate the copy")?;
-        self.copy(from, to, stat)
+        self.copy(from, to, stat).map(|size| (size, None))
     }
 
     /// Counts the data of a file of the copy that is left as it is.
@@ -106,6 +118,12 @@ impl<'a> Contents<'a> {
         }
     }
 
+    /// The end of a range, or an earlier one that just exceeds the bound for data: no more has to be written to notice that.
+    pub(super) fn bounded(&self, start: u64, end: u64) -> u64 {
+        let most = self.max_bytes.unwrap_or(u64::MAX).saturating_sub(self.taken).saturating_add(1);
+        end.min(start.saturating_add(most))
+    }
+
     fn clone_file(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<bool> {
         match ioctl_ficlone(to, from) {
             Ok(()) => Ok(true),
@@ -141,7 +159,8 @@ impl<'a> Contents<'a> {
         let Range { mut start, end } = range;
         while self.can_copy_range && start < end {
             self.progress.check()?;
-            let length = usize::try_from(end - start).map_or(STEP, |left| left.min(STEP));
+            let most = self.bounded(start, end) - start;
+            let length = usize::try_from(most).map_or(STEP, |left| left.min(STEP));
             let (mut source, mut target) = (start, start);
             match copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
                 // The end of the file, or a file that does not support the call: a read distinguishes the two.
@@ -166,7 +185,8 @@ impl<'a> Contents<'a> {
                 self.progress.check()?;
                 checked_at = start;
             }
-            let length = usize::try_from(end - start).map_or(BUFFER, |left| left.min(BUFFER));
+            let most = self.bounded(start, end) - start;
+            let length = usize::try_from(most).map_or(BUFFER, |left| left.min(BUFFER));
             let read = pread(from, &mut self.buffer[..length], start).context(|| "read")?;
             if read == 0 {
                 break;

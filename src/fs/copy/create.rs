@@ -8,6 +8,7 @@ use rustix::fs::{FileType, Mode, OFlags, mknodat, openat, readlinkat, symlinkat}
 use rustix::io::Errno;
 
 use super::catalogue::Record;
+use super::digests::Slots;
 use super::links::{LinkResult, inode_key};
 use super::{Seen, SourceState, TreeCopier, kind_of};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -84,31 +85,32 @@ impl TreeCopier<'_> {
         };
         let is_reliable = self.write_back(source.as_fd());
         let size = self.contents.copy(source.as_fd(), copy.as_fd(), &seen.stat)?;
-        self.finish_regular(seen, source.as_fd(), copy.as_fd(), is_reliable)?;
+        self.finish_regular(seen, source.as_fd(), copy.as_fd(), (is_reliable, None))?;
         Ok(Some(size))
     }
 
-    /// Copies the attributes of a regular file whose data is copied, and remembers what was seen of it.
+    /// Copies the attributes of a regular file whose data is copied, and remembers what was seen of it: whether later changes
+    /// will move its times, and where the digests of the copy are.
     pub(super) fn finish_regular(
         &mut self,
         seen: &Seen,
         source: BorrowedFd<'_>,
         copy: BorrowedFd<'_>,
-        is_reliable: bool,
+        (is_reliable, slots): (bool, Slots),
     ) -> Result<()> {
         self.pass.files += 1;
-        if self.pass.state.is_some() {
-            // It may have been changed while it was read.
-            self.pass.check_still(&fstat(source).context(|| "stat")?)?;
-        }
         let skipped_xattrs = self.attributes.copy_to_open(source, copy, &seen.stat)?;
         self.pass.manifest.skipped_xattrs += u64::from(skipped_xattrs);
-        if self.catalogue.is_none() {
-            return Ok(());
+        if !self.catalogue.is_none() {
+            let inode = fstat(copy).context(|| "stat the copy")?.stx_ino;
+            let record = Record::new(&seen.stat, seen.at, self.pass.number);
+            self.catalogue.put(inode, &Record { is_reliable, skipped_xattrs, slots, ..record })?;
         }
-        let inode = fstat(copy).context(|| "stat the copy")?.stx_ino;
-        let record = Record::new(&seen.stat, seen.at, self.pass.number);
-        self.catalogue.put(inode, &Record { is_reliable, skipped_xattrs, ..record })
+        if self.pass.state.is_some() {
+            // It may have been changed while it was read. An earlier record would be of what the copy was before.
+            self.pass.check_still(&fstat(source).context(|| "stat")?)?;
+        }
+        Ok(())
     }
 
     fn finish_special(

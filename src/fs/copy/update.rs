@@ -85,7 +85,7 @@ impl TreeCopier<'_> {
             Some(_) | None => {}
         }
         if is_file {
-            return self.update_regular(seen, name).map(Some);
+            return self.update_regular(seen, name, &copy, record).map(Some);
         }
         self.update_special(seen, name)?;
         Ok(Some(0))
@@ -105,13 +105,24 @@ impl TreeCopier<'_> {
         Ok(copy.stx_size)
     }
 
-    fn update_regular(&mut self, seen: &Seen, name: &CStr) -> Result<u64> {
+    fn update_regular(
+        &mut self,
+        seen: &Seen,
+        name: &CStr,
+        copy: &Statx,
+        record: Option<Record>,
+    ) -> Result<u64> {
         let source = self.open_source(seen)?;
+        let slots = self.contents.digests.slots(seen.stat.stx_size, record.as_ref());
+        if let Some(record) = record.filter(|record| record.slots.is_some()) {
+            // After a failure it would not be known of which blocks they are.
+            self.catalogue.put(copy.stx_ino, &Record { slots: None, ..record })?;
+        }
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let copy = openat(self.to.dir(), name, flags, Mode::empty()).context(|| "open the copy")?;
         let is_reliable = self.write_back(source.as_fd());
-        let size = self.contents.update(source.as_fd(), copy.as_fd(), &seen.stat)?;
-        self.finish_regular(seen, source.as_fd(), copy.as_fd(), is_reliable)?;
+        let (size, slots) = self.contents.update(source.as_fd(), copy.as_fd(), &seen.stat, slots)?;
+        self.finish_regular(seen, source.as_fd(), copy.as_fd(), (is_reliable, slots))?;
         Ok(size)
     }
 
