@@ -286,6 +286,7 @@ fn inspect_prints_the_record_the_path_and_the_users() {
         "path": pools.path("p").join("volumes/a/data"),
         "size": 4096,
         "enforced": "no",
+        "notEnforced": "limit=none",
         "owner": {"uid": 0, "gid": 0, "mode": "0750"},
         "policy": {"onDelete": "trash", "trashFor": 60, "limit": "none"},
         "labels": {"kind": "\u{1b}[31mred\u{9b}"},
@@ -485,6 +486,15 @@ fn the_transcript_of_the_readme_is_true() {
 }
 
 /// Each command of the page prints what the page shows, in the page's order.
+/// A transcript without the reason why sizes are not enforced, which depends on the filesystem.
+fn without_reason(transcript: &str) -> String {
+    let lines = transcript.lines().map(|line| match line.split_once("\"notEnforced\": ") {
+        Some((indent, _)) => format!("{indent}\"notEnforced\"\n"),
+        None => format!("{line}\n"),
+    });
+    lines.collect()
+}
+
 #[test]
 fn the_transcripts_of_the_page_are_true() {
     if !isolation::is_root() {
@@ -521,7 +531,7 @@ fn the_transcripts_of_the_page_are_true() {
         let printed = printed.replace(&pool.display().to_string(), "/var/lib/orlop");
         let printed = printed.replace(&target.display().to_string(), "/data");
         let printed = printed.replace(&container.0.id().to_string(), "4242");
-        assert_eq!(printed, expected, "{line}");
+        assert_eq!(without_reason(&printed), without_reason(&expected), "{line}");
     }
 }
 
