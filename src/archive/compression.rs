@@ -149,11 +149,7 @@ impl fmt::Debug for Compressor {
     }
 }
 
-fn compress<W: Write>(
-    input: PipeReader,
-    mut out: Hashing<W>,
-    compression: Compression,
-) -> io::Result<Sum> {
+fn compress<W: Write>(input: PipeReader, mut out: Hashing<W>, compression: Compression) -> io::Result<Sum> {
     match compression {
         Compression::None => input.copy_to(&mut out)?,
         Compression::Gzip => {

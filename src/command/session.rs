@@ -105,7 +105,7 @@ impl Session {
         let (mut probed, mut end) = (Instant::now(), None);
         loop {
             match call.result.recv_timeout(POLL) {
-                Ok(Ok(made)) => return self.without_remains().map(|()| made),
+                Ok(Ok(made)) => return Ok(made),
                 Ok(Err(_)) if end.is_some() => break,
                 Ok(Err(error)) => return Err(self.cleaned_up(error)),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Err(panicked(what)),
@@ -127,9 +127,12 @@ impl Session {
         Err(self.cleaned_up(Error::new(Kind::Busy, format!("{what}: interrupted; nothing was created"))))
     }
 
-    /// Removes the copy that a finished transfer has made for itself.
-    fn without_remains(&self) -> Result<()> {
-        if self.engine.wait_for_reaper(Duration::ZERO) { Ok(()) } else { self.engine.reap(CLEAN_UP) }
+    /// Removes the copy that a backup was made from.
+    ///
+    /// # Errors
+    /// `Busy` when that takes too long.
+    pub fn remove_copy(&self) -> Result<()> {
+        self.engine.reap(CLEAN_UP)
     }
 
     /// Removes what a failed copy has left in the trash.
