@@ -82,7 +82,7 @@ fn parse_entry(entry: &str) -> Result<(u16, u32, u16)> {
         "" => NO_ID,
         id => id.parse().map_err(|_| {
             let text =
-                "an ACL names a user or group of another host: make the archive with tar --numeric-owner";
+                "an ACL has the name of a user or group, not its number: make the archive without --acls";
             bad(format!("{text} ({})", super::shown(entry.as_bytes())))
         })?,
     };

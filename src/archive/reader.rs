@@ -49,9 +49,9 @@ impl<R: Read> Reader<R> {
     /// Reads up to the first entry, and returns what orlop has noted about the origin.
     ///
     /// # Errors
-    /// Same as [`Reader::next`].
+    /// Same as [`Reader::next_entry`].
     pub fn start(&mut self) -> Result<Option<&Origin>> {
-        self.first = self.next()?;
+        self.first = self.next_entry()?;
         Ok(self.origin())
     }
 
@@ -77,7 +77,7 @@ impl<R: Read> Reader<R> {
     /// # Errors
     /// `Unreadable` when the archive is damaged, ends too early, or has something that this does not understand; otherwise
     /// the error of the failed read.
-    pub fn next(&mut self) -> Result<Option<Entry>> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
         }
@@ -101,7 +101,7 @@ impl<R: Read> Reader<R> {
     /// Reads data of the current entry: of a sparse file its parts, one after another. 0 at the end.
     ///
     /// # Errors
-    /// Same as [`Reader::next`].
+    /// Same as [`Reader::next_entry`].
     pub fn data(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let most = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
         if most == 0 {

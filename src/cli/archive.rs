@@ -53,6 +53,9 @@ fn back_up(flags: BackUp) -> Result<()> {
         let (compressor, _) = writer.finish()?;
         Ok((done, compressor.finish()?))
     })?;
+    if done.is_of_copy {
+        session.remove_copy()?;
+    }
     for warning in warnings(&done) {
         print_error(&warning);
     }
@@ -76,7 +79,7 @@ fn verify(flags: &ArchiveFile) -> Result<()> {
     let mut reader = Reader::new(Decompressor::start(open(path)?, || false)?);
     let (mut entries, mut bytes) = (0_u64, 0_u64);
     let read = loop {
-        match reader.next() {
+        match reader.next_entry() {
             Ok(Some(entry)) => (entries, bytes) = (entries + 1, bytes + entry.stored()),
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
@@ -99,7 +102,7 @@ fn verify(flags: &ArchiveFile) -> Result<()> {
 
 fn list(flags: &ArchiveFile) -> Result<()> {
     let mut reader = Reader::new(Decompressor::start(open(&flags.file)?, || false)?);
-    while let Some(entry) = reader.next().context(|| printable(&shown_path(&flags.file)))? {
+    while let Some(entry) = reader.next_entry().context(|| printable(&shown_path(&flags.file)))? {
         print(&line(&entry))?;
     }
     Ok(())

@@ -172,9 +172,9 @@ pub fn compare(path: &Path, sum: &Sum) -> Result<Option<PathBuf>> {
 #[must_use]
 pub fn summary(source: &str, path: &Path, done: &BackedUp, sum: &Sum) -> String {
     let packed = done.packed;
+    let to = if is_standard(path) { "standard output".into() } else { path.display().to_string() };
     printable(&format!(
-        "{source} -> {}: {} entries, {} of data, {} in the archive, consistency {}",
-        path.display(),
+        "{source} -> {to}: {} entries, {} of data, {} in the archive, consistency {}",
         packed.entries,
         Size(packed.bytes).to_short(),
         Size(sum.bytes).to_short(),

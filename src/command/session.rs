@@ -102,7 +102,7 @@ impl Session {
         let (mut probed, mut end) = (Instant::now(), None);
         loop {
             match call.result.recv_timeout(POLL) {
-                Ok(Ok(made)) => return self.without_remains().map(|()| made),
+                Ok(Ok(made)) => return Ok(made),
                 Ok(Err(_)) if end.is_some() => break,
                 Ok(Err(error)) => return Err(self.cleaned_up(error)),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Err(panicked(what)),
@@ -124,8 +124,11 @@ impl Session {
         Err(self.cleaned_up(Error::new(Kind::Busy, format!("{what}: interrupted; nothing was created"))))
     }
 
-    /// Removes the copy that a transfer has made for itself, and nothing else.
-    fn without_remains(&self) -> Result<()> {
+    /// Removes the copy that a backup was made from, or that a call has left behind, and nothing else.
+    ///
+    /// # Errors
+    /// `Busy` when that takes too long.
+    pub fn remove_copy(&self) -> Result<()> {
         let limit = CLEAN_UP + self.limit;
         self.begin(limit, |engine| engine.remove_remains(CLEAN_UP))?.result("remove the remains")
     }
@@ -135,7 +138,7 @@ impl Session {
         if error.kind() == Kind::Unresponsive {
             return error;
         }
-        match self.without_remains() {
+        match self.remove_copy() {
             Ok(()) => error,
             Err(rest) => Error::caused(error.kind(), format!("{}; {}", error.chain(), rest.chain()), error),
         }

@@ -30,6 +30,8 @@ pub struct BackedUp {
     pub packed: Packed,
     /// What it shows of a volume.
     pub copied: CopyRecord,
+    /// Whether it was made from a copy, which is in the trash now.
+    pub is_of_copy: bool,
 }
 
 impl Engine {
@@ -171,7 +173,7 @@ impl<W: Write> Export<'_, W> {
         if must_be_still && !self.is_still()? {
             return Err(Error::new(Kind::Busy, "the volume came into use during the backup: retry"));
         }
-        Ok(BackedUp { packed, copied })
+        Ok(BackedUp { packed, copied, is_of_copy: false })
     }
 
     fn copy(&mut self, consistency: ConsistencySpec) -> Result<BackedUp> {
@@ -201,7 +203,7 @@ impl<W: Write> Export<'_, W> {
         self.write_origin(copied.consistency)?;
         let data = reopen(draft.data()?.as_fd())?;
         let packed = pack(data.as_fd(), self.to, false, progress)?;
-        Ok(BackedUp { packed, copied })
+        Ok(BackedUp { packed, copied, is_of_copy: true })
     }
 
     fn write_origin(&mut self, consistency: Consistency) -> Result<()> {

@@ -314,7 +314,8 @@ fn parts_of(file: BorrowedFd<'_>, stat: &Statx) -> Result<Option<Vec<Range<u64>>
         parts.add(range);
     }
     let ranges = parts.into_ranges();
-    Ok((ranges != [0..size]).then_some(ranges))
+    let is_whole = matches!(&ranges[..], [range] if *range == (0..size));
+    Ok((!is_whole).then_some(ranges))
 }
 
 #[cfg(test)]

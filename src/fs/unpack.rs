@@ -81,7 +81,7 @@ pub fn unpack<R: Read>(
         has_top: false,
         top,
     };
-    while let Some(entry) = from.next()? {
+    while let Some(entry) = from.next_entry()? {
         progress.check()?;
         unpacker.entry(from, &entry).context(|| format!("extract {}", entry.shown()))?;
     }
@@ -267,7 +267,7 @@ impl Unpacker<'_> {
             .context(|| "write a temporary file")?;
         spool.seek(SeekFrom::Start(0)).context(|| "read a temporary file")?;
         let mut entries = Reader::new(BufReader::new(&mut spool));
-        while let Some(entry) = entries.next()? {
+        while let Some(entry) = entries.next_entry()? {
             self.progress.check()?;
             let path = paths::normalized(&entry.path)?;
             let Some(path) = paths::below(&path, moved) else { continue };

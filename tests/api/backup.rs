@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::commands::{Pools, Ran, run, transcripts};
-use super::trees::{acl, facts, make_sparse, set_times, set_xattr};
+use super::trees::{acl, facts, make_sparse, make_symlink, set_times, set_xattr};
 use crate::common::isolation::is_root;
 use crate::common::pool::{names, read_record, request, settings_of, volume_record};
 use crate::common::wait::within_seconds;
@@ -29,9 +29,9 @@ fn pools_with_data() -> Pools {
     fs::create_dir(root.join("dir")).unwrap();
     fs::write(root.join("dir/file"), "text").unwrap();
     fs::hard_link(root.join("dir/file"), root.join("again")).unwrap();
-    std::os::unix::fs::symlink("dir/file", root.join("link")).unwrap();
+    make_symlink("dir/file", &root.join("link"));
     make_sparse(&root.join("sparse"), 1 << 20, &[(65_536, 4096)]);
-    set_xattr(&root.join("dir/file"), "system.posix_acl_access", &acl(1000));
+    set_xattr(&root.join("dir/file"), "system.posix_acl_access", &acl(54_321));
     set_xattr(&root.join("dir/file"), "user.name", b"value");
     set_times(&root.join("dir"), (1, 2), (3, 4));
     pools
@@ -39,6 +39,19 @@ fn pools_with_data() -> Pools {
 
 fn ran_well(ran: &Ran) {
     assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+}
+
+/// The same pools in memory, the first with an empty volume `a`.
+fn pools_in_memory() -> Pools {
+    let pools = Pools { dir: tempfile::tempdir_in("/dev/shm").unwrap() };
+    for pool in ["p", "q"] {
+        fs::create_dir(pools.path(pool)).unwrap();
+        let engine = Engine::open(vec![settings_of(pool, &pools.path(pool))], Tuning::default()).unwrap();
+        if pool == "p" {
+            engine.create(&request("a", 0)).unwrap();
+        }
+    }
+    pools
 }
 
 /// Checks that a failed or interrupted command has left nothing in the pool `p`.
@@ -148,15 +161,7 @@ fn the_copy_of_a_backup_is_removed_also_after_a_kill() {
     if !is_root() {
         return;
     }
-    let mut pools = Pools::with(&[], &[]);
-    pools.dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    for pool in ["p", "q"] {
-        fs::create_dir(pools.path(pool)).unwrap();
-        let engine = Engine::open(vec![settings_of(pool, &pools.path(pool))], Tuning::default()).unwrap();
-        if pool == "p" {
-            engine.create(&request("a", 0)).unwrap();
-        }
-    }
+    let pools = pools_in_memory();
     for i in 0..5_000 {
         fs::write(data(&pools, "a").join(i.to_string()), "x").unwrap();
     }
@@ -185,7 +190,7 @@ fn interrupt(child: Child) -> String {
 #[test]
 fn an_interrupted_backup_leaves_no_file() {
     let pools = Pools::with(&[("a", 0)], &[]);
-    for i in 0..5_000 {
+    for i in 0..10_000 {
         fs::write(data(&pools, "a").join(i.to_string()), "x").unwrap();
     }
     let before = names(pools.dir.path());
@@ -213,6 +218,7 @@ fn an_interrupted_restore_leaves_no_volume() {
         return;
     }
     let pools = pools_with_data();
+    fs::write(data(&pools, "a").join("big"), vec![7; 2 << 20]).unwrap();
     let archive = pools.command("backup a --format tar").stderr(Stdio::null()).output().unwrap().stdout;
     let mut command = pools.command("restore - b");
     let mut child =
@@ -244,7 +250,7 @@ fn a_refused_archive_leaves_nothing() {
         ("short.tar x", 1, "ends too early"),
         ("outside.tar x", 1, "has a `..`"),
         ("good.tar a", 1, "volume p/a already exists"),
-        ("p/orlop.json x", 1, "the checksum of a header is wrong"),
+        ("p/orlop.json x", 1, "ends too early"),
         ("missing.tar x", 2, "does not exist"),
     ] {
         let ran = pools.run(&format!("restore {}/{arguments}", dir.display()));
@@ -266,7 +272,6 @@ fn a_wrong_request_for_a_backup_is_refused() {
         ("backup a -o /dev/null --format tar", 2, "/dev/null is not a regular file"),
         ("backup a -o /no/such/a.tar", 1, "/no/such/a.tar"),
         ("backup none", 3, "no volume and no snapshot \"none\" exists"),
-        ("backup verify /no/such.tar", 2, "does not exist"),
         ("restore none x --devices", 2, "are for archives"),
         ("restore none.tar x", 3, "snapshot none.tar does not exist"),
         ("restore ./none.tar ../x", 2, "is not 1 to 64 letters"),
@@ -420,17 +425,17 @@ fn a_large_volume_needs_little_memory() {
     if !is_root() {
         return;
     }
-    let pools = Pools::with(&[("a", 0)], &[]);
+    let pools = pools_in_memory();
     for i in 0..100_000 {
         let dir = data(&pools, "a").join(format!("dir-{}", i / 100));
         if i % 100 == 0 {
             fs::create_dir(&dir).unwrap();
         }
-        fs::write(dir.join(format!("file-{i}")), "x").unwrap();
+        File::create(dir.join(format!("file-{i}"))).unwrap();
     }
     make_sparse(&data(&pools, "a").join("sparse"), 4 << 30, &[(1 << 30, 4096), (3 << 30, 1 << 20)]);
     let file = pools.dir.path().join("a.tar.zst");
-    let backup = peak_of(pools.command(&format!("backup a -o {}", file.display())));
+    let backup = peak_of(pools.command(&format!("backup a --consistency none -o {}", file.display())));
     let restore = peak_of(pools.command(&format!("restore {} b", file.display())));
     eprintln!("memory: backup {backup} KiB, restore {restore} KiB");
     assert!(backup < 64 << 10 && restore < 64 << 10, "backup {backup} KiB, restore {restore} KiB");

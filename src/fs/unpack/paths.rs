@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, ResolveFlags, mkdirat, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
 
 use crate::error::{Context as _, Error, Kind, Result};
@@ -60,7 +60,9 @@ pub(super) fn open(at: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd> {
 }
 
 fn open_below(at: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
-    retry_transient(|| openat2(at, path, DIRECTORY, Mode::empty(), BELOW))
+    // Without NOFOLLOW: a symbolic link is an error of its own.
+    let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
+    retry_transient(|| openat2(at, path, flags, Mode::empty(), BELOW))
 }
 
 fn explain(error: Errno) -> Error {
