@@ -23,6 +23,8 @@ test: ## run all tests that this machine supports, including csi-sanity
 	@echo 'Building csi-sanity (about a minute the first time) and running it on two filesystems …'
 	tests/sanity/run
 	tests/sanity/run btrfs
+	@if [[ -n $$CI || $$(uname -m) == x86_64 && -e /etc/debian_version && $$(id -u) == 0 ]]; then $(MAKE) test-vm; \
+	else echo 'The tests in a virtual machine are skipped: they need root and Debian on x86-64.'; fi
 
 test-long: ## run the tests of copies in each phase, which need a machine with little else to do
 	@tests/install rust test

@@ -11,8 +11,8 @@ use super::source::CopySource;
 use crate::backend::{CopySpec, CopyStats, SourceState};
 use crate::error::{Error, Kind, Result};
 use crate::fs::copy::Manifest;
-use crate::pool::{OpenPool, UsedLock};
 use crate::pool::store::Draft;
+use crate::pool::{OpenPool, UsedLock};
 use crate::volume::{Consistency, CopyRecord, Size, Source, VolumeId};
 
 /// What a job copies into a draft.

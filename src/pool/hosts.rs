@@ -62,7 +62,12 @@ impl HostRecord {
         let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let node = node.map_or_else(host_name, str::to_owned);
-        Self { schema: SCHEMA, uuid: process.unwrap_or_else(Uuid::new_v4), node, boot: boot.trim_end().to_owned() }
+        Self {
+            schema: SCHEMA,
+            uuid: process.unwrap_or_else(Uuid::new_v4),
+            node,
+            boot: boot.trim_end().to_owned(),
+        }
     }
 
     /// Whether the other process was started by the same boot of the same host.

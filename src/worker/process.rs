@@ -69,8 +69,7 @@ impl Process {
         let (group, subject) = (setup.group.clone(), setup.subject());
         info!(group, pid = child.pid().as_raw_nonzero().get(), "started a worker process");
         let state = Mutex::default();
-        let process =
-            Arc::new(Self { group, subject, pidfd, socket, calls, state, reaped: Notify::new() });
+        let process = Arc::new(Self { group, subject, pidfd, socket, calls, state, reaped: Notify::new() });
         spawn_thread("worker-out", move || write(&writer, &to_send))?;
         let (reading, kept) = (Arc::clone(&process), Arc::clone(kept));
         spawn_thread("worker-in", move || reading.read(&reader, &kept, child))?;

@@ -197,23 +197,28 @@ fn a_frozen_server_is_named_and_delays_no_other_pool() {
             client.is_refused(&ids[0]).await;
             for (number, id) in ids.iter().enumerate().skip(1) {
                 let target = format!("t{number}");
-                let answered = tokio::time::timeout(CALL_TIMEOUT + SLACK, client.unpublish(id, &target)).await;
+                let answered =
+                    tokio::time::timeout(CALL_TIMEOUT + SLACK, client.unpublish(id, &target)).await;
                 answered.expect("unpublish waits for the server").unwrap();
                 assert!(!client.base.join(target).exists());
             }
             drop(frozen);
 
-            within_async(180, "the pool is used again", async || client.clone().get(&ids[0]).await.is_ok()).await;
+            within_async(180, "the pool is used again", async || client.clone().get(&ids[0]).await.is_ok())
+                .await;
             drop(busy);
             assert_eq!(read(&client, "t0/file"), "kept");
             within_seconds(180, "no worker is left behind", || {
                 server.children().len() == 1
-                    && server.http("/metrics").contains("orlop_workers_left_behind{group=\"nfs:10.80.0.1\"} 0\n")
+                    && server
+                        .http("/metrics")
+                        .contains("orlop_workers_left_behind{group=\"nfs:10.80.0.1\"} 0\n")
             });
             within_seconds(180, "the threads end", || server.threads() <= threads + 4);
             client.unpublish(&ids[0], "t0").await.unwrap();
             for id in &ids {
-                within_async(60, "the volume is deleted", async || client.clone().delete(id).await.is_ok()).await;
+                within_async(60, "the volume is deleted", async || client.clone().delete(id).await.is_ok())
+                    .await;
             }
         },
     );
@@ -255,7 +260,8 @@ fn a_killed_worker_frees_neither_mounts_nor_used_locks() {
                 within_seconds(60, "the worker has ended", || server.children().is_empty());
                 is_refused();
                 assert_eq!(read(&client, "t/file"), "kept");
-                within_async(180, "another worker runs", async || client.clone().get(&id).await.is_ok()).await;
+                within_async(180, "another worker runs", async || client.clone().get(&id).await.is_ok())
+                    .await;
                 is_refused();
             }
             client.unpublish(&id, "t").await.unwrap();
