@@ -24,7 +24,6 @@ mod keeper;
 mod known;
 mod layout;
 mod lock_files;
-mod mapped_root;
 mod marker;
 mod medium;
 mod parents;
@@ -264,9 +263,6 @@ impl OpenPool {
         let marker = match configured.purpose {
             Purpose::Serve => {
                 configured.known.note_mount();
-                if settings.share.is_some() {
-                    mapped_root::check(&root)?;
-                }
                 marker::open_or_initialize(root.as_fd(), settings, &configured.known)?
             }
             Purpose::Command => marker::open(root.as_fd(), settings)?,

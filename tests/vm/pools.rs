@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use orlop::engine::Engine;
@@ -211,25 +210,6 @@ fn a_share_that_cannot_be_mounted_is_explained() {
     }
     let nameless = text("nas.invalid", "refused", OPTIONS);
     assert!(nameless.contains("look up the NFS server nas.invalid"), "{nameless}");
-}
-
-#[test]
-#[expect(clippy::disallowed_methods, reason = "the exports of the server are changed by a program")]
-fn a_server_that_maps_root_to_another_user_is_explained() {
-    for (options, name) in [("root_squash", "squashed"), ("no_root_squash,all_squash", "all-squashed")] {
-        let pool = directory(name);
-        let options = format!("rw,insecure,no_subtree_check,{options}");
-        let export = format!("*:{}", pool.display());
-        let exported = std::process::Command::new("exportfs").args(["-o", &options, &export]).status();
-        assert!(exported.unwrap().success());
-        for mode in [0o777, 0o755] {
-            fs::set_permissions(&pool, fs::Permissions::from_mode(mode)).unwrap();
-            let engine = Engine::open(vec![settings("10.80.0.1", name, OPTIONS, None)], tuning()).unwrap();
-            let reason = engine.pools()[0].unavailable.clone().unwrap();
-            assert!(reason.contains("with no_root_squash and without all_squash"), "{reason}");
-            assert_eq!(names(&pool).len(), 0);
-        }
-    }
 }
 
 #[test]
