@@ -25,6 +25,8 @@ test: ## run all tests that this machine supports, including csi-sanity, Docker 
 	tests/sanity/run btrfs
 	@echo 'Running Docker and Podman on volumes of orlop (about 2 minutes) …'
 	tests/docker/suite
+	@if [[ -n $$CI || $$(uname -m) == x86_64 && -e /etc/debian_version && $$(id -u) == 0 ]]; then $(MAKE) test-vm; \
+	else echo 'The tests in a virtual machine are skipped: they need root and Debian on x86-64.'; fi
 
 test-docker: ## run the suite with Docker and Podman only
 	@tests/install rust docker

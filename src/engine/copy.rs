@@ -67,12 +67,12 @@ impl CopyTask<'_> {
             return Ok(None);
         }
         let alone = used.take_to_copy(&id.name).map(Some);
-        alone.map_err(|error| match error.kind() {
-            Kind::InUse => {
-                let text = "a consistent copy pauses the containers of this host only: set consistency: none";
-                Error::caused(Kind::InUse, text, error)
+        alone.map_err(|error| {
+            if error.kind() != Kind::InUse {
+                return error;
             }
-            _ => error,
+            let text = "a consistent copy pauses the containers of this host only: set consistency: none";
+            Error::caused(Kind::InUse, text, error)
         })
     }
 }

@@ -196,3 +196,20 @@ impl Drop for RunningScan<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    #[test]
+    fn mounts_that_no_caller_asks_for_any_more_are_forgotten() {
+        let users = Users::new("/proc".into());
+        for path in ["/", "/proc", "/dev"] {
+            let dir = std::fs::File::open(path).unwrap();
+            users.of(dir.as_fd()).unwrap();
+            assert_eq!(users.lock().wanted.len(), 1);
+        }
+    }
+}

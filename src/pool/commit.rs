@@ -227,6 +227,28 @@ mod tests {
     use crate::pool::{Pool, PoolSettings, Purpose};
 
     #[test]
+    fn a_call_does_not_wait_longer_than_its_deadline_for_the_change_of_another_host() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = || {
+            let settings = PoolSettings {
+                shared: true,
+                ..PoolSettings::new("p".parse().unwrap(), dir.path().to_owned())
+            };
+            let wait = Duration::from_millis(100);
+            Pool::new(settings, Purpose::Serve, wait, Duration::ZERO).get_or_open().unwrap()
+        };
+        let (one, other) = (host(), host());
+        std::fs::create_dir_all(dir.path().join("volumes/a/data")).unwrap();
+        let commit = other.store.locks().lock(ObjectKey::Commit).unwrap();
+        let started = std::time::Instant::now();
+        let discard = || one.discard(ObjectKind::Volumes, &"a".parse().unwrap(), Retention::Forever);
+        assert_eq!(discard().unwrap_err().kind(), Kind::Busy);
+        assert!(started.elapsed() < JOB_WAIT / 2, "{:?}", started.elapsed());
+        drop(commit);
+        discard().unwrap();
+    }
+
+    #[test]
     fn a_call_that_began_before_a_directory_was_replaced_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let settings = PoolSettings::new("p".parse().unwrap(), dir.path().to_owned());

@@ -191,3 +191,78 @@ fn bytes_range(kind: i32, start: i64, length: i64) -> flock {
     // The process id must be 0 for these commands.
     flock { l_type: kind, l_whence: whence, l_start: start, l_len: length, l_pid: 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::fd::BorrowedFd;
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::pool::keeper::Keeper;
+
+    #[derive(Debug, Default)]
+    struct Parent(Mutex<BTreeMap<String, OwnedFd>>);
+
+    impl Keeper for Parent {
+        fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> Result<()> {
+            self.0.lock().unwrap().insert(name.to_owned(), descriptor.try_clone_to_owned().unwrap());
+            Ok(())
+        }
+
+        fn close(&self, name: &str) -> Result<()> {
+            self.0.lock().unwrap().remove(name);
+            Ok(())
+        }
+    }
+
+    fn open(dir: &Path) -> OwnedFd {
+        std::fs::File::open(dir).unwrap().into()
+    }
+
+    /// The locks of the next process of this parent.
+    fn successor(parent: &Arc<Parent>, dir: &Path) -> LockFiles {
+        let copy = |(name, file): (&String, &OwnedFd)| (name.clone(), file.try_clone().unwrap());
+        let left = parent.0.lock().unwrap().iter().map(copy).collect();
+        let kept = KeptFiles::new(Arc::<Parent>::clone(parent), left);
+        LockFiles::kept(open(dir), &kept, "p/used/".to_owned()).unwrap()
+    }
+
+    #[test]
+    fn a_successor_takes_over_the_locks_that_it_needs_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = Arc::new(Parent::default());
+        let other = LockFiles::new(open(dir.path())).unwrap();
+        let is_free = |key: &str| {
+            let taken = other.try_lock(key, Mode::Exclusive).unwrap();
+            other.unlock(key);
+            taken
+        };
+        let keys: Vec<_> = (0..600).map(|number| format!("used v{number}")).collect();
+        let first = successor(&parent, dir.path());
+        assert!(keys.iter().all(|key| first.try_lock(key, Mode::Exclusive).unwrap()));
+        drop(first);
+        assert!(!keys.iter().any(|key| is_free(key)), "the parent keeps the locks");
+        let next = successor(&parent, dir.path());
+        let (needed, others) = keys.split_at(300);
+        next.unlock_others(needed);
+        assert!(!needed.iter().any(|key| is_free(key)) && others.iter().all(|key| is_free(key)));
+        assert!(needed.iter().all(|key| next.try_lock(key, Mode::Exclusive).unwrap()));
+    }
+
+    #[test]
+    fn files_that_were_replaced_are_not_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = Arc::new(Parent::default());
+        assert!(successor(&parent, dir.path()).try_lock("used v", Mode::Exclusive).unwrap());
+        assert_eq!(parent.0.lock().unwrap().len(), 1);
+        for number in 0..=u8::MAX {
+            std::fs::remove_file(dir.path().join(file_name(number))).unwrap();
+        }
+        drop(LockFiles::new(open(dir.path())).unwrap());
+        let next = successor(&parent, dir.path());
+        assert!(parent.0.lock().unwrap().is_empty(), "the parent closes what is of no more use");
+        assert!(next.try_lock("used v", Mode::Exclusive).unwrap());
+    }
+}

@@ -2,13 +2,14 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{self, FlockOperation};
+use rustix::fs::{self, AtFlags, FlockOperation};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::PoolSettings;
+use super::dirs::nonce;
 use super::known::KnownPool;
-use super::store::{parse, read_file, replace_file};
+use super::store::{parse, read_file, write_file};
 use crate::backend::kind_for_new_pool;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{PoolName, SCHEMA, Timestamp};
@@ -112,6 +113,10 @@ fn initialize(root: BorrowedFd<'_>, settings: &PoolSettings) -> Result<Marker> {
         ));
     }
     if let Some(entry) = foreign_entry(root)? {
+        // Another host may have made the pool meanwhile: the lock of the directory is known on this host only.
+        if let Some(made) = read_marker(root)? {
+            return Ok(made);
+        }
         return unavailable(format!(
             "it has no {MARKER} and is not empty (it contains {entry:?}): name an empty directory, such as a new one \
              in it"
@@ -124,7 +129,23 @@ fn initialize(root: BorrowedFd<'_>, settings: &PoolSettings) -> Result<Marker> {
         backend: kind_for_new_pool(root).as_str().to_owned(),
         created: Timestamp::now(),
     };
-    replace_file(root, MARKER, &marker).map(|()| marker)
+    create_marker(root, &marker)?;
+    read_marker(root)?.ok_or_else(|| Error::new(Kind::Unavailable, "its new marker is gone: retry"))
+}
+
+/// Adds the marker, unless another host has just added its own: that one stays.
+fn create_marker(root: BorrowedFd<'_>, marker: &Marker) -> Result<()> {
+    let new = format!("{MARKER}.{}", nonce()?);
+    write_file(root, &new, marker)?;
+    let linked = match fs::linkat(root, &new, root, MARKER, AtFlags::empty()) {
+        Err(Errno::EXIST) => Ok(()),
+        // A filesystem without links, which no other host uses.
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => fs::renameat(root, &new, root, MARKER),
+        linked => linked,
+    };
+    let _ = fs::unlinkat(root, &new, AtFlags::empty());
+    linked.context(|| format!("create {MARKER}"))?;
+    fs::fsync(root).context(|| "sync the directory")
 }
 
 /// The name of an entry that neither orlop nor mkfs created.
@@ -132,9 +153,41 @@ fn foreign_entry(root: BorrowedFd<'_>) -> Result<Option<String>> {
     for entry in fs::Dir::read_from(root).context(|| "list the directory")? {
         let entry = entry.context(|| "list the directory")?;
         match entry.file_name().to_bytes() {
-            b"." | b".." | b"lost+found" | b"orlop.json.new" => {}
+            b"." | b".." | b"lost+found" => {}
+            // What was left by a process that was making the pool.
+            name if name.strip_prefix(MARKER.as_bytes()).is_some_and(|rest| rest.starts_with(b".")) => {}
             other => return Ok(Some(String::from_utf8_lossy(other).into_owned())),
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd as _;
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn hosts_that_make_a_pool_at_once_make_one_pool() {
+        for _ in 0..50 {
+            let dir = tempfile::tempdir().unwrap();
+            let (root, start) = (File::open(dir.path()).unwrap(), Barrier::new(4));
+            // Without the lock of the directory, which other hosts do not see.
+            let make = || {
+                let settings = PoolSettings::new("p".parse().unwrap(), dir.path().to_owned());
+                start.wait();
+                initialize(root.as_fd(), &settings).unwrap().uuid
+            };
+            let made: Vec<_> = std::thread::scope(|threads| {
+                let threads: Vec<_> = (0..4).map(|_| threads.spawn(make)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let found = read_marker(root.as_fd()).unwrap().unwrap().uuid;
+            assert!(made.iter().all(|uuid| *uuid == found), "{made:?}, {found}");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+    }
 }

@@ -191,6 +191,10 @@ impl UsedLocks {
             && (lock.mode == mode || lock.mode == Mode::Exclusive)
         {
             lock.alone |= mode == Mode::Exclusive;
+            // A copy has added no record.
+            if let Some(host) = self.host.as_ref().filter(|_| lock.copies > 0) {
+                self.hosts.add_use(host.uuid, name, if lock.alone { Mode::Exclusive } else { Mode::Shared });
+            }
             return Ok(());
         }
         // The record first, so that a host that is refused finds it.
@@ -315,6 +319,7 @@ fn host_key(host: &HostRecord) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
     use std::time::Duration;
 
     use super::*;
@@ -376,6 +381,58 @@ mod tests {
         a.take_mounted(&mut a.held(), &name, Mode::Shared);
         assert_eq!(a.lost(&name), None);
         assert!(refusal(b.take_to_delete(&name)).contains("node-a"));
+    }
+
+    #[test]
+    fn a_host_that_lost_everything_is_named_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (host("node-a", dir.path()), host("node-b", dir.path()));
+        let name: Name = "v".parse().unwrap();
+        let volumes = std::fs::File::open(dir.path().join("volumes")).unwrap();
+        let (of_a, of_b) = (a.used().unwrap(), b.used().unwrap());
+        let _in_use = of_a.take(&name, false).unwrap();
+        // As when a lease ends, and another host looks.
+        of_a.files.unlock(&host_key(of_a.host.as_ref().unwrap()));
+        of_b.compare(volumes.as_fd()).unwrap();
+        assert!(!refusal(of_b.take_to_delete(&name)).contains("node-a"));
+        of_a.compare(volumes.as_fd()).unwrap();
+        assert!(refusal(of_b.take_to_delete(&name)).contains("in use on node-a since"));
+    }
+
+    #[test]
+    fn a_pool_that_is_opened_again_leaves_its_locks_to_the_next_instance() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings =
+            PoolSettings { shared: true, ..PoolSettings::new("p".parse().unwrap(), dir.path().to_owned()) };
+        let pool = Pool::new(settings, Purpose::Serve, Duration::ZERO, Duration::ZERO);
+        let name: Name = "v".parse().unwrap();
+        // A copy may still use it.
+        let before = pool.get_or_open().unwrap();
+        drop(before.used().unwrap().take(&name, true).unwrap());
+        std::fs::remove_dir(dir.path().join("work")).unwrap();
+        let after = pool.get_or_open().unwrap();
+        assert!(!Arc::ptr_eq(&before, &after));
+        drop(after.used().unwrap().take(&name, true).unwrap());
+        assert_eq!(before.used().unwrap().take(&name, true).unwrap_err().kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn a_copy_excludes_other_hosts_and_leaves_the_lock_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (host("node-a", dir.path()), host("node-b", dir.path()));
+        let (a, b) = (a.used().unwrap(), b.used().unwrap());
+        let name: Name = "v".parse().unwrap();
+        drop(a.take(&name, false).unwrap());
+        let copies = [a.take_to_copy(&name).unwrap(), a.take_to_copy(&name).unwrap()];
+        assert!(refusal(b.take(&name, false)).contains("node-a"));
+        drop(copies);
+        drop(b.take(&name, false).unwrap());
+        assert!(refusal(a.take_to_copy(&name)).contains("node-b"));
+        b.release_unused(&name);
+        let copy = a.take_to_copy(&name).unwrap();
+        drop(a.take(&name, true).unwrap());
+        drop(copy);
+        assert!(refusal(b.take(&name, false)).contains("node-a"), "a call has asked for it alone meanwhile");
     }
 
     #[test]

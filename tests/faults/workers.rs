@@ -421,3 +421,31 @@ fn a_probe_that_fails_refuses_calls_and_starts_no_worker() {
     let error = runtime.block_on(group.call(call::List { after: None, max: 1 }, deadline)).unwrap_err();
     assert_eq!((error.kind(), error.chain().as_str()), (Kind::Unavailable, "server x does not answer"));
 }
+
+#[test]
+fn a_worker_that_cannot_be_started_is_reaped() {
+    let test = "a_worker_that_cannot_be_started_is_reaped";
+    in_own_process(&format!("faults::workers::{test}"), || {
+        let dir = memory_dir();
+        let setup = WorkerSetup {
+            group: "p".to_owned(),
+            // More than the socket takes before the program has ended.
+            pools: vec![settings(dir.path()); 20_000],
+            tuning: Tuning::default(),
+            known_pools: dir.path().join("known"),
+            log: "off".to_owned(),
+            log_as_json: false,
+        };
+        let launch = Launch { program: "/bin/true".into(), arguments: Vec::new(), ..Launch::default() };
+        let group = Group::new(launch, setup, None);
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        runtime.block_on(group.call(call::List { after: None, max: 1 }, deadline)).unwrap_err();
+        let children = || {
+            let tasks = fs::read_dir("/proc/self/task").unwrap().filter_map(Result::ok);
+            let of_task = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+            of_task.collect::<String>()
+        };
+        within_seconds(60, "no process is left", || children().trim().is_empty());
+    });
+}

@@ -190,7 +190,7 @@ impl UsedLocks {
     }
 
     /// Compares the locks with the mounts.
-    fn compare(&self, volumes: BorrowedFd<'_>) -> Result<()> {
+    pub(super) fn compare(&self, volumes: BorrowedFd<'_>) -> Result<()> {
         let idle: BTreeMap<Name, u64> = {
             let held = self.held();
             let idle = held.locks.iter().filter(|(_, lock)| lock.pins == 0);
