@@ -40,8 +40,8 @@ use crate::pause::Pauser;
 use crate::pool::locks::{LockGuard, LockTable, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::trash::Retention;
-use crate::pool::{OpenPool, Pool, Purpose, Reservation, UsedLock};
-use crate::volume::{PolicyChange, PoolName, Size, SizeRange, Source, Volume, VolumeId};
+use crate::pool::{OpenPool, Pool, Purpose, UsedLock};
+use crate::volume::{PoolName, Source, Volume, VolumeId};
 pub use archive::BackedUp;
 pub use claims::NameClaim;
 use claims::NameClaims;
@@ -297,41 +297,6 @@ impl Engine {
         }
     }
 
-    /// Expands a volume. Does nothing if the volume is already large enough.
-    ///
-    /// # Errors
-    /// `NotFound`; `OutOfRange` for a smaller size; `NoSpace` when the pool cannot provision the size.
-    pub fn expand(&self, id: &VolumeId, range: SizeRange) -> Result<Volume> {
-        let locked = self.lock_volume(id)?;
-        let mut volume = locked.require()?;
-        let Some(growth) = reserve_growth(&locked, &volume, range)? else { return Ok(volume) };
-        let before = volume.clone();
-        volume.size = range.required;
-        locked.change_limits(&before, &mut volume, Some(growth))?;
-        Ok(volume)
-    }
-
-    /// Changes the mutable part of a volume's policy.
-    ///
-    /// # Errors
-    /// `NotFound`; `Unsupported` for a limit that the pool cannot enforce. On error the volume is unchanged.
-    pub fn modify(&self, id: &VolumeId, change: PolicyChange) -> Result<Volume> {
-        let locked = self.lock_volume(id)?;
-        let mut volume = locked.require()?;
-        let policy = change.applied_to(volume.policy);
-        if policy == volume.policy {
-            return Ok(volume);
-        }
-        if !volume.managed {
-            let text = format!("volume {id} is unmanaged and has no policy");
-            return Err(Error::new(Kind::Unsupported, text));
-        }
-        let before = volume.clone();
-        volume.policy = policy;
-        locked.change_limits(&before, &mut volume, None)?;
-        Ok(volume)
-    }
-
     /// Number of copies that are running or waiting.
     #[must_use]
     pub fn active_jobs(&self) -> usize {
@@ -370,24 +335,6 @@ impl Engine {
 struct UnusedLocks<'l> {
     _alone: Option<UsedLock<'l>>,
     _data: LockGuard<ObjectKey>,
-}
-
-/// Reserves the bytes by which a volume is expanded; `None` if it is large enough.
-fn reserve_growth(locked: &LockedVolume, volume: &Volume, range: SizeRange) -> Result<Option<Reservation>> {
-    let id = &locked.id;
-    if range.limit != 0 && range.limit < volume.size {
-        let text =
-            format!("volume {id} has {} and cannot shrink to {}", Size(volume.size), Size(range.limit));
-        return Err(Error::new(Kind::OutOfRange, text));
-    }
-    if range.required <= volume.size {
-        return Ok(None);
-    }
-    if !volume.managed {
-        let text = format!("volume {id} is unmanaged and cannot be resized");
-        return Err(Error::new(Kind::Unsupported, text));
-    }
-    locked.pool.reserve(range.required - volume.size).map(Some)
 }
 
 /// Locks the data of an object that is to be deleted.

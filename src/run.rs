@@ -74,10 +74,7 @@ async fn run_frontends(settings: Settings) -> Result<()> {
     let health = Arc::new(Health::new(calls.clone()));
     // Logs the status of each pool.
     health.pools().await;
-    let watched = Arc::clone(&health);
-    tokio::spawn(async move { watched.watch().await });
-    let watched = Arc::clone(&health);
-    tokio::spawn(async move { watched.watch_servers().await });
+    watch(&health);
     let metrics = Arc::new(Metrics::with_pools(Arc::clone(&health)));
     let stop = CancellationToken::new();
     let mut frontends = JoinSet::new();
@@ -128,6 +125,13 @@ async fn run_frontends(settings: Settings) -> Result<()> {
         warn!("a job did not stop in time; the next start removes its draft");
     }
     result
+}
+
+/// Watches the pools and the NFS servers from now on.
+fn watch(health: &Arc<Health>) {
+    let (pools, servers) = (Arc::clone(health), Arc::clone(health));
+    tokio::spawn(async move { pools.watch().await });
+    tokio::spawn(async move { servers.watch_servers().await });
 }
 
 /// The groups of pools that worker processes serve.

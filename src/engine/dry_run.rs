@@ -2,10 +2,9 @@
 
 use super::Engine;
 use super::create::{check_same, size_of_copy};
-use super::edit::require_labels;
+use super::edit::{require_labels, reserve_growth};
 use super::locked::{check_limit, ensure_no_copy_creates};
 use super::request::CreateVolume;
-use super::reserve_growth;
 use crate::error::Result;
 use crate::pool::object::ObjectKind;
 use crate::volume::{Name, SizeRange, Volume, VolumeId};

@@ -1,4 +1,4 @@
-//! Changes of a record that only commands make.
+//! Changes of existing volumes: size, policy, labels; and the removal of what the copies of a command left.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -6,9 +6,45 @@ use std::time::{Duration, Instant};
 use super::Engine;
 use super::locked::LockedVolume;
 use crate::error::{Error, Kind, Result};
-use crate::volume::{Volume, VolumeId};
+use crate::pool::Reservation;
+use crate::volume::{PolicyChange, Size, SizeRange, Volume, VolumeId};
 
 impl Engine {
+    /// Expands a volume. Does nothing if the volume is already large enough.
+    ///
+    /// # Errors
+    /// `NotFound`; `OutOfRange` for a smaller size; `NoSpace` when the pool cannot provision the size.
+    pub fn expand(&self, id: &VolumeId, range: SizeRange) -> Result<Volume> {
+        let locked = self.lock_volume(id)?;
+        let mut volume = locked.require()?;
+        let Some(growth) = reserve_growth(&locked, &volume, range)? else { return Ok(volume) };
+        let before = volume.clone();
+        volume.size = range.required;
+        locked.change_limits(&before, &mut volume, Some(growth))?;
+        Ok(volume)
+    }
+
+    /// Changes the mutable part of a volume's policy.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unsupported` for a limit that the pool cannot enforce. On error the volume is unchanged.
+    pub fn modify(&self, id: &VolumeId, change: PolicyChange) -> Result<Volume> {
+        let locked = self.lock_volume(id)?;
+        let mut volume = locked.require()?;
+        let policy = change.applied_to(volume.policy);
+        if policy == volume.policy {
+            return Ok(volume);
+        }
+        if !volume.managed {
+            let text = format!("volume {id} is unmanaged and has no policy");
+            return Err(Error::new(Kind::Unsupported, text));
+        }
+        let before = volume.clone();
+        volume.policy = policy;
+        locked.change_limits(&before, &mut volume, None)?;
+        Ok(volume)
+    }
+
     /// Sets the labels with a value, and removes those without.
     ///
     /// # Errors
@@ -45,6 +81,28 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Reserves the bytes by which a volume is expanded; `None` if it is large enough.
+pub(super) fn reserve_growth(
+    locked: &LockedVolume,
+    volume: &Volume,
+    range: SizeRange,
+) -> Result<Option<Reservation>> {
+    let id = &locked.id;
+    if range.limit != 0 && range.limit < volume.size {
+        let text =
+            format!("volume {id} has {} and cannot shrink to {}", Size(volume.size), Size(range.limit));
+        return Err(Error::new(Kind::OutOfRange, text));
+    }
+    if range.required <= volume.size {
+        return Ok(None);
+    }
+    if !volume.managed {
+        let text = format!("volume {id} is unmanaged and cannot be resized");
+        return Err(Error::new(Kind::Unsupported, text));
+    }
+    locked.pool.reserve(range.required - volume.size).map(Some)
 }
 
 /// The record of a volume whose labels can be changed.
