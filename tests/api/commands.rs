@@ -414,14 +414,13 @@ pub(crate) fn transcripts(page: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The commands below a command that have no commands themselves, by their words, without hidden ones.
+/// The commands below a command that do something themselves, by their words, without hidden ones.
 fn leaves(command: &clap::Command, words: &str) -> Vec<(String, clap::Command)> {
     let mut found = Vec::new();
     for child in command.get_subcommands().filter(|child| !child.is_hide_set()) {
         let words = format!("{words}{}", child.get_name());
-        if child.has_subcommands() {
-            found.extend(leaves(child, &format!("{words} ")));
-        } else {
+        found.extend(leaves(child, &format!("{words} ")));
+        if !child.has_subcommands() || child.is_args_conflicts_with_subcommands_set() {
             found.push((words, child.clone()));
         }
     }
