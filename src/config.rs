@@ -62,7 +62,7 @@ impl TryFrom<Serve> for Settings {
             ));
         }
         let default = csi.as_ref().map(|csi| csi.with_file_name("known-pools"));
-        let known_pools = flags.known_pools.clone().or(default).unwrap_or_else(|| DOCKER_KNOWN_POOLS.into());
+        let known_pools = flags.known_pools.clone().or(default).unwrap_or_else(|| KNOWN_POOLS.into());
         if !known_pools.is_absolute() {
             return Err(invalid("--known-pools is not an absolute path"));
         }
@@ -107,7 +107,7 @@ impl TryFrom<Serve> for Settings {
 }
 
 /// Where the host's pools are recorded if only Docker is served: its socket is in a directory that a reboot empties.
-const DOCKER_KNOWN_POOLS: &str = "/var/lib/orlop-known-pools";
+pub const KNOWN_POOLS: &str = "/var/lib/orlop-known-pools";
 
 /// The file that commands read the pools from if neither `--pool` nor `--config` is given.
 const DEFAULT_FILE: &str = "/etc/orlop/orlop.toml";
@@ -315,7 +315,7 @@ mod tests {
         let docker = "--pool a=/x --docker unix:///run/docker/plugins/orlop.sock --node-id n";
         let alone = settings(docker).unwrap();
         assert!(alone.csi.is_none());
-        assert_eq!(alone.known_pools, Path::new(DOCKER_KNOWN_POOLS));
+        assert_eq!(alone.known_pools, Path::new(KNOWN_POOLS));
         let served = alone.docker.unwrap();
         assert_eq!(served.socket, Path::new("/run/docker/plugins/orlop.sock"));
         assert_eq!(served.targets, Path::new("/run/orlop/docker"));

@@ -116,7 +116,7 @@ impl Plugin {
     }
 
     /// Reads and answers a request.
-    async fn answer(&self, request: extract::Request) -> Result<String> {
+    async fn answer(self: &Arc<Self>, request: extract::Request) -> Result<String> {
         let (parts, body) = request.into_parts();
         if parts.method != Method::POST {
             return Err(Error::new(Kind::Invalid, "the volume plugin protocol has POST requests only"));

@@ -42,6 +42,14 @@ const SCAN_WAIT: Duration = Duration::from_secs(10);
 /// The program that runs the helper: this one, even if its file was replaced.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
+/// Whether this process is shown the processes of its host. In a PID namespace of its own, process 1 is orlop: this process,
+/// or another one of the same program.
+#[must_use]
+pub fn sees_host_processes() -> bool {
+    let program = |path| rustix::fs::stat(path).ok().map(|stat| (stat.st_dev, stat.st_ino));
+    std::process::id() != 1 && program("/proc/1/exe").is_none_or(|first| program(OWN_PROGRAM) != Some(first))
+}
+
 /// Finds and pauses the consumers of directories.
 #[derive(Debug)]
 pub struct Pauser {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::volumes::{open_to_copy, plain_name, source_of};
+use super::volumes::{in_own_words, open_to_copy, plain_name, source_of};
 use super::{print, print_error, report};
 use crate::archive::compression::{Compressor, Decompressor};
 use crate::archive::{Reader, Writer, name};
@@ -47,26 +47,23 @@ fn back_up(flags: BackUp) -> Result<()> {
     let consistency = ConsistencySpec { consistency: consistency.into(), ..ConsistencySpec::default() };
     let pool = source.id().pool.clone();
     let shown = source.to_string();
-    let (done, sum) = session.transfer(&what, &pool, &progress, move |engine, progress| {
+    let done = session.transfer(&what, &pool, &progress, move |engine, progress| {
         let mut writer = Writer::new(Compressor::start(stream, compression, stop)?);
         let done = engine.back_up(&source, consistency, &mut writer, progress)?;
         let (compressor, _) = writer.finish()?;
         Ok((done, compressor.finish()?))
-    })?;
-    if done.is_of_copy {
-        session.remove_copy()?;
-    }
+    });
+    let (done, sum) = done.map_err(|error| in_own_words(&error, "--consistency none"))?;
     for warning in warnings(&done) {
         print_error(&warning);
     }
     let text = summary(&shown, &output, &done, &sum);
     match file {
-        Some(file) => file.complete(&sum).and_then(|()| print(&text)),
-        None => {
-            print_error(text.trim_end());
-            Ok(())
-        }
+        Some(file) => file.complete(&sum).and_then(|()| print(&text))?,
+        None => print_error(text.trim_end()),
     }
+    // Last: the backup is complete, whatever becomes of the copy.
+    if done.is_of_copy { session.remove_copy() } else { Ok(()) }
 }
 
 fn stop(progress: &Arc<Progress>) -> impl Fn() -> bool + Send + Sync + 'static {
@@ -131,9 +128,6 @@ pub(super) fn restore(flags: Restore) -> Result<()> {
     let id = VolumeId { pool: pool.clone(), name: directory };
     session.refuse_volume_name_of_other_pool(&id)?;
     let path = PathBuf::from(source);
-    if new.dry_run {
-        return print(&format!("would create volume {id} from {}\n", shown_path(&path)));
-    }
     let input = open(&path)?;
     let progress = Arc::new(Progress::default());
     let stop = stop(&progress);
@@ -154,6 +148,13 @@ pub(super) fn restore(flags: Restore) -> Result<()> {
         may_go_elsewhere: false,
     };
     let (what, shown) = (format!("restore volume {id}"), path.clone());
+    if new.dry_run {
+        request.size = SizeRange { required: size.unwrap_or(0), limit: size.unwrap_or(0) };
+        if !session.call(&what, move |engine| engine.check_create(&request))? {
+            return Err(Error::new(Kind::Conflict, format!("volume {id} already exists: use another name")));
+        }
+        return print(&format!("would create volume {id} from {}\n", shown_path(&path)));
+    }
     let (made, text) = session.transfer(&what, &pool, &progress, move |engine, progress| {
         let mut reader = Reader::new(Decompressor::start(input, stop)?);
         let origin = reader.start().context(|| shown_path(&shown))?.cloned();

@@ -12,7 +12,7 @@ use crate::command::printable;
 use crate::command::session::{FromPools, Session};
 use crate::config::flags::{Prune, Rm, Undelete};
 use crate::engine::Engine;
-use crate::engine::trash::Trashed;
+use crate::engine::trash::{Kept, Trashed};
 use crate::error::{Error, Kind, Result};
 use crate::options::assignment::ANONYMOUS;
 use crate::quantity::HumanDuration;
@@ -163,6 +163,22 @@ pub(super) fn undelete(flags: &Undelete) -> Result<()> {
     print(&format!("{}\n", volume.id))
 }
 
+/// Refuses several deleted volumes of one name if it is not known which was the last one.
+fn refuse_unknown_order(found: &[Trashed]) -> Result<()> {
+    for volumes in found.chunk_by(|a, b| a.id == b.id) {
+        if volumes.len() > 1 && volumes.iter().any(|trashed| trashed.deleted.is_none()) {
+            let entries: Vec<_> = volumes.iter().map(|trashed| trashed.entry.as_str()).collect();
+            let text = format!(
+                "the trash has several volumes {}, and not all have a time of deletion: name one of {}",
+                volumes[0].id,
+                entries.join(", ")
+            );
+            return Err(Error::new(Kind::Invalid, printable(&text)));
+        }
+    }
+    Ok(())
+}
+
 /// The deleted volume that a user means: the last one of this name, or the one of this entry.
 fn find_in_trash(session: &Session, text: &str) -> Result<Trashed> {
     let (pool, name) = match text.split_once('/') {
@@ -186,6 +202,11 @@ fn find_in_trash(session: &Session, text: &str) -> Result<Trashed> {
         .into_iter()
         .filter(|trashed| trashed.id.name.as_str() == name || trashed.entry == name)
         .collect();
+    let is_whole = |trashed: &Trashed| trashed.kept != Kept::Due && trashed.record.is_ok();
+    if found.iter().any(is_whole) {
+        found.retain(is_whole);
+    }
+    refuse_unknown_order(&found)?;
     found.dedup_by(|second, first| second.id == first.id);
     match &found[..] {
         [] => {

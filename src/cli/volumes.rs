@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,10 +12,10 @@ use std::time::Duration;
 use super::{exec, interrupt, listing, print, print_error, removal, report, snapshots};
 use crate::command::printable;
 use crate::command::session::Session;
-use crate::config;
 use crate::config::flags::{
     Adopt, CloneVolume, Create, Expand, Label, NewCopy, Pools, Rename, Restore, Volumes,
 };
+use crate::config::{self, KNOWN_POOLS};
 use crate::engine::Engine;
 use crate::engine::request::{CreateVolume, OwnerSpec, PoolSettings, Tuning};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -100,7 +100,7 @@ fn make_pool(pool: PoolSettings) -> Result<()> {
     let path = pool.path.clone();
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
     made.context(|| format!("create {}", path.display()))?;
-    let engine = Engine::open(vec![pool], Tuning::default())?;
+    let engine = Engine::open_recorded(vec![pool], Tuning::default(), Path::new(KNOWN_POOLS))?;
     if let Some(why) = engine.pools().into_iter().find_map(|pool| pool.unavailable) {
         return Err(Error::new(Kind::Unavailable, why));
     }

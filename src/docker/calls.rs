@@ -1,6 +1,7 @@
 //! The calls of the protocol: each one finds its volume, calls the engine, and answers.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -25,7 +26,7 @@ const COPY_WAIT: Duration = Duration::from_secs(100);
 const COPY_RETRY: Duration = Duration::from_millis(250);
 
 impl Plugin {
-    pub(super) async fn call(&self, request: Request) -> Result<String> {
+    pub(super) async fn call(self: &Arc<Self>, request: Request) -> Result<String> {
         match request {
             Request::Activate => Ok(answer(json!({ "Implements": ["VolumeDriver"] }))),
             Request::Capabilities => Ok(answer(json!({ "Capabilities": { "Scope": "local" } }))),
@@ -113,9 +114,11 @@ impl Plugin {
     }
 
     /// Lists the names only: an engine shows nothing else.
-    async fn list(&self) -> Result<String> {
-        // The pools that did not answer keep the names that they had.
-        let _ = timeout_at(Instant::now() + QUERY_WAIT, self.list_all()).await;
+    async fn list(self: &Arc<Self>) -> Result<String> {
+        // The pools that have not answered yet keep the names that they had, until they answer.
+        let plugin = Arc::clone(self);
+        let listed = tokio::spawn(async move { plugin.list_all().await });
+        let _ = timeout_at(Instant::now() + QUERY_WAIT, listed).await;
         listing(&self.catalog.names())
     }
 

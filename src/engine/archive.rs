@@ -18,6 +18,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::{Progress, do_times_tell};
 use crate::fs::pack::{Packed, pack};
 use crate::fs::unpack::{UnpackSpec, Unpacked, unpack};
+use crate::pause::sees_host_processes;
 use crate::pool::locks::{LockGuard, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::{Committer, OpenPool};
@@ -158,7 +159,7 @@ impl<W: Write> Export<'_, W> {
         let data = self.from.open()?;
         let filesystem = fstatfs(&data).context(|| "read the filesystem's statistics")?;
         let is_shared = self.pool.used().is_some();
-        let is_seen = std::process::id() != 1;
+        let is_seen = sees_host_processes();
         let path = self.pool.path_of_data(&self.from.source().id().name);
         Ok(is_seen
             && !is_shared

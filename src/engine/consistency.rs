@@ -13,7 +13,7 @@ use super::request::{ConsistencySpec, PauseStats};
 use crate::backend::{SourceState, TreeCopy};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
-use crate::pause::{Pause, PauseRecord, Pauser};
+use crate::pause::{Pause, PauseRecord, Pauser, sees_host_processes};
 use crate::pool::OpenPool;
 use crate::pool::locks::LockGuard;
 use crate::pool::object::{ObjectKey, ObjectKind};
@@ -89,7 +89,7 @@ impl Pauses {
             live(parts)?;
             return Ok(CopyRecord::unpaused(Consistency::None));
         }
-        check_sees_containers(std::process::id(), parts)?;
+        check_sees_containers(sees_host_processes(), parts)?;
         let published = self.published.load(Ordering::SeqCst);
         let unused_at = if self.is_consumed(parts)? { None } else { Some(published) };
         let mut last = live(parts)?;
@@ -208,9 +208,9 @@ fn came_into_use(parts: &[Part<'_>]) -> Error {
     Error::new(Kind::Busy, format!("{} came into use during the copy", names(parts)))
 }
 
-/// Process 1 of a PID namespace is not shown the processes of the host: whatever uses a volume would go unnoticed.
-fn check_sees_containers(own_pid: u32, parts: &[Part<'_>]) -> Result<()> {
-    if own_pid != 1 {
+/// In a PID namespace of its own, orlop is not shown the processes of the host: whatever uses a volume would go unnoticed.
+fn check_sees_containers(sees_host_processes: bool, parts: &[Part<'_>]) -> Result<()> {
+    if sees_host_processes {
         return Ok(());
     }
     let text = format!(
@@ -291,8 +291,8 @@ mod tests {
 
     #[test]
     fn a_process_without_the_pid_namespace_of_the_host_makes_no_consistent_copies() {
-        assert!(check_sees_containers(2, &[]).is_ok());
-        let error = check_sees_containers(1, &[]).unwrap_err();
+        assert!(check_sees_containers(true, &[]).is_ok());
+        let error = check_sees_containers(false, &[]).unwrap_err();
         assert_eq!(error.kind(), Kind::Unsupported);
         assert!(error.chain().contains("hostPID: true, or consistency: none"), "{error}");
     }

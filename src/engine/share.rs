@@ -52,6 +52,12 @@ impl Engine {
                 .map_err(|errno| no_directory(request, errno))
                 .context(named)?,
         };
+        // Two targets at once would each find no other one.
+        let location = PathBuf::from(share.to_string()).join(directory);
+        let _only = match sharing {
+            Sharing::OneTarget => Some(self.lock_target(&location)?),
+            Sharing::ManyTargets => None,
+        };
         let _target = self.lock_target(target)?;
         if let Some(found) = mount::mounted_at(target).context(named)? {
             return check_published(id, target, *flags, &found, dir.as_fd()).context(named);

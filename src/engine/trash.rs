@@ -38,7 +38,8 @@ impl Kept {
     fn of(retention: Retention, now: Timestamp) -> Self {
         let Retention::For { deleted, seconds } = retention else { return Self::Forever };
         let until = deleted.saturating_add(seconds);
-        if until <= now.as_second() {
+        // What is not kept at all is removed at once, whatever the clock says.
+        if seconds == 0 || until <= now.as_second() {
             return Self::Due;
         }
         // Later than any calendar.

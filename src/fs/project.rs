@@ -1,5 +1,6 @@
 //! Projects of xfs and ext4: sets of files whose space the filesystem counts and limits together.
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{fstatfs, fstatvfs};
@@ -10,6 +11,9 @@ pub use crate::sys::project::Project;
 use crate::sys::project::{project, set_project};
 use crate::sys::quota;
 pub use crate::sys::quota::ProjectQuota;
+
+/// The ids that orlop chooses. kubelet gives ids from 2^20 on to the volumes of pods, and administrators choose small ones.
+pub const OWN_IDS: Range<u32> = 0x4000_0000..0x8000_0000;
 
 /// `XFS_SUPER_MAGIC`.
 const XFS: u64 = 0x5846_5342;
@@ -74,9 +78,12 @@ pub fn limit(dir: BorrowedFd<'_>, project: u32, max_bytes: u64, max_inodes: u64)
         .context(|| format!("set the limits of project {project}"))
 }
 
-/// Clears the limits of a project whose files were removed. What fails leaves limits of an id that is not used again.
+/// Clears the limits of a project whose files were removed, if orlop has chosen its id. What fails leaves limits of an id
+/// that is not used again.
 pub fn clear_limits(dir: BorrowedFd<'_>, project: u32) {
-    let _ = quota::set_limits(dir, project, 0, 0);
+    if OWN_IDS.contains(&project) {
+        let _ = quota::set_limits(dir, project, 0, 0);
+    }
 }
 
 /// The smallest project id from this one on that has limits or files; `None` if there is none, or the kernel cannot tell.

@@ -280,6 +280,7 @@ impl Unpacker<'_> {
         }
         let moved_names = if moved.is_empty() { 0 } else { moved.split(|byte| *byte == b'/').count() as u64 };
         syncfs(&self.top).context(|| "sync the new files")?;
+        self.progress.check()?;
         Ok(Unpacked {
             entries: self.entries.saturating_sub(moved_names),
             bytes: self.bytes,

@@ -19,6 +19,9 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::location::{ContainingMount, FsLocation, MountedDir};
 use crate::mount::mountinfo::Device;
 
+/// How often a process may refuse to be inspected until that is final, and the time between.
+const REFUSALS: usize = 5;
+const REFUSED_FOR: Duration = Duration::from_millis(2);
 /// Scans that may run at once. More mean that a process cannot be read.
 const MAX_RUNNING: usize = 8;
 
@@ -165,7 +168,7 @@ impl Scan {
         scan.read_host(progress)?;
         each_number(listing.as_fd(), |pid| {
             progress.at(pid).map_err(Failure::Other)?;
-            match scan.visit(pid) {
+            match scan.visit_again(pid) {
                 Err(error) if has_ended(error) => Ok(()),
                 result => result.map_err(Failure::Errno),
             }
@@ -181,6 +184,18 @@ impl Scan {
             Process::of_thread(&self.proc).and_then(|thread| Ok((thread.mount_namespace()?, thread)));
         let (namespace, thread) = thread.context(|| "open the directory of the thread in /proc")?;
         self.mounts.read(&thread, &namespace).context(|| "read the mounts of the thread")
+    }
+
+    /// Visits a process, again if it refuses. A refusal may be of the moment: a process that ends or executes a program has
+    /// been seen to refuse once on Linux 6.18.
+    fn visit_again(&mut self, pid: i32) -> Result<(), Errno> {
+        for _ in 0..REFUSALS {
+            match self.visit(pid) {
+                Err(Errno::ACCESS | Errno::PERM) => std::thread::park_timeout(REFUSED_FOR),
+                visited => return visited,
+            }
+        }
+        self.visit(pid)
     }
 
     fn visit(&mut self, pid: i32) -> Result<(), Errno> {

@@ -13,14 +13,13 @@ use super::OpenPool;
 use super::object::ObjectKey;
 use super::store::{Store, parse, read_file, replace_file};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::fs::project::next_used;
+use crate::fs::project::{OWN_IDS, next_used};
 use crate::volume::{BackendState, SCHEMA};
 
 /// The counter's name in the pool's directory.
 const FILE: &str = "projects.json";
-/// The range of the ids. kubelet gives ids from 2^20 on to the volumes of pods, and administrators choose small ones.
-const FIRST: u32 = 0x4000_0000;
-const END: u32 = 0x8000_0000;
+const FIRST: u32 = OWN_IDS.start;
+const END: u32 = OWN_IDS.end;
 /// The largest block.
 const LARGEST_BLOCK: u32 = 1024;
 /// How often a search for unused ids meets used ones.

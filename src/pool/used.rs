@@ -54,6 +54,13 @@ struct Lock {
     calls: u64,
 }
 
+impl Lock {
+    /// The mode without which a use of the volume is not excluded.
+    fn needed(&self) -> Mode {
+        if self.alone || self.copies > 0 { Mode::Exclusive } else { Mode::Shared }
+    }
+}
+
 /// A lock that a call needs: it is not released before this is dropped.
 #[derive(Debug)]
 pub struct UsedLock<'u> {

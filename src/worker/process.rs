@@ -27,6 +27,9 @@ pub(super) type Kept = Arc<Mutex<BTreeMap<String, OwnedFd>>>;
 /// How a worker answers a call: `None` if it ended before.
 type Waiting = oneshot::Sender<Result<String>>;
 
+/// How long a worker may take to read what it is to do.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A worker process. Its reader thread reaps it.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -65,7 +68,11 @@ impl Process {
         let pidfd = pidfd_open(child.pid(), PidfdFlags::empty()).context(|| "open a process")?;
         let (calls, to_send) = mpsc::channel();
         let (reader, writer) = (clone(&socket)?, clone(&socket)?);
+        // A child that hangs at its start must not hold the group.
+        let limited = socket.set_write_timeout(Some(SETUP_TIMEOUT));
+        limited.context(|| "limit the start of a worker")?;
         send_setup(&socket, setup, kept)?;
+        socket.set_write_timeout(None).context(|| "limit the start of a worker")?;
         let (group, subject) = (setup.group.clone(), setup.subject());
         info!(group, pid = child.pid().as_raw_nonzero().get(), "started a worker process");
         let state = Mutex::default();

@@ -187,7 +187,7 @@ fn a_copy_between_pools_of_different_processes_is_refused() {
         let (_server, mut client) = serve(base).await;
         client.create("ok", "a").await.unwrap();
         let error = copy(&mut client, "own", "c", from_volume("ok/a")).await.unwrap_err();
-        assert!(error.message().contains("one of them is isolated"), "{error:?}");
+        assert!(error.message().contains("isolated from each other"), "{error:?}");
     });
 }
 

@@ -111,7 +111,7 @@ impl Drop for Draft<'_> {
         let _ = fs::unlinkat(&self.dir, DATA, AtFlags::REMOVEDIR);
         let removed = fs::unlinkat(&self.store.work, &self.nonce, AtFlags::REMOVEDIR);
         if removed.is_ok() {
-            if let Some(Project { id: id @ 1.., .. }) = project::of(self.dir()) {
+            if let Some(Project { id, is_inherited: false }) = project::of(self.dir()) {
                 project::clear_limits(self.store.root(), id);
             }
         } else {

@@ -146,10 +146,13 @@ impl UsedLocks {
     /// Takes the lock of a volume that is mounted, or takes it again. If another host excludes this one, the mounts stay,
     /// and health and the log say so.
     pub(super) fn take_mounted(&self, held: &mut Held, name: &Name, mode: Mode) {
-        let error = match held.locks.get(name) {
+        let error = match held.locks.get_mut(name) {
             // On NFS, this asks the server: the lock may have been lost with the lease.
-            Some(lock) => match self.files.try_lock(&key(name), lock.mode) {
-                Ok(true) => None,
+            Some(lock) => match self.files.try_lock(&key(name), lock.needed()) {
+                Ok(true) => {
+                    lock.mode = lock.needed();
+                    None
+                }
                 Ok(false) => Some(self.refusal(name)),
                 Err(error) => {
                     return warn!(pool = %self.pool, volume = %name, error = error.chain(), "cannot confirm a lock");
