@@ -570,6 +570,35 @@ fn a_deep_tree_is_brought_up_to_date_with_few_open_files() {
 }
 
 #[test]
+fn a_large_file_that_has_shrunk_and_grown_again_is_compared() {
+    const LAST: u64 = 1 << 20;
+    on_each_filesystem(|filesystem, at| {
+        let workspace = Workspace::new(at);
+        let path = workspace.from.join("file");
+        let file = File::options().write(true).create_new(true).open(&path).unwrap();
+        let write = |byte: u8, length: usize, at: u64| file.write_all_at(&vec![byte; length], at).unwrap();
+        workspace.copying(None, |mut copier| {
+            let mut bring_up_to_date = |step: &str| {
+                succeed(copier.live());
+                let copy = fs::read(workspace.to.join("file")).unwrap();
+                assert!(copy == fs::read(&path).unwrap(), "{filesystem}: {step}");
+            };
+            write(1, 1 << 20, 0);
+            write(2, 1024, LAST + 4096);
+            bring_up_to_date("a hole at the beginning of the last block");
+            write(0, 4096, LAST);
+            bring_up_to_date("zeros instead of the hole");
+            file.set_len(LAST).unwrap();
+            file.set_len(LAST + 3072).unwrap();
+            bring_up_to_date("a shorter file");
+            write(0, 4096, LAST);
+            write(2, 1024, LAST + 4096);
+            bring_up_to_date("the earlier data again");
+        });
+    });
+}
+
+#[test]
 fn a_large_file_that_keeps_changing_is_copied_exactly_by_each_pass() {
     const SIZES: [u64; 5] = [4 << 20, 1 << 20, (1 << 20) + 5, (2 << 20) - 1, (2 << 20) + 70_000];
     on_each_filesystem(|filesystem, at| {

@@ -123,6 +123,25 @@ async fn a_server_sees_renamed_restored_and_adopted_volumes() {
 }
 
 #[test]
+fn one_of_several_deleted_volumes_is_chosen_only_if_the_last_one_is_known() {
+    let pools = Pools::with(&[], &[]);
+    let p = pools.path("p");
+    for data in ["first", "second"] {
+        assert_eq!(pools.run("create a -o ondelete=retain").code, 0);
+        fs::write(p.join("volumes/a/data/file"), data).unwrap();
+        assert_eq!(pools.run("rm a").code, 0);
+    }
+    refused(&pools, &[("undelete a", 2, "the trash has several volumes p/a")]);
+    let has_first = |entry: &String| {
+        fs::read_to_string(p.join("trash").join(entry).join("data/file")).unwrap() == "first"
+    };
+    let first = names(&p.join("trash")).into_iter().find(has_first).unwrap();
+    assert_eq!(pools.run(&format!("undelete {first}")), done("p/a\n"));
+    assert_eq!(fs::read_to_string(p.join("volumes/a/data/file")).unwrap(), "first");
+    assert_eq!(pools.run("undelete a --as b"), done("p/b\n"), "only one is left");
+}
+
+#[test]
 fn a_deleted_volume_is_listed_and_restored_while_the_trash_keeps_it() {
     let pools = Pools::with(&[("gone", 4096)], &[]);
     let p = pools.path("p");
