@@ -167,7 +167,8 @@ fn a_copy_on_one_host_protects_its_source_from_the_other() {
         let copy = scope.spawn(|| a.create(&clone_request("c", &source)));
         within_seconds(60, "the copy runs", || a.active_jobs() == 1 && names(&pool.join("work")).len() == 1);
         let refused = b.delete(&source).unwrap_err();
-        assert_eq!(refused.kind(), Kind::Busy, "{}", refused.chain());
+        // The copy has locked the data, and uses the volume alone.
+        assert!(matches!(refused.kind(), Kind::Busy | Kind::InUse), "{}", refused.chain());
         // A busy machine may take longer than one call.
         let _ = copy.join().unwrap();
     });
