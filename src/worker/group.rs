@@ -141,9 +141,13 @@ impl Group {
         tokio::spawn(async move { process.call(call.into(), far(), false).await.map(drop) });
     }
 
-    /// Whether the disk does not respond, as far as is known without it: its calls are stalled, or the probe fails.
+    /// Whether the disk does not respond, as far as is known without it: its calls are stalled, and the probe fails, too. The
+    /// probe alone proves nothing: it also fails when the name of a server cannot be looked up, while its mounts work.
     pub async fn is_dead(&self) -> bool {
-        let Some(probe) = self.probe.clone() else { return self.stalled_since().is_some() };
+        if self.stalled_since().is_none() {
+            return false;
+        }
+        let Some(probe) = self.probe.clone() else { return true };
         let probed = tokio::task::spawn_blocking(move || (probe.0)()).await;
         probed.is_ok_and(|probed| probed.is_err())
     }
