@@ -32,7 +32,7 @@ pub use self::record::{FrozenCgroup, Hierarchy, PauseRecord, thaw};
 
 use self::owner::{Helper, Watch};
 use self::plan::Plan;
-use self::scan::{Scanner, Volumes};
+use self::scan::{OtherWriters, Scanner, Volumes};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::loop_devices::loop_device_in;
 
@@ -138,7 +138,9 @@ impl Pauser {
         limit: Duration,
         record: &mut dyn FnMut(&PauseRecord) -> Result<()>,
     ) -> Result<Attempt> {
-        let Some(mut plan) = self.scanner.plan(volumes, SCAN_WAIT)? else { return Ok(Attempt::Ended(None)) };
+        let Some(mut plan) = self.scanner.plan(volumes, SCAN_WAIT, OtherWriters::Refused)? else {
+            return Ok(Attempt::Ended(None));
+        };
         let cgroups = std::mem::take(&mut plan.open);
         let mut helper = Helper::start(&self.helper, &self.scanner.proc, cgroups, limit)?;
         let to_freeze = helper.to_freeze();
@@ -148,11 +150,13 @@ impl Pauser {
         let started = Instant::now();
         let deadline = started + limit;
         helper.freeze()?;
-        if let Err(error) = check(&self.scanner, volumes, &plan, limit) {
+        let scanner = self.scanner.for_pause();
+        // The last scan finds other writers: the containers are not to wait for two such scans.
+        if let Err(error) = check(&scanner, volumes, &plan, limit, OtherWriters::NotSought) {
             return Ok(Attempt::Changed(error));
         }
         let watch = Watch::start(helper, deadline)?;
-        let (scanner, volumes) = (self.scanner.clone(), Arc::clone(volumes));
+        let volumes = Arc::clone(volumes);
         Ok(Attempt::Ended(Some(Pause { scanner, volumes, plan, watch, started, deadline })))
     }
 }
@@ -163,9 +167,15 @@ enum Attempt {
     Changed(Error),
 }
 
-/// Fails unless every consumer is in the cgroups of the plan, and nothing else can write.
-fn check(scanner: &Scanner, volumes: &Arc<Volumes>, plan: &Plan, limit: Duration) -> Result<()> {
-    match scanner.plan(volumes, limit).context(|| "scan the processes while they are paused")? {
+/// Fails unless every consumer is in the cgroups of the plan, and, unless that is not sought, nothing else can write.
+fn check(
+    scanner: &Scanner,
+    volumes: &Arc<Volumes>,
+    plan: &Plan,
+    limit: Duration,
+    writers: OtherWriters,
+) -> Result<()> {
+    match scanner.plan(volumes, limit, writers).context(|| "scan the processes while they are paused")? {
         Some(now) if !plan.covers(&now) => Err(Error::new(
             Kind::Busy,
             "a consumer of the volume started while the others were paused: retry",
@@ -182,7 +192,7 @@ impl Pause {
     /// something else thawed them; `InUse` if another process can write now. They run after an error, too.
     pub fn resume(self) -> Result<Paused> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        check(&self.scanner, &self.volumes, &self.plan, left)?;
+        check(&self.scanner, &self.volumes, &self.plan, left, OtherWriters::Refused)?;
         let ended = self.watch.end()?;
         Ok(Paused { duration: ended.duration_since(self.started), containers: self.plan.containers })
     }

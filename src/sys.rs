@@ -3,6 +3,7 @@
 pub mod btrfs;
 pub mod file_flags;
 pub mod file_handle;
+pub mod mappings;
 pub mod mount_setattr;
 pub mod namespace;
 pub mod probe;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -22,15 +22,16 @@ use crate::mount::mountinfo::Device;
 /// How often a process may refuse to be inspected until that is final, and the time between.
 const REFUSALS: usize = 5;
 const REFUSED_FOR: Duration = Duration::from_millis(2);
-/// Scans that may run at once. More mean that a process cannot be read.
+/// Scans that run at once; the others wait. A process that blocks its readers would take a thread for each scan.
 const MAX_RUNNING: usize = 8;
 
 /// Where volumes are.
 #[derive(Debug)]
 pub(super) struct Volumes {
-    locations: Vec<FsLocation>,
-    st_devs: Vec<Device>,
-    dirs: Vec<OwnedFd>,
+    pub(super) locations: Vec<FsLocation>,
+    /// Their filesystems as `stat` reports them, which differs from the mount table on btrfs.
+    pub(super) st_devs: Vec<Device>,
+    pub(super) dirs: Vec<OwnedFd>,
 }
 
 impl Volumes {
@@ -56,14 +57,21 @@ impl Volumes {
 pub(super) struct Scanner {
     /// The directory.
     pub(super) proc: PathBuf,
-    /// The process that was read last. Each running scan holds a reference.
+    /// The process that was read last.
     current: Arc<AtomicI32>,
+    /// `None`: no scan waits for another.
+    turns: Option<Arc<Turns>>,
 }
 
 impl Scanner {
     /// Creates a scanner.
     pub(super) fn new(proc: PathBuf) -> Self {
-        Self { proc, current: Arc::default() }
+        Self { proc, current: Arc::default(), turns: Some(Arc::default()) }
+    }
+
+    /// A scanner for scans during a pause, which wait for no other scan: the containers wait for them, and each pause has one.
+    pub(super) fn for_pause(&self) -> Self {
+        Self { turns: None, ..self.clone() }
     }
 
     /// Reports whether a process consumes one of the volumes.
@@ -75,15 +83,23 @@ impl Scanner {
         })
     }
 
-    /// Plans what to freeze so that nothing writes to the volumes. `None`: nothing consumes them.
-    pub(super) fn plan(&self, volumes: &Arc<Volumes>, limit: Duration) -> Result<Option<Plan>> {
+    /// Plans what to freeze so that nothing writes to the volumes. `None`: nothing consumes them. Fails if a process elsewhere
+    /// can write to them; most of the time is spent on that, so `writers` can turn it off.
+    pub(super) fn plan(
+        &self,
+        volumes: &Arc<Volumes>,
+        limit: Duration,
+        writers: OtherWriters,
+    ) -> Result<Option<Plan>> {
         let volumes = Arc::clone(volumes);
         self.in_time(limit, move |proc, progress| {
             let hierarchies = Hierarchies::of_host(proc)?;
             let scan = Scan::take(proc, &volumes, progress)?;
             let consumers: Vec<&Seen> = scan.consumers(&volumes).collect();
             let plan = Plan::make(&scan, &hierarchies, &consumers)?;
-            scan.refuse_writers(&volumes, &plan, progress)?;
+            if writers == OtherWriters::Refused {
+                scan.refuse_writers(&volumes, &plan, progress)?;
+            }
             Ok((!consumers.is_empty()).then_some(plan))
         })
     }
@@ -93,20 +109,66 @@ impl Scanner {
         limit: Duration,
         scan: impl FnOnce(&Path, &Progress) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let late = |current: &AtomicI32| {
-            let pid = current.load(Ordering::Relaxed);
+        let deadline = Instant::now() + limit;
+        let late = || {
+            let pid = self.current.load(Ordering::Relaxed);
             Error::new(Kind::Busy, format!("reading the processes took too long, the last one {pid}: retry"))
         };
-        if Arc::strong_count(&self.current) > MAX_RUNNING {
-            return Err(late(&self.current));
-        }
+        let turn = match &self.turns {
+            Some(turns) => Some(turns.take(deadline).ok_or_else(late)?),
+            None => None,
+        };
         let (sender, result) = mpsc::channel();
-        let progress = Progress { current: Arc::clone(&self.current), deadline: Instant::now() + limit };
+        let progress = Progress { current: Arc::clone(&self.current), deadline };
         let proc = self.proc.clone();
-        let run = move || drop(sender.send(scan(&proc, &progress)));
+        let run = move || {
+            let scanned = scan(&proc, &progress);
+            drop(turn);
+            drop(sender.send(scanned));
+        };
         std::thread::Builder::new().name("scan".to_owned()).spawn(run).context(|| "start a thread")?;
-        result.recv_timeout(limit).unwrap_or_else(|_| Err(late(&self.current)))
+        let left = deadline.saturating_duration_since(Instant::now());
+        result.recv_timeout(left).unwrap_or_else(|_| Err(late()))
     }
+}
+
+/// The turns of the scans.
+#[derive(Debug, Default)]
+struct Turns {
+    running: Mutex<usize>,
+    ended: Condvar,
+}
+
+/// The right to scan, until it is dropped.
+struct Turn(Arc<Turns>);
+
+impl Turns {
+    /// Waits for a turn; `None` if none is free in time.
+    fn take(self: &Arc<Self>, deadline: Instant) -> Option<Turn> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.ended.wait_timeout_while(running, left, |running| *running >= MAX_RUNNING);
+        let (mut running, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return None;
+        }
+        *running += 1;
+        Some(Turn(Arc::clone(self)))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *self.0.running.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.ended.notify_one();
+    }
+}
+
+/// What a scan does about processes that can write to the volumes and are not to be frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OtherWriters {
+    Refused,
+    NotSought,
 }
 
 /// How far a scan is.
@@ -234,8 +296,7 @@ impl Scan {
 
     /// Fails if a process outside of the cgroups of the plan can write to a volume.
     fn refuse_writers(&self, volumes: &Volumes, plan: &Plan, progress: &Progress) -> Result<()> {
-        let Volumes { locations, st_devs, dirs } = volumes;
-        let writers = Writers { volumes: locations, st_devs, dirs, mounts: &self.mounts };
+        let writers = Writers { volumes, mounts: &self.mounts };
         let is_trusted = |seen: &&Seen| seen.pid == 1 || Some(seen.pid) == self.own_pid;
         for seen in self.processes.iter().filter(|seen| !is_trusted(seen)) {
             progress.at(seen.pid)?;

@@ -274,6 +274,18 @@ fn mounts_that_propagated_from_a_target_are_no_consumers() {
 }
 
 #[test]
+fn more_copies_at_once_than_scans_that_may_run_wait_for_their_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, pauser) = (fs::File::open(dir.path()).unwrap(), pauser());
+    std::thread::scope(|scope| {
+        let scans: Vec<_> = (0..24).map(|_| scope.spawn(|| pauser.is_consumed(&[data.as_fd()]))).collect();
+        for scan in scans {
+            assert!(!scan.join().unwrap().unwrap());
+        }
+    });
+}
+
+#[test]
 fn a_consumer_that_shares_its_cgroup_with_the_host_is_refused() {
     in_each_hierarchy(|volume, hierarchy| {
         let cgroup = TestCgroup::new(hierarchy);
