@@ -24,6 +24,7 @@ use crate::health::Health;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::socket;
+use crate::sys::program_text;
 use crate::worker::{Group, Launch, Probe, Setup, Worker};
 
 /// Threads besides those of engine calls and of readings of the pools' status.
@@ -112,6 +113,7 @@ async fn run_frontends(settings: Settings) -> Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         "serving"
     );
+    program_text::release();
 
     let result = tokio::select! {
         name = signals.recv() => { info!(signal = name, "stopping"); Ok(()) }

@@ -7,6 +7,7 @@ pub mod mappings;
 pub mod mount_setattr;
 pub mod namespace;
 pub mod probe;
+pub mod program_text;
 pub mod project;
 pub mod quota;
 pub mod write_back;
