@@ -5,9 +5,10 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde_json::json;
 
+use crate::common::container::Program;
 use crate::common::isolation::in_own_process;
 use crate::common::plugin::Plugin;
 use crate::common::pool::{edit_record, read_record, volume_record};
@@ -328,5 +329,47 @@ fn an_unmanaged_volume_is_mounted_and_never_removed() {
             volume["Volume"]["Status"]["users"][0].as_str().is_some_and(|user| user.contains("other"))
         });
         rustix::mount::unmount(&other, UnmountFlags::empty()).unwrap();
+    });
+}
+
+/// Starts a process with a mount namespace of its own, which receives the mounts of the test's, and waits until `script` has
+/// run there.
+fn in_receiving_namespace(base: &Path, script: &str) -> Program {
+    let script = format!(
+        "exec unshare --mount --propagation slave sh -ec 'cd {}; {script}; echo ready; cat'",
+        base.display()
+    );
+    Program::run(&script)
+}
+
+#[test]
+fn copies_of_a_forgotten_mount_in_other_containers_do_not_count() {
+    with_plugin("copies_of_a_forgotten_mount_in_other_containers_do_not_count", |plugin, base| {
+        rustix::mount::mount_bind(base, base).unwrap();
+        rustix::mount::mount_change(base, MountPropagationFlags::SHARED).unwrap();
+        fs::create_dir(base.join("host")).unwrap();
+        // The pool was opened through the mount below.
+        plugin.kill();
+        *plugin = Plugin::start(base);
+        plugin.ok("Create", &json!({"Name": "v1"}));
+        let tree = format!("mount --rbind {0} host; mount --make-rslave host", base.display());
+        // A container with the host's file tree, and a service whose namespace propagates to others.
+        let copies =
+            [in_receiving_namespace(base, &tree), in_receiving_namespace(base, "mount --make-rshared /")];
+        let at = plugin.ok("Mount", &json!({"Name": "v1", "ID": ID}))["Mountpoint"].clone();
+        let users = || plugin.ok("Get", &json!({"Name": "v1"}))["Volume"]["Status"]["users"].clone();
+        within_seconds(120, "the volume is described without users", || users() == json!([]));
+        let bind =
+            format!("mkdir -p data; mount --bind {} data; mount --make-rslave data", at.as_str().unwrap());
+        let container = in_receiving_namespace(base, &bind);
+        let error = plugin.error("Remove", &json!({"Name": "v1"}));
+        assert!(error.contains(&format!("in use by process {}", container.pid())), "{error}");
+        drop(container);
+        // The engine was killed, and never unmounts.
+        plugin.ok("Remove", &json!({"Name": "v1"}));
+        assert!(plugin.names().is_empty());
+        drop(copies);
+        plugin.kill();
+        unmount_below(base);
     });
 }
