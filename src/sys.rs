@@ -5,6 +5,7 @@ pub mod file_flags;
 pub mod file_handle;
 pub mod mount_setattr;
 pub mod namespace;
+pub mod passed_file;
 pub mod probe;
 pub mod project;
 pub mod quota;

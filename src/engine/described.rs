@@ -31,7 +31,7 @@ impl Engine {
         Ok(named.map(|(name, _)| name.clone()).collect())
     }
 
-    /// Returns a volume with its usage, its users and its snapshots. Mounts below `targets` are the frontend's own.
+    /// Returns a volume with its usage, its users, its snapshots and its symptoms. Mounts below `targets` are the frontend's own.
     ///
     /// # Errors
     /// `NotFound`, also for an inline volume; `Unavailable` if its pool is; `Internal` if the processes cannot be listed.
@@ -48,6 +48,7 @@ impl Engine {
             users: others.iter().map(ToString::to_string).collect(),
             targets: own,
             snapshots: snapshots_of(&pool, id),
+            health: self.health(id, None)?.into_iter().map(|symptom| symptom.message).collect(),
             volume,
         })
     }
