@@ -4,7 +4,7 @@ SHELL := bash
 # Architectures of the static binaries and the image: amd64, arm64 or both.
 ARCH ?= $(shell uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 
-.PHONY: help demo test test-docker test-vm fuzz lint deny sanity bench static image manifest chart cluster-up cluster-down e2e e2e-storage figures
+.PHONY: help demo test test-docker test-vm fuzz lint deny sanity bench static image deb manifest chart cluster-up cluster-down e2e e2e-storage figures
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,12 @@ static: ## build static binaries (ARCH='amd64 arm64' for both architectures)
 
 image: static ## build a container image, target/image/orlop.tar, for `ctr images import` and `docker load`
 	deploy/image $(addprefix --arch ,$(ARCH))
+
+deb: static ## build Debian packages, target/deb/orlop_VERSION_ARCH.deb
+	@mkdir -p target/deb
+	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1); for arch in $(ARCH); do \
+	machine=$$(sed 's/amd64/x86_64/; s/arm64/aarch64/' <<<"$$arch"); \
+	deploy/deb/build "target/$$machine-unknown-linux-musl/release/orlop" "target/deb/orlop_$${version}_$$arch.deb"; done
 
 manifest: ## generate deploy/orlop.yaml, for an installation without Helm
 	tests/cluster/build helm

@@ -2,10 +2,11 @@
 
 pub mod flags;
 
+mod endpoints;
 mod file;
 
 use std::collections::HashSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use crate::csi::{self, Identity, Registration};
 use crate::docker;
@@ -29,8 +30,8 @@ pub struct Settings {
     pub tuning: Tuning,
     /// Path of the CSI socket; `None` if CSI is not served.
     pub csi: Option<PathBuf>,
-    /// Where volumes are served to Docker and Podman; `None` if they are not.
-    pub docker: Option<docker::Settings>,
+    /// Where volumes are served to Docker and Podman.
+    pub docker: Vec<docker::Settings>,
     /// Directory in which the host's pools are recorded.
     pub known_pools: PathBuf,
     /// Filter of the log, for worker processes.
@@ -55,8 +56,7 @@ impl TryFrom<Serve> for Settings {
             None => ConfigFile::default(),
         };
         let csi = flags.endpoint().map(socket::parse_path).transpose().context(|| "--csi")?;
-        let docker = docker(&flags)?;
-        if csi.is_none() && docker.is_none() {
+        if csi.is_none() && flags.docker.is_none() && flags.docker_global.is_none() {
             return Err(invalid(
                 "--csi is required, such as --csi unix:///run/orlop/csi.sock; or --docker for Docker and Podman",
             ));
@@ -69,11 +69,12 @@ impl TryFrom<Serve> for Settings {
         let http = flags.http.as_deref().map(str::parse::<Address>).transpose().context(|| "--http")?;
         let driver = check_driver_name(&flags.driver)?;
         let registration = registration(&flags, &driver)?;
-        let node = match flags.node_id {
-            Some(name) => check_node_name(name)?,
+        let node = match &flags.node_id {
+            Some(name) => check_node_name(name.clone())?,
             None => check_node_name(rustix::system::uname().nodename().to_string_lossy().into_owned())?,
         };
         let mut pools = pools(&flags.pools, file.pools)?;
+        let docker = endpoints::docker(&flags, &pools)?;
         pools.iter_mut().for_each(|pool| pool.node = Some(node.clone()));
         match (pools.is_empty(), flags.no_pools) {
             (true, false) => {
@@ -255,21 +256,6 @@ fn check_node_name(text: String) -> Result<String> {
     )))
 }
 
-fn docker(flags: &Serve) -> Result<Option<docker::Settings>> {
-    let Some(text) = &flags.docker else { return Ok(None) };
-    let socket = socket::parse_path(text).context(|| "--docker")?;
-    if flags.no_pools {
-        return Err(invalid("--no-pools and --docker are both given: use only one of them"));
-    }
-    let targets = flags.docker_mounts.clone();
-    // The paths of mounts are compared with it.
-    let is_plain = targets.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    if !targets.is_absolute() || !is_plain {
-        return Err(invalid("--docker-mounts is not an absolute path without \"..\""));
-    }
-    Ok(Some(docker::Settings { socket, targets }))
-}
-
 fn registration(flags: &Serve, driver: &str) -> Result<Option<Registration>> {
     let Some(text) = &flags.kubelet_registration else { return Ok(None) };
     let socket = socket::parse_path(text).context(|| "--kubelet-registration")?;
@@ -316,12 +302,36 @@ mod tests {
         let alone = settings(docker).unwrap();
         assert!(alone.csi.is_none());
         assert_eq!(alone.known_pools, Path::new(KNOWN_POOLS));
-        let served = alone.docker.unwrap();
+        let [served] = &alone.docker[..] else { panic!("{:?}", alone.docker) };
         assert_eq!(served.socket, Path::new("/run/docker/plugins/orlop.sock"));
         assert_eq!(served.targets, Path::new("/run/orlop/docker"));
-        let both = settings(&format!("{docker} --csi /run/csi.sock --docker-mounts /m")).unwrap();
+        assert_eq!(served.shares.as_deref(), Some(Path::new("/var/lib/orlop-docker-shares/orlop")));
+        let both = settings(&format!("{docker} --csi /run/csi.sock --docker-mounts /m/")).unwrap();
         assert_eq!(both.known_pools, Path::new("/run/known-pools"));
-        assert_eq!(both.docker.unwrap().targets, Path::new("/m"));
+        assert_eq!(both.docker[0].targets, Path::new("/m"));
+    }
+
+    #[test]
+    fn pools_of_several_hosts_have_a_driver_of_their_own() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = "[[pool]]\nname = \"nas\"\npath = \"/n\"\nserver = \"nas\"\n\n\
+                    [[pool]]\nname = \"cluster\"\npath = \"/c\"\nshared = true\n";
+        std::fs::write(file.path(), text).unwrap();
+        let flags = |more: &str| format!("--pool a=/x --config {} --node-id n {more}", file.path().display());
+        let pools = |settings: &docker::Settings| {
+            settings.pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        let local = settings(&flags("--docker /p/orlop.sock")).unwrap().docker;
+        assert_eq!(local.iter().map(pools).collect::<Vec<_>>(), ["a nas cluster"]);
+        let both =
+            settings(&flags("--docker /p/orlop.sock --docker-global /p/orlop-nfs.sock")).unwrap().docker;
+        assert_eq!(both.iter().map(pools).collect::<Vec<_>>(), ["a", "nas cluster"]);
+        assert_eq!((both[0].scope, both[1].scope), (docker::Scope::Local, docker::Scope::Global));
+        assert_eq!(both[1].targets, Path::new("/run/orlop/docker-global"));
+        assert_eq!(both[1].shares, None);
+        assert_eq!(settings(&flags("--docker-global /p/orlop-nfs.sock")).unwrap().docker.len(), 1);
+        let error = settings(&flags("--docker /p/o.sock --docker-global /p/o.sock")).unwrap_err();
+        assert!(error.chain().contains("the same socket"), "{}", error.chain());
     }
 
     #[test]
@@ -341,6 +351,9 @@ mod tests {
             (format!("{base} --pool a=/x --docker orlop"), "--docker"),
             (format!("{base} --pool a=/x --docker /o.sock --docker-mounts /a/../b"), "--docker-mounts"),
             (format!("{base} --no-pools --docker /o.sock"), "--docker"),
+            (format!("{base} --no-pools --docker-global /o.sock"), "--docker-global"),
+            (format!("{base} --pool a=/x --docker-global /o.sock"), "no pool is on an NFS server"),
+            (format!("{base} --pool a=/x --docker /o.sock --docker-shares rel"), "--docker-shares"),
             (format!("{base} --pool a=/x --driver 0.orlop"), "--driver"),
             (format!("{base} --pool a=/x --driver Dir.dev"), "--driver"),
             ("--pool a=/x --csi /c.sock --node-id n/1".to_owned(), "--node-id"),

@@ -8,6 +8,8 @@ mod calls;
 mod catalog;
 mod create;
 mod message;
+mod share;
+mod shares;
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -24,16 +26,19 @@ use futures_util::StreamExt as _;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use serde::Serialize;
 use tokio::time::timeout;
 use tower::Layer as _;
 use tracing::{info, warn};
 
 use self::catalog::Catalog;
 use crate::dispatch::Dispatch;
+use crate::engine::named_shares::ShareRecords;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::metrics::Metrics;
-use crate::socket;
+use crate::socket::{self, Passed};
 use crate::telemetry::RpcLayer;
+use crate::volume::PoolName;
 
 /// Maximum size of a request's body in bytes.
 const MAX_BODY: usize = 1 << 20;
@@ -49,6 +54,22 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The directory in which volumes are mounted for engines.
     pub targets: PathBuf,
+    /// The pools whose volumes are served.
+    pub pools: Vec<PoolName>,
+    /// Where volumes exist, as engines show it.
+    pub scope: Scope,
+    /// The directory in which shares are recorded; `None` if none can be made.
+    pub shares: Option<PathBuf>,
+}
+
+/// Where the volumes of a driver exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// On this host.
+    Local,
+    /// On all hosts that have the pools.
+    Global,
 }
 
 /// The volume plugin.
@@ -57,28 +78,39 @@ pub struct Plugin {
     dispatch: Dispatch,
     catalog: Catalog,
     settings: Settings,
+    /// The shares that are volumes, too.
+    shares: Option<Arc<ShareRecords>>,
 }
 
 impl Plugin {
-    /// Creates the plugin of an engine, whose calls `dispatch` runs.
-    #[must_use]
-    pub fn new(dispatch: Dispatch, settings: Settings) -> Self {
-        Self { dispatch, catalog: Catalog::default(), settings }
+    /// Creates the plugin of an engine, whose calls `dispatch` runs. Reads the records of the shares.
+    ///
+    /// # Errors
+    /// `Unavailable` when they cannot be read.
+    pub fn open(dispatch: Dispatch, settings: Settings) -> Result<Self> {
+        let shares = settings.shares.clone().map(ShareRecords::open).transpose()?.map(Arc::new);
+        Ok(Self { dispatch, catalog: Catalog::default(), settings, shares })
     }
 
-    /// Serves the protocol until `stop` completes. Calls in progress continue.
+    /// Serves the protocol until `stop` completes, on a socket of its own or on one that was passed. Calls in progress
+    /// continue.
     ///
-    /// Listens only when all volumes are known: an engine that starts meanwhile then keeps the labels of its volumes, and
+    /// Listens, or accepts connections, only when all volumes are known: an engine that starts meanwhile then keeps the labels of its volumes, and
     /// would forget them if it were told that a volume does not exist.
     ///
     /// # Errors
     /// The error of the socket or of the directory of the targets.
-    pub async fn serve(self, metrics: Arc<Metrics>, stop: impl Future<Output = ()>) -> Result<()> {
-        tokio::select! { served = self.serve_connections(metrics) => served, () = stop => Ok(()) }
+    pub async fn serve(
+        self,
+        passed: Option<Passed>,
+        metrics: Arc<Metrics>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<()> {
+        tokio::select! { served = self.serve_connections(passed, metrics) => served, () = stop => Ok(()) }
     }
 
-    async fn serve_connections(self, metrics: Arc<Metrics>) -> Result<()> {
-        let Settings { socket, targets } = self.settings.clone();
+    async fn serve_connections(self, passed: Option<Passed>, metrics: Arc<Metrics>) -> Result<()> {
+        let Settings { socket, targets, .. } = self.settings.clone();
         // With user namespaces, the root of a container must be able to pass through the directory.
         create_directory(&targets, 0o711)?;
         create_directory(socket.parent().unwrap_or(&socket), 0o755)?;
@@ -87,9 +119,15 @@ impl Plugin {
         let layer = RpcLayer::new(driver, &message::CALLS, metrics, message::outcome);
         let router = Router::new().fallback(handle).with_state(Arc::new(self));
         let service = TowerToHyperService::new(layer.layer(router));
-        let bound = socket::bind(&socket)?;
+        let (listener, _file) = match passed {
+            Some(passed) => (passed.into_listener()?, None),
+            None => {
+                let bound = socket::bind(&socket)?;
+                (bound.listener, Some(bound.file))
+            }
+        };
         info!(docker = %socket.display(), "serving volumes to Docker");
-        let mut connections = pin!(socket::connections(|context| bound.listener.poll_accept(context)));
+        let mut connections = pin!(socket::connections(|context| listener.poll_accept(context)));
         while let Some(Ok(connection)) = connections.next().await {
             let service = service.clone();
             tokio::spawn(async move {

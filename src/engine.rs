@@ -2,6 +2,7 @@
 
 pub mod call;
 pub mod jobs;
+pub mod named_shares;
 pub mod request;
 pub mod share;
 pub mod survey;

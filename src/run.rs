@@ -23,7 +23,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::health::Health;
 use crate::http;
 use crate::metrics::Metrics;
-use crate::socket;
+use crate::socket::{self, Passed};
 use crate::sys::program_text;
 use crate::worker::{Group, Launch, Probe, Setup, Worker};
 
@@ -41,6 +41,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// When the engine cannot be opened, or a frontend cannot be started or fails.
 pub fn serve(settings: Settings) -> Result<()> {
+    let passed = socket::passed()?;
     raise_file_limit();
     let pools = settings.pools.len();
     let max_threads = Dispatch::max_threads(pools) + Health::max_threads(pools) + SPARE_BLOCKING_THREADS;
@@ -51,7 +52,7 @@ pub fn serve(settings: Settings) -> Result<()> {
         .enable_all()
         .build()
         .context(|| "start the runtime")?;
-    let served = runtime.block_on(run_frontends(settings));
+    let served = runtime.block_on(run_frontends(settings, passed));
     // A call that hangs on a dead disk must not keep the process alive. The next start removes unfinished drafts.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
@@ -64,7 +65,7 @@ fn raise_file_limit() {
     let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
 }
 
-async fn run_frontends(settings: Settings) -> Result<()> {
+async fn run_frontends(settings: Settings, mut passed: Vec<Passed>) -> Result<()> {
     let mut signals = Signals::new()?;
     let groups = groups(&settings);
     let (all, tuning, records) = (settings.pools, settings.tuning, settings.known_pools);
@@ -92,10 +93,15 @@ async fn run_frontends(settings: Settings) -> Result<()> {
         frontends.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
         bound.file
     });
-    if let Some(docker) = settings.docker {
-        let plugin = Plugin::new(calls.clone(), docker);
-        frontends.spawn(plugin.serve(Arc::clone(&metrics), stop.clone().cancelled_owned()));
+    for docker in settings.docker {
+        let socket = passed.iter().position(|passed| *passed.path() == docker.socket);
+        let socket = socket.map(|at| passed.swap_remove(at));
+        let calls = calls.clone();
+        let plugin = tokio::task::spawn_blocking(move || Plugin::open(calls, docker));
+        let plugin = plugin.await.map_err(|error| task_failed(error, "open the shares"))??;
+        frontends.spawn(plugin.serve(socket, Arc::clone(&metrics), stop.clone().cancelled_owned()));
     }
+    refuse_unused(&passed)?;
     if let Some(address) = &settings.http {
         let listener = http::bind(address).await?;
         let serving = http::serve(listener, health, metrics, stop.clone().cancelled_owned());
@@ -127,6 +133,16 @@ async fn run_frontends(settings: Settings) -> Result<()> {
         warn!("a job did not stop in time; the next start removes its draft");
     }
     result
+}
+
+/// A client of a socket that nothing serves would wait for ever.
+fn refuse_unused(passed: &[Passed]) -> Result<()> {
+    let Some(unused) = passed.first() else { return Ok(()) };
+    let text = format!(
+        "{} was passed by the service manager, and neither --docker nor --docker-global names it: use the same path in both",
+        unused.path().display()
+    );
+    Err(Error::new(Kind::Invalid, text))
 }
 
 /// Watches the pools and the NFS servers from now on.

@@ -1,5 +1,7 @@
 //! Unix sockets to listen on. Only the process's user can connect. Stale sockets are replaced, files removed on drop.
 
+mod passed;
+
 use std::future::poll_fn;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -15,6 +17,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::UnixListener;
 use tracing::warn;
 
+pub use self::passed::{Passed, passed};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::shorten;
 

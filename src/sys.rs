@@ -6,6 +6,7 @@ pub mod file_handle;
 pub mod mappings;
 pub mod mount_setattr;
 pub mod namespace;
+pub mod passed_file;
 pub mod probe;
 pub mod program_text;
 pub mod project;

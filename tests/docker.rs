@@ -5,5 +5,8 @@
 mod common;
 
 mod docker {
+    mod endpoints;
+    mod package;
     mod protocol;
+    mod shares;
 }

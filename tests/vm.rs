@@ -5,6 +5,7 @@
 mod common;
 
 mod vm {
+    mod docker;
     mod nfs;
     mod pools;
     mod quota;

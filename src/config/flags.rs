@@ -96,6 +96,20 @@ pub struct Serve {
     #[arg(long, value_name = "SOCKET", env = "ORLOP_DOCKER")]
     pub docker: Option<String>,
 
+    /// Socket to serve the volumes of pools on NFS servers, and of pools with `shared = true`, to Docker and Podman on, as
+    /// those of a driver with the scope `global`. --docker then serves the other pools
+    #[arg(long, value_name = "SOCKET", env = "ORLOP_DOCKER_GLOBAL")]
+    pub docker_global: Option<String>,
+
+    /// Directory in which the shares that Docker mounts with type=nfs are recorded. It should survive a reboot
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ORLOP_DOCKER_SHARES",
+        default_value = "/var/lib/orlop-docker-shares"
+    )]
+    pub docker_shares: PathBuf,
+
     /// Directory in which volumes are mounted for Docker and Podman
     #[arg(long, value_name = "DIR", env = "ORLOP_DOCKER_MOUNTS", default_value = "/run/orlop/docker")]
     pub docker_mounts: PathBuf,

@@ -9,17 +9,17 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::message::{Opts, Request, answer, listing};
-use super::{Plugin, create, create_directory};
+use super::{Plugin, create, create_directory, share};
 use crate::dispatch::Lane;
 use crate::engine::call::{Describe, Get, GetSnapshot, ListNames, PublishVolume, RemovePublished};
 use crate::engine::request::{CreateVolume, Described, Publish, Sharing};
 use crate::error::{Error, Kind, Result};
 use crate::mount::MountFlags;
 use crate::telemetry;
-use crate::volume::{Name, Source, Volume, VolumeId, shorten};
+use crate::volume::{Name, PoolName, Source, Volume, VolumeId, shorten};
 
 /// How long Get and List wait for a disk. Then they answer what is known: engines call them before everything else.
-const QUERY_WAIT: Duration = Duration::from_millis(80);
+pub(super) const QUERY_WAIT: Duration = Duration::from_millis(80);
 /// How long Create waits for a copy. Docker gives up after 120 s, and an administrator should read the reason.
 const COPY_WAIT: Duration = Duration::from_secs(100);
 /// The pause between two requests for the same copy.
@@ -27,9 +27,16 @@ const COPY_RETRY: Duration = Duration::from_millis(250);
 
 impl Plugin {
     pub(super) async fn call(self: &Arc<Self>, request: Request) -> Result<String> {
+        match self.share_of(&request) {
+            Some(share) => self.call_share(share, request).await,
+            None => self.call_volume(request).await,
+        }
+    }
+
+    async fn call_volume(self: &Arc<Self>, request: Request) -> Result<String> {
         match request {
             Request::Activate => Ok(answer(json!({ "Implements": ["VolumeDriver"] }))),
-            Request::Capabilities => Ok(answer(json!({ "Capabilities": { "Scope": "local" } }))),
+            Request::Capabilities => Ok(answer(json!({ "Capabilities": { "Scope": self.settings.scope } }))),
             Request::List => self.list().await,
             Request::Create { name, opts } => self.create(named(name), opts).await,
             Request::Get { name } => self.get(named(name)).await,
@@ -41,10 +48,13 @@ impl Plugin {
     }
 
     async fn create(&self, name: String, opts: Opts) -> Result<String> {
+        if share::is_share(&opts) {
+            return self.create_share(name, opts).await;
+        }
         let requested = create::parse(&name, &opts)?;
         let expected = requested.expected();
         let mut assigned = requested.assigned;
-        let pool = self.dispatch.resolve_pool(assigned.options.pool.take())?;
+        let pool = self.pool(assigned.options.pool.take())?;
         let source = match assigned.from.take() {
             Some(from) => Some(self.source(&from).await?),
             None => None,
@@ -119,7 +129,7 @@ impl Plugin {
         let plugin = Arc::clone(self);
         let listed = tokio::spawn(async move { plugin.list_all().await });
         let _ = timeout_at(Instant::now() + QUERY_WAIT, listed).await;
-        listing(&self.catalog.names())
+        listing(&self.names())
     }
 
     /// Lists the volumes of all pools, side by side.
@@ -128,7 +138,7 @@ impl Plugin {
     /// The error of a pool. The names of the others are updated nevertheless.
     pub(super) async fn list_all(&self) -> Result<()> {
         let mut listings = JoinSet::new();
-        for pool in self.dispatch.pool_settings().map(|pool| pool.name.clone()) {
+        for pool in self.settings.pools.iter().cloned() {
             let dispatch = self.dispatch.clone();
             listings.spawn(async move {
                 let names = dispatch.call(&Lane::Pool(pool.clone()), ListNames { pool: pool.clone() }).await;
@@ -170,7 +180,7 @@ impl Plugin {
         let id = match self.catalog.find(&name) {
             Some(id) => id,
             // Unmounting needs no volume: it may have been deleted by another process.
-            None => VolumeId { pool: self.dispatch.default_pool_name()?, name },
+            None => VolumeId { pool: self.pool(None)?, name },
         };
         self.dispatch.unpublish(id.to_string(), target).await?;
         Ok(answer(json!({})))
@@ -194,7 +204,7 @@ impl Plugin {
     ///
     /// # Errors
     /// `NotFound`.
-    async fn locate(&self, name: &str) -> Result<VolumeId> {
+    pub(super) async fn locate(&self, name: &str) -> Result<VolumeId> {
         for id in self.ids_of(name)? {
             if let Some(known) = self.catalog.find(&id.name) {
                 return Ok(known);
@@ -216,8 +226,41 @@ impl Plugin {
     /// The ids that a volume of this name may have.
     fn ids_of(&self, name: &str) -> Result<Vec<VolumeId>> {
         let name = name.parse::<Name>().map_err(|_| not_found(name))?;
-        let pools = self.dispatch.pool_settings().map(|pool| pool.name.clone());
+        let pools = self.settings.pools.iter().cloned();
         Ok(pools.map(|pool| VolumeId { pool, name: name.clone() }).collect())
+    }
+
+    /// The pool of this name, or the default one: of the pools that this driver serves.
+    fn pool(&self, name: Option<PoolName>) -> Result<PoolName> {
+        let pools = &self.settings.pools;
+        let Some(name) = name else {
+            let named = pools.iter().find(|pool| pool.as_str() == "default");
+            return match named.or(pools.first()) {
+                Some(pool) => Ok(pool.clone()),
+                None => self.dispatch.default_pool_name(),
+            };
+        };
+        let name = self.dispatch.resolve_pool(Some(name))?;
+        if pools.contains(&name) {
+            return Ok(name);
+        }
+        let text = format!(
+            "pool {name} is not served by this driver: use that of --docker for the pools of this host, and \
+                            that of --docker-global for pools of several hosts"
+        );
+        Err(Error::new(Kind::Invalid, text))
+    }
+
+    /// All names in their order.
+    fn names(&self) -> Vec<Name> {
+        let mut names = self.catalog.names();
+        let shares = self.share_names();
+        if !shares.is_empty() {
+            names.extend(shares);
+            names.sort_unstable();
+            names.dedup();
+        }
+        names
     }
 
     async fn find_in(&self, id: &VolumeId) -> Result<Volume> {
@@ -243,11 +286,11 @@ impl Plugin {
     }
 
     /// Where a volume is mounted for one user. A user is any text, so its name is made safe.
-    fn target(&self, volume: &Name, user: &str) -> PathBuf {
+    pub(super) fn target(&self, volume: &Name, user: &str) -> PathBuf {
         self.targets_of(volume).join(Name::of(user).as_str())
     }
 
-    fn targets_of(&self, volume: &Name) -> PathBuf {
+    pub(super) fn targets_of(&self, volume: &Name) -> PathBuf {
         self.settings.targets.join(volume.as_str())
     }
 }
@@ -268,7 +311,7 @@ fn is_copying(error: &Error, request: &CreateVolume) -> bool {
 
 /// The volume as Get shows it.
 fn describe(name: &str, described: &Described) -> Value {
-    let Described { volume, used, users, targets, snapshots } = described;
+    let Described { volume, used, users, targets, snapshots, health } = described;
     let size = (volume.size != 0).then_some(volume.size);
     json!({
         "Name": name,
@@ -281,6 +324,7 @@ fn describe(name: &str, described: &Described) -> Value {
             "used": used,
             "enforced": volume.enforced,
             "users": users,
+            "health": health,
             "snapshots": snapshots,
             "labels": volume.labels,
         },

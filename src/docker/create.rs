@@ -18,10 +18,9 @@ pub(super) struct Requested {
 /// Parses the name and the options of a new volume.
 ///
 /// # Errors
-/// `Invalid`, naming the option; `Unsupported` for the options of Docker's own driver that mount a share.
+/// `Invalid`, naming the option.
 pub(super) fn parse(name: &str, opts: &Opts) -> Result<Requested> {
     check_name(name)?;
-    refuse_share(opts)?;
     let words: Vec<_> = opts.iter().map(|(option, value)| format!("{option}={value}")).collect();
     let mut assigned = assignment::parse(&words, &[])?;
     if opts.is_empty() && is_anonymous(name) {
@@ -70,7 +69,7 @@ impl Expected {
 
 /// Checks a name by the rule of Docker's own driver. An engine checks none, and takes a name of one letter in
 /// `docker run -v` for a path.
-fn check_name(name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     let is_good = (2..=64).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -88,28 +87,6 @@ fn check_name(name: &str) -> Result<()> {
 /// Whether an engine made the name of a volume for which none was given.
 fn is_anonymous(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-/// Refuses `type`, `device` and `o`, with which Docker's own driver mounts a share or a device.
-fn refuse_share(opts: &Opts) -> Result<()> {
-    let Some(option) = ["type", "device", "o"].into_iter().find(|option| opts.contains_key(*option)) else {
-        return Ok(());
-    };
-    let filesystem = opts.get("type").map(String::as_str).unwrap_or_default();
-    let text = match filesystem {
-        "nfs" | "nfs4" => {
-            "option type=nfs: a share cannot be mounted as a volume yet: make it a pool, with server and path in the \
-             configuration file of orlop, and name the pool by the option pool; or use the driver local"
-                .to_owned()
-        }
-        "cifs" | "smb3" => {
-            "option type=cifs: SMB shares are not supported yet: use the driver local for this volume".to_owned()
-        }
-        _ => format!(
-            "option {option}: type, device and o are options of the driver local; orlop has size, pool, mode, uid and gid"
-        ),
-    };
-    Err(Error::new(Kind::Unsupported, text))
 }
 
 #[cfg(test)]
@@ -148,14 +125,7 @@ mod tests {
         for name in ["a", "", "../x", "a b", "ünï", ".a", &"x".repeat(65)] {
             assert_eq!(parse(name, &Opts::new()).unwrap_err().kind(), Kind::Invalid, "{name}");
         }
-        for (words, expected) in [
-            ("type=nfs o=addr=nas,rw device=:/x", "make it a pool"),
-            ("type=cifs o=addr=nas device=//nas/x", "SMB shares are not supported yet"),
-            ("type=tmpfs device=tmpfs", "option type: type, device and o are options of the driver local"),
-            ("o=size=10G", "option o:"),
-            ("colour=red", "unknown option \"colour\""),
-            ("size=much", "option size"),
-        ] {
+        for (words, expected) in [("colour=red", "unknown option \"colour\""), ("size=much", "option size")] {
             let error = parse("data", &opts(words)).unwrap_err();
             assert!(error.chain().contains(expected), "{words}: {}", error.chain());
         }

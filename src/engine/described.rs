@@ -1,7 +1,8 @@
 //! What a frontend tells about a volume by name, and the deletion of a volume that is mounted at the frontend's own targets.
 
+use std::fmt;
 use std::os::fd::AsFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ impl Engine {
         Ok(named.map(|(name, _)| name.clone()).collect())
     }
 
-    /// Returns a volume with its usage, its users and its snapshots. Mounts below `targets` are the frontend's own.
+    /// Returns a volume with its usage, its users, its snapshots and its symptoms. Mounts below `targets` are the frontend's own.
     ///
     /// # Errors
     /// `NotFound`, also for an inline volume; `Unavailable` if its pool is; `Internal` if the processes cannot be listed.
@@ -41,12 +42,13 @@ impl Engine {
             return Err(super::locked::not_found(id));
         }
         let users = self.users_of_volume(&pool, id)?;
-        let (own, others): (Vec<_>, Vec<_>) = users.into_iter().partition(|user| is_own(user, targets));
+        let OwnAndOthers { own, others } = separate(users, targets);
         Ok(Described {
             used: self.recent_usage(&pool, &volume)?,
             users: others.iter().map(ToString::to_string).collect(),
-            targets: own.into_iter().map(|user| user.target).collect(),
+            targets: own,
             snapshots: snapshots_of(&pool, id),
+            health: self.health(id, None)?.into_iter().map(|symptom| symptom.message).collect(),
             volume,
         })
     }
@@ -59,16 +61,11 @@ impl Engine {
     pub fn remove_published(&self, id: &VolumeId, targets: &Path) -> Result<()> {
         let (locked, volume) = self.lock_managed(id)?;
         let users = self.users_of_volume(&locked.pool, id)?;
-        let (own, others): (Vec<_>, Vec<_>) = users.into_iter().partition(|user| is_own(user, targets));
-        if let Some(user) = others.first() {
-            let more =
-                if others.len() > 1 { format!(" and {} more", others.len() - 1) } else { String::new() };
-            let text = format!("volume {id} is in use by {user}{more}: stop it and retry");
-            return Err(Error::new(Kind::InUse, text));
-        }
-        for user in own {
-            let _target = self.lock_target(&user.target)?;
-            unmount_and_remove(&id.name, &user.target).context(|| format!("unpublish volume {id}"))?;
+        let OwnAndOthers { own, others } = separate(users, targets);
+        refuse_while_used(id, &others)?;
+        for target in own {
+            let _target = self.lock_target(&target)?;
+            unmount_and_remove(&id.name, &target).context(|| format!("unpublish volume {id}"))?;
         }
         self.delete_loaded(&locked, &volume)
     }
@@ -95,9 +92,34 @@ impl Engine {
     }
 }
 
-/// Whether a mount is one that this process, or an earlier one, made in this mount namespace below `targets`.
-fn is_own(user: &User, targets: &Path) -> bool {
-    user.pid.is_none() && user.target.starts_with(targets)
+/// The mounts of a frontend, and the users besides them.
+pub(super) struct OwnAndOthers {
+    /// The frontend's own targets.
+    pub(super) own: Vec<PathBuf>,
+    /// Anything else that uses the volume.
+    pub(super) others: Vec<User>,
+}
+
+/// Separates the mounts that this process, or an earlier one, made in this mount namespace below `targets`. Copies that
+/// propagation has made of them, such as in a container that has the host's file tree, are no users: they end with them.
+pub(super) fn separate(users: Vec<User>, targets: &Path) -> OwnAndOthers {
+    let is_own = |user: &User| user.pid.is_none() && user.target.starts_with(targets);
+    let (own, mut others): (Vec<_>, Vec<_>) = users.into_iter().partition(is_own);
+    // A container that uses the volume has it somewhere else, and may have let it receive events.
+    let is_copy = |user: &User, own: &User| {
+        own.group.is_some() && own.group == user.group && own.target.file_name() == user.target.file_name()
+    };
+    others.retain(|user| !own.iter().any(|own| is_copy(user, own)));
+    OwnAndOthers { own: own.into_iter().map(|user| user.target).collect(), others }
+}
+
+/// # Errors
+/// `InUse`, naming a user.
+pub(super) fn refuse_while_used(volume: &dyn fmt::Display, users: &[User]) -> Result<()> {
+    let Some(user) = users.first() else { return Ok(()) };
+    let more = if users.len() > 1 { format!(" and {} more", users.len() - 1) } else { String::new() };
+    let text = format!("volume {volume} is in use by {user}{more}: stop it and retry");
+    Err(Error::new(Kind::InUse, text))
 }
 
 fn snapshots_of(pool: &OpenPool, id: &VolumeId) -> Vec<Name> {

@@ -169,6 +169,8 @@ pub struct Described {
     pub targets: Vec<PathBuf>,
     /// The names of its snapshots, which are in the same pool.
     pub snapshots: Vec<Name>,
+    /// What is wrong with it, with the remedy.
+    pub health: Vec<String>,
 }
 
 /// Part of a listing, ordered by id.

@@ -24,7 +24,7 @@ use self::namespaces::ScanCache;
 use self::scan::Scan;
 use crate::error::Result;
 use crate::mount::location::{FsLocation, MountId, MountedDir, below};
-use crate::mount::mountinfo::Device;
+use crate::mount::mountinfo::{Device, MountInfo};
 
 /// Finds the users of directories. Concurrent callers share scans.
 #[derive(Debug)]
@@ -84,6 +84,29 @@ impl Users {
         let wanted = dirs.iter().map(|dir| (dir.mount, dir.device)).collect();
         let scan = scan::run_over_proc(&self.proc, &wanted)?;
         Ok(self.identify(&scan, &self::locations(&scan, &dirs)?))
+    }
+
+    /// Returns the users of the directories that these mounts of this mount namespace show. Accesses no filesystem but
+    /// `/proc`, so it waits for no server.
+    ///
+    /// # Errors
+    /// `Internal` if the processes cannot be listed.
+    pub fn of_mounts(&self, mounts: &[MountInfo]) -> Result<Vec<User>> {
+        use std::os::unix::ffi::OsStrExt as _;
+        if mounts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let wanted = mounts.iter().map(|mount| (MountId::Table(mount.id), mount.device)).collect();
+        let scan = scan::run_over_proc(&self.proc, &wanted)?;
+        let shown: BTreeSet<_> =
+            mounts.iter().map(|mount| (mount.device, mount.root.as_os_str().as_bytes().to_vec())).collect();
+        let mut users = Vec::new();
+        for (device, path) in shown {
+            let location = FsLocation { device, path, detached: false };
+            let of_root = scan.mounts_in(&location).into_iter().filter(|found| found.root == location.path);
+            users.extend(user::identify(&self.proc, of_root.collect()));
+        }
+        Ok(users)
     }
 
     /// The entries of a directory of which something is mounted, in any mount namespace of this host: they, or what is below

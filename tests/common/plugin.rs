@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the program under test is a process")]
 
 use std::io::{Read as _, Write as _};
+use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -15,20 +16,40 @@ use super::wait::within_seconds;
 /// A server of the volume plugin protocol; killed when dropped. Its mounts are in the caller's mount namespace.
 pub(crate) struct Plugin {
     child: Child,
+    client: Client,
+}
+
+/// A client of one of its sockets.
+pub(crate) struct Client {
     base: PathBuf,
+    driver: String,
+}
+
+impl Deref for Plugin {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
 }
 
 impl Plugin {
     /// Starts a server with these flags, and does not wait until it listens.
     pub(crate) fn spawn(base: &Path, flags: &[&str]) -> Self {
-        let mut command = Command::new(ORLOP);
+        Self::spawn_as(Command::new(ORLOP), base, flags)
+    }
+
+    /// Like [`Plugin::spawn`], with a command that runs orlop.
+    pub(crate) fn spawn_as(mut command: Command, base: &Path, flags: &[&str]) -> Self {
         std::fs::create_dir_all(base).unwrap();
         let log = std::fs::File::create(base.join("log")).unwrap();
         command.args(["serve", "--node-id", "n1"]).args(flags).stderr(log);
         command.arg("--docker").arg(base.join("plugins/orlop.sock"));
         command.arg("--docker-mounts").arg(base.join("mounts"));
+        command.arg("--docker-shares").arg(base.join("shares"));
         command.arg("--known-pools").arg(base.join("known-pools"));
-        Self { child: command.spawn().unwrap(), base: base.to_owned() }
+        let client = Client { base: base.to_owned(), driver: "orlop".to_owned() };
+        Self { child: command.spawn().unwrap(), client }
     }
 
     /// Starts a server of the pool `p`, in `pool/`, and waits until it listens.
@@ -40,9 +61,34 @@ impl Plugin {
         plugin
     }
 
-    /// Waits until a text is in its log.
+    /// Sends SIGKILL and waits.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends SIGTERM and waits.
+    pub(crate) fn terminate(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Client {
+    /// A client of the driver of this name.
+    pub(crate) fn at(&self, driver: &str) -> Self {
+        Self { base: self.base.clone(), driver: driver.to_owned() }
+    }
+
+    /// The log of the server.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.base.join("log")).unwrap()
+    }
+
+    /// Waits until a text is in the log.
     pub(crate) fn wait_for_log(&self, text: &str) {
-        within_seconds(120, text, || std::fs::read_to_string(self.base.join("log")).unwrap().contains(text));
+        within_seconds(120, text, || self.log().contains(text));
     }
 
     /// Waits until it listens.
@@ -51,7 +97,7 @@ impl Plugin {
     }
 
     pub(crate) fn connect(&self) -> Option<UnixStream> {
-        UnixStream::connect(self.base.join("plugins/orlop.sock")).ok()
+        UnixStream::connect(self.base.join(format!("plugins/{}.sock", self.driver))).ok()
     }
 
     /// Sends the bytes of a request, and returns the status and the body of the response.
@@ -100,19 +146,6 @@ impl Plugin {
         let answer = self.ok("List", &json!({}));
         let volumes = answer["Volumes"].as_array().unwrap().iter();
         volumes.map(|volume| volume["Name"].as_str().unwrap().to_owned()).collect()
-    }
-
-    /// Sends SIGKILL and waits.
-    pub(crate) fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
-    /// Sends SIGTERM and waits.
-    pub(crate) fn terminate(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        self.child.wait().unwrap();
     }
 }
 

@@ -23,7 +23,7 @@ within() { # seconds command...
 start_orlop() {
     : >"$work/orlop.log"
     "$orlop_bin" serve --pool "default=$work/pool" --docker unix:///run/docker/plugins/orlop.sock \
-        --docker-mounts "$work/mounts" --known-pools "$work/known-pools" --node-id docker --log debug \
+        --docker-mounts "$work/mounts" --known-pools "$work/known-pools" --docker-shares "$work/shares" --node-id docker --log debug \
         2>>"$work/orlop.log" &
     orlop=$!
     within 120 grep -q 'serving volumes to Docker' "$work/orlop.log"

@@ -5,20 +5,21 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde_json::json;
 
+use crate::common::container::Program;
 use crate::common::isolation::in_own_process;
 use crate::common::plugin::Plugin;
 use crate::common::pool::{edit_record, read_record, volume_record};
 use crate::common::wait::within_seconds;
 
 /// An id as Docker makes it.
-const ID: &str = "9c1185a5c5e9fc54612808977ee8f548b2258d319d4fb1cba7c9f3b6b4a0ee11";
+pub(super) const ID: &str = "9c1185a5c5e9fc54612808977ee8f548b2258d319d4fb1cba7c9f3b6b4a0ee11";
 
 /// Runs the body of a test in a mount namespace of its own, with a server of the pool `p` in a new directory.
-fn with_plugin(test: &str, body: impl FnOnce(&mut Plugin, &Path)) {
-    in_own_process(&format!("docker::protocol::{test}"), || {
+pub(super) fn with_plugin(test: &str, body: impl FnOnce(&mut Plugin, &Path)) {
+    in_own_process(&format!("docker::{test}"), || {
         let dir = tempfile::tempdir().unwrap();
         // The mount table has no symbolic links.
         let base = dir.path().canonicalize().unwrap();
@@ -26,6 +27,7 @@ fn with_plugin(test: &str, body: impl FnOnce(&mut Plugin, &Path)) {
         body(&mut plugin, &base);
         plugin.kill();
         unmount_below(&base.join("mounts"));
+        unmount_below(&base.join("mounts-global"));
     });
 }
 
@@ -44,7 +46,7 @@ fn unmount_below(dir: &Path) {
 
 #[test]
 fn a_volume_is_created_mounted_described_and_removed() {
-    with_plugin("a_volume_is_created_mounted_described_and_removed", |plugin, base| {
+    with_plugin("protocol::a_volume_is_created_mounted_described_and_removed", |plugin, base| {
         assert_eq!(plugin.call("Plugin.Activate", "").1["Implements"], json!(["VolumeDriver"]));
         assert_eq!(plugin.ok("Capabilities", &json!({}))["Capabilities"]["Scope"], "local");
         assert!(plugin.error("Get", &json!({"Name": "v1"})).contains("volume \"v1\" does not exist"));
@@ -68,7 +70,7 @@ fn a_volume_is_created_mounted_described_and_removed() {
         assert_eq!((&status["pool"], &status["size"]), (&json!("p"), &json!(10_u64 << 30)));
         assert_eq!((&status["enforced"], &status["state"]), (&json!("no"), &json!("ok")));
         assert_eq!((&status["users"], &status["snapshots"]), (&json!([]), &json!([])));
-        assert_eq!(status["labels"], json!({"team": "a"}));
+        assert_eq!((&status["labels"], &status["health"]), (&json!({"team": "a"}), &json!([])));
         assert_eq!(plugin.names(), ["v1"]);
         plugin.ok("Unmount", &json!({"Name": "v1", "ID": ID}));
         assert!(!at.exists());
@@ -81,8 +83,21 @@ fn a_volume_is_created_mounted_described_and_removed() {
 }
 
 #[test]
+fn the_status_of_a_volume_says_what_is_wrong_with_it() {
+    with_plugin("protocol::the_status_of_a_volume_says_what_is_wrong_with_it", |plugin, base| {
+        plugin.ok("Create", &json!({"Name": "v1", "Opts": {"size": "1m"}}));
+        fs::write(base.join("pool/volumes/v1/data/file"), vec![1; 2 << 20]).unwrap();
+        within_seconds(120, "the volume is larger than its size", || {
+            let volume = plugin.ok("Get", &json!({"Name": "v1"}));
+            let health = volume["Volume"]["Status"]["health"][0].as_str().unwrap_or_default().to_owned();
+            health.contains("more than its size of 1Mi")
+        });
+    });
+}
+
+#[test]
 fn the_same_name_with_other_options_is_refused() {
-    with_plugin("the_same_name_with_other_options_is_refused", |plugin, base| {
+    with_plugin("protocol::the_same_name_with_other_options_is_refused", |plugin, base| {
         let create = |opts| json!({"Name": "v1", "Opts": opts});
         let opts = json!({"size": "10m", "ondelete": "retain", "label.a": "b"});
         plugin.ok("Create", &create(opts.clone()));
@@ -103,7 +118,7 @@ fn the_same_name_with_other_options_is_refused() {
 
 #[test]
 fn a_volume_is_copied_from_a_volume_or_a_snapshot() {
-    with_plugin("a_volume_is_copied_from_a_volume_or_a_snapshot", |plugin, base| {
+    with_plugin("protocol::a_volume_is_copied_from_a_volume_or_a_snapshot", |plugin, base| {
         plugin.ok("Create", &json!({"Name": "v1"}));
         fs::write(base.join("pool/volumes/v1/data/file"), "data").unwrap();
         let from =
@@ -119,7 +134,7 @@ fn a_volume_is_copied_from_a_volume_or_a_snapshot() {
 
 #[test]
 fn an_anonymous_volume_is_labelled() {
-    with_plugin("an_anonymous_volume_is_labelled", |plugin, base| {
+    with_plugin("protocol::an_anonymous_volume_is_labelled", |plugin, base| {
         plugin.ok("Create", &json!({"Name": ID, "Opts": null}));
         let record = read_record(&volume_record(&base.join("pool"), ID));
         assert_eq!(record["labels"], json!({"com.docker.volume.anonymous": ""}));
@@ -128,7 +143,7 @@ fn an_anonymous_volume_is_labelled() {
 
 #[test]
 fn mounts_survive_kills_and_calls_are_idempotent() {
-    with_plugin("mounts_survive_kills_and_calls_are_idempotent", |plugin, base| {
+    with_plugin("protocol::mounts_survive_kills_and_calls_are_idempotent", |plugin, base| {
         plugin.ok("Create", &json!({"Name": "v1"}));
         let mount = json!({"Name": "v1", "ID": ID});
         let at = plugin.ok("Mount", &mount)["Mountpoint"].clone();
@@ -157,7 +172,7 @@ fn mounts_survive_kills_and_calls_are_idempotent() {
 
 #[test]
 fn a_volume_in_use_is_not_removed_and_forgotten_mounts_do_not_count() {
-    let test = "a_volume_in_use_is_not_removed_and_forgotten_mounts_do_not_count";
+    let test = "protocol::a_volume_in_use_is_not_removed_and_forgotten_mounts_do_not_count";
     with_plugin(test, |plugin, base| {
         plugin.ok("Create", &json!({"Name": "v1"}));
         let at = plugin.ok("Mount", &json!({"Name": "v1", "ID": ID}))["Mountpoint"].clone();
@@ -178,7 +193,7 @@ fn a_volume_in_use_is_not_removed_and_forgotten_mounts_do_not_count() {
 
 #[test]
 fn names_and_options_that_cannot_work_are_refused() {
-    with_plugin("names_and_options_that_cannot_work_are_refused", |plugin, base| {
+    with_plugin("protocol::names_and_options_that_cannot_work_are_refused", |plugin, base| {
         for name in ["a", "../x", "a b", "ünï", "-rf", &"x".repeat(255)] {
             let error = plugin.error("Create", &json!({"Name": name}));
             assert!(error.contains("is not 2 to 64 letters"), "{error}");
@@ -186,9 +201,8 @@ fn names_and_options_that_cannot_work_are_refused() {
             assert!(plugin.error("Remove", &json!({"Name": name})).contains("does not exist"));
             assert!(plugin.error("Mount", &json!({"Name": name, "ID": ID})).contains("does not exist"));
         }
-        let nfs = json!({"type": "nfs", "o": "addr=nas,rw", "device": ":/export"});
         for (opts, expected) in [
-            (nfs, "option type=nfs"),
+            (json!({"type": "nfs", "o": "rw", "device": ":/export"}), "option o: it names no server"),
             (json!({"type": "cifs", "device": "//nas/x"}), "SMB shares are not supported yet"),
             (json!({"pool": "none"}), "pool none does not exist; the configured pools are: p"),
             (json!({"colour": "red"}), "unknown option \"colour\""),
@@ -202,7 +216,7 @@ fn names_and_options_that_cannot_work_are_refused() {
 
 #[test]
 fn broken_requests_get_an_error_and_delay_no_other() {
-    with_plugin("broken_requests_get_an_error_and_delay_no_other", |plugin, _| {
+    with_plugin("protocol::broken_requests_get_an_error_and_delay_no_other", |plugin, _| {
         let (status, answer) = plugin.call("VolumeDriver.Create", "");
         assert_eq!(status, 500);
         assert!(answer["Err"].as_str().unwrap().contains("names no volume"), "{answer}");
@@ -238,7 +252,7 @@ fn broken_requests_get_an_error_and_delay_no_other() {
 
 #[test]
 fn volumes_of_other_processes_and_damaged_ones_are_known() {
-    with_plugin("volumes_of_other_processes_and_damaged_ones_are_known", |plugin, base| {
+    with_plugin("protocol::volumes_of_other_processes_and_damaged_ones_are_known", |plugin, base| {
         let other =
             Plugin::spawn(&base.join("other"), &[&format!("--pool=p={}", base.join("pool").display())]);
         other.wait();
@@ -256,7 +270,7 @@ fn volumes_of_other_processes_and_damaged_ones_are_known() {
 
 #[test]
 fn a_volume_of_a_pool_that_is_gone_is_still_known() {
-    with_plugin("a_volume_of_a_pool_that_is_gone_is_still_known", |plugin, base| {
+    with_plugin("protocol::a_volume_of_a_pool_that_is_gone_is_still_known", |plugin, base| {
         plugin.ok("Create", &json!({"Name": "v1"}));
         fs::rename(base.join("pool"), base.join("gone")).unwrap();
         let volume = plugin.ok("Get", &json!({"Name": "v1"}))["Volume"].clone();
@@ -311,7 +325,7 @@ fn volumes_of_an_isolated_pool_are_served() {
 
 #[test]
 fn an_unmanaged_volume_is_mounted_and_never_removed() {
-    with_plugin("an_unmanaged_volume_is_mounted_and_never_removed", |plugin, base| {
+    with_plugin("protocol::an_unmanaged_volume_is_mounted_and_never_removed", |plugin, base| {
         fs::create_dir_all(base.join("pool/volumes/mine/data")).unwrap();
         within_seconds(120, "the volume is listed", || plugin.names() == ["mine"]);
         plugin.ok("Mount", &json!({"Name": "mine", "ID": ID}));
@@ -328,5 +342,47 @@ fn an_unmanaged_volume_is_mounted_and_never_removed() {
             volume["Volume"]["Status"]["users"][0].as_str().is_some_and(|user| user.contains("other"))
         });
         rustix::mount::unmount(&other, UnmountFlags::empty()).unwrap();
+    });
+}
+
+/// Starts a process with a mount namespace of its own, which receives the mounts of the test's, and waits until `script` has
+/// run there.
+fn in_receiving_namespace(base: &Path, script: &str) -> Program {
+    let script = format!(
+        "exec unshare --mount --propagation slave sh -ec 'cd {}; {script}; echo ready; cat'",
+        base.display()
+    );
+    Program::run(&script)
+}
+
+#[test]
+fn copies_of_a_forgotten_mount_in_other_containers_do_not_count() {
+    with_plugin("protocol::copies_of_a_forgotten_mount_in_other_containers_do_not_count", |plugin, base| {
+        rustix::mount::mount_bind(base, base).unwrap();
+        rustix::mount::mount_change(base, MountPropagationFlags::SHARED).unwrap();
+        fs::create_dir(base.join("host")).unwrap();
+        // The pool was opened through the mount below.
+        plugin.kill();
+        *plugin = Plugin::start(base);
+        plugin.ok("Create", &json!({"Name": "v1"}));
+        let tree = format!("mount --rbind {0} host; mount --make-rslave host", base.display());
+        // A container with the host's file tree, and a service whose namespace propagates to others.
+        let copies =
+            [in_receiving_namespace(base, &tree), in_receiving_namespace(base, "mount --make-rshared /")];
+        let at = plugin.ok("Mount", &json!({"Name": "v1", "ID": ID}))["Mountpoint"].clone();
+        let users = || plugin.ok("Get", &json!({"Name": "v1"}))["Volume"]["Status"]["users"].clone();
+        within_seconds(120, "the volume is described without users", || users() == json!([]));
+        let bind =
+            format!("mkdir -p data; mount --bind {} data; mount --make-rslave data", at.as_str().unwrap());
+        let container = in_receiving_namespace(base, &bind);
+        let error = plugin.error("Remove", &json!({"Name": "v1"}));
+        assert!(error.contains(&format!("in use by process {}", container.pid())), "{error}");
+        drop(container);
+        // The engine was killed, and never unmounts.
+        plugin.ok("Remove", &json!({"Name": "v1"}));
+        assert!(plugin.names().is_empty());
+        drop(copies);
+        plugin.kill();
+        unmount_below(base);
     });
 }

@@ -41,7 +41,7 @@ const LAYERS: &[Row] = &[
         &["error", "metrics", "volume"],
         &["http", "tokio", "tower", "tracing", "tracing_appender", "tracing_subscriber"],
     ),
-    ("socket", &["error", "volume"], &["futures_util", "rustix", "tokio", "tracing"]),
+    ("socket", &["error", "sys", "volume"], &["futures_util", "rustix", "tokio", "tracing"]),
     (
         "csi",
         &[
@@ -83,7 +83,18 @@ const LAYERS: &[Row] = &[
     ),
     (
         "docker",
-        &["dispatch", "engine", "error", "metrics", "mount", "options", "socket", "telemetry", "volume"],
+        &[
+            "dispatch",
+            "engine",
+            "error",
+            "metrics",
+            "mount",
+            "options",
+            "remote",
+            "socket",
+            "telemetry",
+            "volume",
+        ],
         &["axum", "futures_util", "hyper_util", "serde", "serde_json", "tokio", "tower", "tracing"],
     ),
     ("kube", &["error", "volume"], &["k8s_openapi", "kube", "serde_json", "tokio"]),

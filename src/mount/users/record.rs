@@ -18,15 +18,18 @@ pub(super) struct MountRecord {
     pub(super) target: Vec<u8>,
     /// The peer group that it is a member or a slave of. The copies that propagation makes of one mount share it.
     pub(super) group: Option<u64>,
+    /// The peer group that it receives events from, as a slave. A member of a group may be a slave, too.
+    pub(super) master: Option<u64>,
 }
 
 impl MountRecord {
     /// Copies a line of a mount table. Returns `None` if the root of the mount was removed.
     pub(super) fn from_line(line: &Line<'_>, pid: Option<i32>) -> Option<Self> {
         let (root, false) = line.root() else { return None };
-        let group = line.shared().or_else(|| line.master());
+        let master = line.master();
+        let group = line.shared().or(master);
         let (root, target) = (root.into_owned(), line.target().into_owned());
-        Some(Self { device: line.device, root, pid, target, group })
+        Some(Self { device: line.device, root, pid, target, group, master })
     }
 
     /// The record of a mount in a namespace of which no process is known, or in the scanner's own. `None` if the root was removed.
@@ -34,7 +37,9 @@ impl MountRecord {
         if mount.root.ends_with(DELETED) {
             return None;
         }
-        let group = [mount.group, mount.master].into_iter().find(|group| *group != 0);
-        Some(Self { device: mount.device.into(), root: mount.root, pid: None, target: mount.target, group })
+        let master = Some(mount.master).filter(|group| *group != 0);
+        let group = Some(mount.group).filter(|group| *group != 0).or(master);
+        let (device, root, target) = (mount.device.into(), mount.root, mount.target);
+        Some(Self { device, root, pid: None, target, group, master })
     }
 }

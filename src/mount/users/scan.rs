@@ -254,6 +254,7 @@ mod tests {
             pid: None,
             target: Vec::new(),
             group: None,
+            master: None,
         };
         let mut records: Vec<MountRecord> = roots.iter().map(record).collect();
         records.sort_unstable();

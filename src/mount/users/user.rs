@@ -1,6 +1,6 @@
 //! Identifies the user of a directory: its process, and the pod or container of the process.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStringExt as _;
@@ -22,6 +22,8 @@ pub struct User {
     pub pod: Option<String>,
     /// The id of the container, from the cgroup.
     pub container: Option<String>,
+    /// The peer group that the copies of the mount, which propagation has made, originate from.
+    pub group: Option<u64>,
 }
 
 impl fmt::Display for User {
@@ -42,12 +44,29 @@ impl fmt::Display for User {
 /// Identifies the users of these mounts. Copies of a mount that propagation made in other namespaces are left out.
 pub(super) fn identify(proc: &Path, mut records: Vec<&MountRecord>) -> Vec<User> {
     records.sort_by(|a, b| (&a.target, a.pid).cmp(&(&b.target, b.pid)));
+    let origin = origins(&records);
     let mut known = BTreeSet::new();
-    records.retain(|record| record.group.is_none() || known.insert((&record.target, record.group)));
-    records.into_iter().map(|record| user(proc, record)).collect()
+    records.retain(|record| record.group.is_none() || known.insert((&record.target, origin(record))));
+    records.into_iter().map(|record| user(proc, record, origin(record))).collect()
 }
 
-fn user(proc: &Path, record: &MountRecord) -> User {
+/// The peer group whose events reach a mount. A namespace of a service has mounts that are slaves of the host's, and
+/// members of groups of their own.
+fn origins(records: &[&MountRecord]) -> impl Fn(&MountRecord) -> Option<u64> + use<> {
+    let slaves = records.iter().filter(|record| record.group != record.master);
+    let masters: BTreeMap<u64, u64> = slaves.filter_map(|record| record.group.zip(record.master)).collect();
+    move |record| {
+        let mut group = record.group?;
+        // A chain is not longer than the number of groups, unless the table has changed meanwhile.
+        for _ in 0..masters.len() {
+            let Some(master) = masters.get(&group) else { break };
+            group = *master;
+        }
+        Some(group)
+    }
+}
+
+fn user(proc: &Path, record: &MountRecord, group: Option<u64>) -> User {
     let read = |file: &str| match record.pid {
         Some(pid) => std::fs::read_to_string(proc.join(format!("{pid}/{file}"))).unwrap_or_default(),
         None => String::new(),
@@ -60,6 +79,7 @@ fn user(proc: &Path, record: &MountRecord) -> User {
         target: PathBuf::from(OsString::from_vec(record.target.clone())),
         pod,
         container: container_of_cgroup(&cgroup),
+        group,
     }
 }
 
@@ -132,7 +152,8 @@ mod tests {
     fn a_user_is_displayed_with_pod_container_and_process() {
         let user = |pid, pod: Option<&str>, container: Option<&str>| {
             let (pod, container) = (pod.map(str::to_owned), container.map(str::to_owned));
-            User { pid, command: "nginx".to_owned(), target: "/data".into(), pod, container }.to_string()
+            User { pid, command: "nginx".to_owned(), target: "/data".into(), pod, container, group: None }
+                .to_string()
         };
         assert_eq!(user(Some(7), Some("u"), Some("c")), "pod u (process 7, nginx) at /data");
         assert_eq!(user(None, Some("u"), None), "pod u at /data");
