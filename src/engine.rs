@@ -17,6 +17,7 @@ mod create;
 mod described;
 mod dry_run;
 mod edit;
+mod groups;
 mod health;
 mod inspect;
 mod list;
@@ -259,9 +260,8 @@ impl Engine {
     /// Locks the data of a volume that nothing uses: no mount, no copy, and no other host.
     fn lock_unused<'l>(&self, locked: &'l LockedVolume) -> Result<UnusedLocks<'l>> {
         let (pool, id) = (&locked.pool, &locked.id);
-        if let Some(JobKey::Volume(to) | JobKey::Snapshot(to)) =
-            self.jobs.reader_of(&Source::Volume(id.clone()))
-        {
+        if let Some(reader) = self.jobs.reader_of(&Source::Volume(id.clone())) {
+            let to = reader.id();
             let text = format!("volume {id} is being copied to {to}: retry when the copy is complete");
             return Err(Error::new(Kind::Busy, text));
         }

@@ -18,6 +18,7 @@ mod commit;
 mod dirs;
 mod durable_dir;
 mod generation;
+mod groups;
 mod hosts;
 mod index;
 mod keeper;
@@ -287,7 +288,7 @@ impl OpenPool {
             former.close();
         }
         let used = UsedLocks::open(settings, configured.purpose, &store, &configured.kept)?.map(Arc::new);
-        Ok(Self {
+        let open = Self {
             settings: settings.clone(),
             marker,
             store,
@@ -301,7 +302,12 @@ impl OpenPool {
             identity,
             _share: share,
             checked: Mutex::new(None),
-        })
+        };
+        if configured.purpose == Purpose::Serve {
+            // As for the sweep.
+            let _ = open.discard_partial_groups();
+        }
+        Ok(open)
     }
 
     /// Refuses a change of a pool that was unmounted or replaced since the call began.

@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 pub use consistency::{Consistency, CopyRecord};
 pub use id::{Name, PoolName, VolumeId, shorten};
 pub use jiff::Timestamp;
-pub use record::{BackendState, SCHEMA, Snapshot, Volume};
+pub use record::{BackendState, GroupMembership, SCHEMA, Snapshot, Volume};
 pub use size::Size;
 
 /// The directory in a volume's or snapshot's own directory that contains its files. Containers see only this one.

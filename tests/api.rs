@@ -16,6 +16,7 @@ mod api {
     mod csi;
     mod endless;
     mod engine;
+    mod groups;
     mod hostile;
     mod live_copy;
     mod many_hosts;

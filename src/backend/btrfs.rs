@@ -2,7 +2,7 @@
 //! the administrator has switched quotas on.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::Instant;
 
 use super::{
     Backend, BackendKind, Capabilities, CopySpec, CopyStats, CopySupport, LimitSupport, Pass, SourceState,
@@ -121,15 +121,19 @@ impl TreeCopy for SnapshotCopy<'_> {
         true
     }
 
+    /// Writes back what the filesystem would write for the snapshot, during a pause.
     fn live(&mut self) -> Result<Pass> {
-        Ok(Pass { files: 0, bytes: 0, duration: Duration::ZERO })
+        let started = Instant::now();
+        rustix::fs::syncfs(self.source).context(|| "write the filesystem back")?;
+        Ok(Pass { files: 0, bytes: 0, duration: started.elapsed() })
     }
 
     fn freeze_point(&mut self, _source: SourceState) -> Result<()> {
-        if self.made.is_some() {
-            return Err(Error::new(Kind::Internal, "a snapshot is made once"));
-        }
         let draft = self.draft.as_fd();
+        // Of an attempt whose pause was not kept.
+        if self.made.take().is_some() {
+            subvolume::remove(draft, c"data")?;
+        }
         let skipped = subvolume::snapshot(self.source, draft, c"data", self.spec.read_only)?;
         let enforced = self.backend.set_limit(draft, &self.spec.state, self.spec.limits)?;
         self.made = Some((skipped, enforced));

@@ -3,13 +3,14 @@
 //! [`crate::options`] parses them. Keys that Kubernetes adds, `csi.storage.k8s.io/…`, become labels of the record.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::fields;
 use crate::engine::request::{ConsistencySpec, CreateVolume};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::options::{self, VolumeOptions};
 use crate::quantity::Bytes;
-use crate::volume::{Labels, PolicyChange, SizeRange};
+use crate::volume::{Consistency, Labels, PolicyChange, SizeRange};
 
 /// Prefix of the keys that Kubernetes adds, such as the name and namespace of a claim or pod.
 const KUBERNETES: &str = "csi.storage.k8s.io/";
@@ -44,6 +45,18 @@ pub(super) fn policy_change(mutable_parameters: HashMap<String, String>) -> Resu
 pub(super) fn snapshot_options(parameters: HashMap<String, String>) -> Result<(ConsistencySpec, Labels)> {
     let (labels, parameters) = split_labels("parameters", parameters)?;
     Ok((options::snapshot_options(&parameters)?, labels))
+}
+
+/// Parses the parameters of CreateVolumeGroupSnapshot: those of CreateSnapshot. The snapshots of a group show one instant.
+pub(super) fn group_options(parameters: HashMap<String, String>) -> Result<(Duration, Labels)> {
+    let (spec, labels) = snapshot_options(parameters)?;
+    match spec.consistency {
+        Consistency::Crash => Ok((spec.max_pause, labels)),
+        Consistency::None => {
+            let reason = "key \"consistency\": the snapshots of a group show one instant: use crash, or single snapshots";
+            Err(fields::invalid("parameters:", reason))
+        }
+    }
 }
 
 /// Parses the `volume_context` of a publish. Returns how to create an inline volume; `None` if the volume is persistent.
@@ -86,12 +99,10 @@ fn split_labels(field: &str, map: HashMap<String, String>) -> Result<(Labels, Ha
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::engine::request::OwnerSpec;
     use crate::options::DEFAULT_TRASH_FOR;
-    use crate::volume::{Consistency, Limit, OnDelete, Policy};
+    use crate::volume::{Limit, OnDelete, Policy};
 
     type Pairs<'p> = &'p [(&'p str, &'p str)];
 

@@ -3,8 +3,10 @@
 use super::proto::{self, volume_content_source as content, volume_health::VolumeHealthEntry};
 use super::status::truncated;
 use super::{Identity, proto::volume_usage::Unit};
-use crate::engine::request::{Amounts, Capacity, Listed, PoolStatus, Severity, Symptom, Usage};
-use crate::volume::{Snapshot, Source, Volume, VolumeId};
+use crate::engine::request::{
+    Amounts, Capacity, Listed, PoolStatus, Severity, SnapshotGroup, Symptom, Usage,
+};
+use crate::volume::{Snapshot, Source, Timestamp, Volume, VolumeId};
 
 /// Maximum bytes of the message of a symptom. A page contains many of them.
 const MAX_SYMPTOM: usize = 512;
@@ -66,15 +68,26 @@ pub(super) fn snapshot(snapshot: &Snapshot) -> Option<proto::Snapshot> {
         size_bytes: saturating_i64(snapshot.size),
         snapshot_id: snapshot.id.to_string(),
         source_volume_id: snapshot.source_volume.to_string(),
-        creation_time: Some(prost_types::Timestamp {
-            seconds: snapshot.created.as_second(),
-            nanos: snapshot.created.subsec_nanosecond(),
-        }),
+        creation_time: Some(timestamp(snapshot.created)),
         ready_to_use: snapshot.ready,
-        group_snapshot_id: String::new(),
+        group_snapshot_id: snapshot.group_id().map(|id| id.to_string()).unwrap_or_default(),
         // Requires SNAPSHOT_ACCESSIBILITY_CONSTRAINTS, which is not advertised: docs/conformance.md.
         accessible_topology: Vec::new(),
     })
+}
+
+/// The message for a group of snapshots.
+pub(super) fn group(group: &SnapshotGroup) -> Option<proto::VolumeGroupSnapshot> {
+    Some(proto::VolumeGroupSnapshot {
+        group_snapshot_id: group.id.to_string(),
+        snapshots: group.snapshots.iter().filter_map(snapshot).collect(),
+        creation_time: Some(timestamp(group.created)),
+        ready_to_use: true,
+    })
+}
+
+fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
 }
 
 /// The health of a volume. The specification requires that each pair of status and reason occurs once.

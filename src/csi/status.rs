@@ -38,6 +38,24 @@ pub(super) fn for_create(error: Error) -> Status {
     }
 }
 
+/// The status of a failed CreateVolumeGroupSnapshot: FAILED_PRECONDITION if the volumes cannot be in one group.
+pub(super) fn for_create_group(error: Error) -> Status {
+    match error.kind() {
+        Kind::Unsupported => Status::new(Code::FailedPrecondition, message(&error)),
+        Kind::Invalid
+        | Kind::NotFound
+        | Kind::Conflict
+        | Kind::InUse
+        | Kind::Busy
+        | Kind::NoSpace
+        | Kind::OutOfRange
+        | Kind::Unavailable
+        | Kind::Unresponsive
+        | Kind::Unreadable
+        | Kind::Internal => error.into(),
+    }
+}
+
 /// The status of a failed NodeExpandVolume.
 ///
 /// kubelet expands a volume before it starts a pod with it, and starts no pod after an error. FAILED_PRECONDITION is

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use super::{Dispatch, Lane};
-use crate::engine::call::{CheckSnapshotName, CheckVolumeName, Create, EngineCall, TakeSnapshot};
-use crate::engine::request::{CreateSnapshot, CreateVolume};
+use crate::engine::call::{
+    CheckGroupName, CheckSnapshotName, CheckVolumeName, Create, EngineCall, TakeGroup, TakeSnapshot,
+};
+use crate::engine::request::{CreateGroup, CreateSnapshot, CreateVolume, SnapshotGroup};
 use crate::error::{Kind, Result};
 use crate::volume::{Name, PoolName, Snapshot, Volume, VolumeId};
 
@@ -41,6 +43,20 @@ impl Dispatch {
         };
         self.check_name(&id.pool, CheckSnapshotName { id: id.clone() }).await?;
         self.call(&Lane::Pool(id.pool), TakeSnapshot { request }).await
+    }
+
+    /// Creates the snapshots of a group.
+    ///
+    /// # Errors
+    /// Those of [`Dispatch::call`] for [`TakeGroup`].
+    pub async fn create_group(&self, request: CreateGroup) -> Result<SnapshotGroup> {
+        let (id, snapshots) = (request.id(), request.source_volumes.len());
+        let _claims = match self.groups.is_empty() {
+            true => Vec::new(),
+            false => self.engine.claim_group_names(&id, snapshots)?,
+        };
+        self.check_name(&id.pool, CheckGroupName { id: id.clone(), snapshots }).await?;
+        self.call(&Lane::Pool(id.pool), TakeGroup { request }).await
     }
 
     /// Asks the workers of other pools whether the name is taken there.

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Engine;
 use super::request::{
-    Activity, Capacity, CreateSnapshot, CreateVolume, Described, Listed, Page, PoolStatus, Publish,
-    SnapshotFilter, Symptom, Usage,
+    Activity, Capacity, CreateGroup, CreateSnapshot, CreateVolume, Described, Listed, Page, PoolStatus,
+    Publish, SnapshotFilter, SnapshotGroup, Symptom, Usage,
 };
 use super::share::PublishShare;
 use crate::error::{Error, Kind, Result};
@@ -83,6 +83,10 @@ calls! {
     TakeSnapshot { request: CreateSnapshot } -> Snapshot = |engine| engine.create_snapshot(&request);
     DeleteSnapshot { id: VolumeId } -> () = |engine| engine.delete_snapshot(&id);
     GetSnapshot { id: VolumeId } -> Snapshot = |engine| engine.get_snapshot(&id);
+    TakeGroup { request: CreateGroup } -> SnapshotGroup = |engine| engine.create_group(&request);
+    DeleteGroup { id: VolumeId, snapshots: Vec<String> } -> () = |engine| engine.delete_group(&id, &snapshots);
+    GetGroup { id: VolumeId, snapshots: Vec<String> } -> SnapshotGroup =
+        |engine| engine.get_group(&id, &snapshots);
     ListSnapshots { filter: SnapshotFilter, after: Option<VolumeId>, max: usize } -> Page<Snapshot> =
         |engine| engine.list_snapshots(&filter, after.as_ref(), max);
     GetHealth { id: VolumeId, path: Option<PathBuf> } -> Vec<Symptom> =
@@ -109,6 +113,8 @@ calls! {
         |engine| engine.remove_published(&id, &targets);
     CheckVolumeName { id: VolumeId } -> () = |engine| engine.claim_volume_name(&id).map(drop);
     CheckSnapshotName { id: VolumeId } -> () = |engine| engine.claim_snapshot_name(&id).map(drop);
+    CheckGroupName { id: VolumeId, snapshots: usize } -> () =
+        |engine| engine.claim_group_names(&id, snapshots).map(drop);
     GetStatus { pool: PoolName } -> Option<PoolStatus> = |engine| Ok(engine.status_of(&pool));
     GetActivity { } -> Activity = |engine| Ok(engine.activity());
 }

@@ -223,11 +223,22 @@ fn check_sees_containers(sees_host_processes: bool, parts: &[Part<'_>]) -> Resul
 
 /// Makes all copies, or brings them up to date, while the sources are in use. Returns the time that this took.
 fn live(parts: &mut [Part<'_>]) -> Result<Duration> {
-    parts.iter_mut().try_fold(Duration::ZERO, |time, part| Ok(time + part.copy.live()?.duration))
+    let mut time = Duration::ZERO;
+    for_each(parts, |copy| copy.live().map(|pass| time += pass.duration))?;
+    Ok(time)
 }
 
 fn freeze_point(parts: &mut [Part<'_>], source: SourceState) -> Result<()> {
-    parts.iter_mut().try_for_each(|part| part.copy.freeze_point(source))
+    for_each(parts, |copy| copy.freeze_point(source))
+}
+
+/// Takes a step of each copy. The error of one of several names its volume.
+fn for_each(parts: &mut [Part<'_>], mut step: impl FnMut(&mut dyn TreeCopy) -> Result<()>) -> Result<()> {
+    let is_one = parts.len() == 1;
+    parts.iter_mut().try_for_each(|part| {
+        let done = step(&mut *part.copy);
+        if is_one { done } else { done.context(|| format!("copy volume {}", part.id)) }
+    })
 }
 
 fn remove_record(parts: &[Part<'_>]) -> Result<()> {

@@ -53,28 +53,28 @@ impl CopyTask<'_> {
             return Ok(Copied { stats: copy.finish()?, record: None });
         };
         let pool = self.from.pool();
-        let _alone = self.exclude_other_hosts(id)?;
+        let _alone = match self.consistency.consistency {
+            Consistency::Crash => exclude_other_hosts(self.from, id)?,
+            Consistency::None => None,
+        };
         let mut parts = [Part { pool, id, data: data.as_fd(), draft: self.draft, progress, copy }];
         let record = self.pauses.copy(&mut parts, self.consistency)?;
         let [Part { copy, .. }] = parts;
         Ok(Copied { stats: copy.finish()?, record: Some(record) })
     }
+}
 
-    /// Keeps other hosts from using the source of a consistent copy, as their containers cannot be paused.
-    fn exclude_other_hosts(&self, id: &VolumeId) -> Result<Option<UsedLock<'_>>> {
-        let Some(used) = self.from.pool().used() else { return Ok(None) };
-        if self.consistency.consistency == Consistency::None {
-            return Ok(None);
+/// Keeps other hosts from using the source of a consistent copy, as their containers cannot be paused.
+pub(super) fn exclude_other_hosts<'s>(from: &'s CopySource, id: &VolumeId) -> Result<Option<UsedLock<'s>>> {
+    let Some(used) = from.pool().used() else { return Ok(None) };
+    let alone = used.take_to_copy(&id.name).map(Some);
+    alone.map_err(|error| {
+        if error.kind() != Kind::InUse {
+            return error;
         }
-        let alone = used.take_to_copy(&id.name).map(Some);
-        alone.map_err(|error| {
-            if error.kind() != Kind::InUse {
-                return error;
-            }
-            let text = "a consistent copy pauses the containers of this host only: set consistency: none";
-            Error::caused(Kind::InUse, text, error)
-        })
-    }
+        let text = "a consistent copy pauses the containers of this host only: set consistency: none";
+        Error::caused(Kind::InUse, text, error)
+    })
 }
 
 /// The most data that a copy of this size may take. The data of a snapshot does not grow.

@@ -10,7 +10,7 @@ use crate::backend::LimitSupport;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::OpenPool;
 use crate::pool::object::ObjectKind;
-use crate::volume::{Enforced, Limit, Name, PoolName, Volume, VolumeId};
+use crate::volume::{Enforced, Limit, Name, PoolName, Snapshot, Volume, VolumeId};
 
 impl Engine {
     /// Reads the records of the volumes of a pool, ordered by name. A record that cannot be read affects only itself.
@@ -40,6 +40,10 @@ impl Engine {
         let stored = names.into_iter().filter_map(|name| {
             let id = VolumeId { pool: pool.settings.name.clone(), name };
             let record = snapshot::read(&pool, &id).transpose()?;
+            let is_left = |found: &Snapshot| pool.is_left_of_group(found).unwrap_or(false);
+            if record.as_ref().is_ok_and(is_left) {
+                return None;
+            }
             Some(StoredSnapshot { id, record })
         });
         Ok(stored.collect())

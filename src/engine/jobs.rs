@@ -22,12 +22,15 @@ pub enum JobKey {
     Volume(VolumeId),
     /// The snapshot of this id.
     Snapshot(VolumeId),
+    /// The group of snapshots of this id.
+    Group(VolumeId),
 }
 
 impl JobKey {
-    fn id(&self) -> &VolumeId {
+    /// The id of the object.
+    pub(super) fn id(&self) -> &VolumeId {
         match self {
-            Self::Volume(id) | Self::Snapshot(id) => id,
+            Self::Volume(id) | Self::Snapshot(id) | Self::Group(id) => id,
         }
     }
 }
@@ -37,6 +40,7 @@ impl fmt::Display for JobKey {
         match self {
             Self::Volume(id) => write!(f, "volume {id}"),
             Self::Snapshot(id) => write!(f, "snapshot {id}"),
+            Self::Group(id) => write!(f, "group snapshot {id}"),
         }
     }
 }
@@ -46,6 +50,8 @@ impl fmt::Display for JobKey {
 pub struct Job {
     /// The object that is copied.
     pub from: Source,
+    /// The other volumes of a group.
+    pub others: Vec<Source>,
     /// Time of the request.
     pub started: Timestamp,
     /// Its progress.
@@ -90,9 +96,19 @@ impl Jobs {
     /// given up, and its error would keep the name from being used.
     #[must_use]
     pub fn find_for(&self, key: &JobKey, from: Option<&Source>) -> Option<Arc<Job>> {
+        self.find_for_all(key, from)
+    }
+
+    /// Like [`Jobs::find_for`], for a request to copy several volumes.
+    #[must_use]
+    pub fn find_for_all<'s>(
+        &self,
+        key: &JobKey,
+        from: impl IntoIterator<Item = &'s Source>,
+    ) -> Option<Arc<Job>> {
         let mut state = self.lock();
         let job = state.jobs.get(key)?;
-        if Some(&job.from) != from && job.has_ended() {
+        if !job.sources().eq(from) && job.has_ended() {
             state.jobs.remove(key);
             return None;
         }
@@ -109,7 +125,8 @@ impl Jobs {
     #[must_use]
     pub fn reader_of(&self, from: &Source) -> Option<JobKey> {
         let state = self.lock();
-        let reader = state.jobs.iter().find(|(_, job)| job.from == *from && !job.has_ended());
+        let reads = |job: &Job| job.sources().any(|source| source == from) && !job.has_ended();
+        let reader = state.jobs.iter().find(|(_, job)| reads(job));
         reader.map(|(key, _)| key.clone())
     }
 
@@ -121,8 +138,25 @@ impl Jobs {
     where
         F: FnOnce(&Job) -> Result<()> + Send + 'static,
     {
+        self.start_for_all(key, (from, Vec::new()), work)
+    }
+
+    /// Like [`Jobs::start`], for a job that copies several volumes.
+    ///
+    /// # Errors
+    /// Same as [`Jobs::start`].
+    pub fn start_for_all<F>(
+        &self,
+        key: JobKey,
+        (from, others): (Source, Vec<Source>),
+        work: F,
+    ) -> Result<Arc<Job>>
+    where
+        F: FnOnce(&Job) -> Result<()> + Send + 'static,
+    {
         let job = Arc::new(Job {
             from,
+            others,
             started: Timestamp::now(),
             progress: Progress::default(),
             result: Mutex::new(None),
@@ -223,6 +257,11 @@ impl Jobs {
 }
 
 impl Job {
+    /// All objects that are copied.
+    pub(super) fn sources(&self) -> impl Iterator<Item = &Source> {
+        std::iter::once(&self.from).chain(&self.others)
+    }
+
     /// Whether it is neither waiting nor running.
     pub(super) fn has_ended(&self) -> bool {
         self.result.lock().unwrap_or_else(PoisonError::into_inner).is_some()

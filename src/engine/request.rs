@@ -1,7 +1,7 @@
 //! Requests to the engine and its results. A frontend checks the form of a request when it builds one of these.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -77,6 +77,41 @@ pub struct CreateSnapshot {
     pub consistency: ConsistencySpec,
     /// Labels for the record.
     pub labels: Labels,
+}
+
+/// A request to create snapshots of several volumes that show the same instant, or to return those that an earlier request
+/// created.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateGroup {
+    /// The requested name.
+    pub name: String,
+    /// The pool of all volumes.
+    pub pool: PoolName,
+    /// The volumes to copy, in any order.
+    pub source_volumes: BTreeSet<VolumeId>,
+    /// The longest pause of the containers that use the volumes.
+    pub max_pause: Duration,
+    /// Labels for the records.
+    pub labels: Labels,
+}
+
+impl CreateGroup {
+    /// The id of the group.
+    #[must_use]
+    pub fn id(&self) -> VolumeId {
+        VolumeId { pool: self.pool.clone(), name: Name::of(&self.name) }
+    }
+}
+
+/// Snapshots that show the same instant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotGroup {
+    /// `<pool>/<name>`.
+    pub id: VolumeId,
+    /// The snapshots, in the order of their volumes' ids; at least one.
+    pub snapshots: Vec<Snapshot>,
+    /// Time at which the copies started.
+    pub created: Timestamp,
 }
 
 /// A filter for snapshots. An empty filter matches all.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::claims::NameClaim;
-use super::copy::{CopyTask, max_bytes, too_large};
+use super::copy::{Copied, CopyTask, max_bytes, too_large};
 use super::jobs::{Job, JobKey};
 use super::list::collect;
 use super::locked::{CopyLocks, ensure_no_copy_creates};
@@ -62,24 +62,7 @@ impl Engine {
         claim: NameClaim,
     ) -> Result<Arc<Job>> {
         let (volume, locks) = self.source_of_snapshot(pool, id, &request.source_volume)?;
-        let mut snapshot = Snapshot {
-            schema: SCHEMA,
-            uid: uuid::Uuid::new_v4(),
-            id: id.clone(),
-            requested_name: request.name.clone(),
-            source_volume: volume.id.clone(),
-            size: volume.size,
-            entries: None,
-            bytes: None,
-            skipped_xattrs: 0,
-            vanished: 0,
-            skipped_subvolumes: 0,
-            copied: CopyRecord::unpaused(Consistency::None),
-            backend: BackendState::default(),
-            labels: request.labels.clone(),
-            created: Timestamp::now(),
-            ready: true,
-        };
+        let mut snapshot = new_record(id, request.name.clone(), &volume, &request.labels);
         let source = Source::Volume(volume.id);
         let (pool_of_job, from) = (Arc::clone(pool), CopySource::new(pool, source.clone()));
         let (pauses, consistency) = (Arc::clone(&self.pauses), request.consistency);
@@ -101,18 +84,13 @@ impl Engine {
             let copied = task.run().map_err(|error| {
                 too_large(error, &job.from, snapshot.size, "expand the volume, or remove data")
             })?;
-            if let Some(Manifest { entries, bytes, skipped_xattrs, vanished }) = copied.stats.copied {
-                (snapshot.entries, snapshot.bytes) = (Some(entries), Some(bytes));
-                (snapshot.skipped_xattrs, snapshot.vanished) = (skipped_xattrs, vanished);
-            }
-            snapshot.skipped_subvolumes = copied.stats.skipped_subvolumes;
-            snapshot.copied = copied.record.clone().unwrap_or(snapshot.copied);
+            add_copy(&mut snapshot, &copied);
             pool_of_job.commit_snapshot(draft, &snapshot).map(|()| copied)
         })
     }
 
     /// The volume that a new snapshot copies, with the locks that the copy needs.
-    fn source_of_snapshot(
+    pub(super) fn source_of_snapshot(
         &self,
         pool: &Arc<OpenPool>,
         id: &VolumeId,
@@ -150,7 +128,8 @@ impl Engine {
         let pool = self.pool(&id.pool)?;
         let _guard = lock_snapshot(&pool, id)?;
         ensure_no_copy_creates(&pool, ObjectKind::Snapshots, &id.name)?;
-        self.require_snapshot(&pool, id)?;
+        let found = read(&pool, id)?.ok_or_else(|| not_found(id))?;
+        refuse_member(&pool, &found)?;
         lock_data(&pool, ObjectKind::Snapshots, id).map(drop)
     }
 
@@ -197,11 +176,18 @@ impl Engine {
     /// Like [`load`]; `NotFound` when the snapshot does not exist.
     pub(super) fn require_snapshot(&self, pool: &OpenPool, id: &VolumeId) -> Result<Snapshot> {
         let found = self.peek_snapshot(pool, id)?;
-        found.ok_or_else(|| Error::new(Kind::NotFound, format!("snapshot {id} does not exist")))
+        found.ok_or_else(|| not_found(id))
+    }
+
+    /// Reads the record of a snapshot; `None` also for what is left of a group that does not exist.
+    fn peek_snapshot(&self, pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
+        let found = self.peek_stored_snapshot(pool, id)?;
+        let is_left = found.as_ref().map_or(Ok(false), |found| pool.is_left_of_group(found));
+        Ok(if is_left? { None } else { found })
     }
 
     /// Reads the record of a snapshot. Updates the index if no other call works on the snapshot.
-    fn peek_snapshot(&self, pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
+    fn peek_stored_snapshot(&self, pool: &OpenPool, id: &VolumeId) -> Result<Option<Snapshot>> {
         let found = read(pool, id);
         if entry_of(&found)
             .is_none_or(|entry| pool.cached_index().snapshots().get(&id.name) == entry.as_ref())
@@ -234,10 +220,11 @@ impl Engine {
         let _guard = lock_snapshot(&pool, id)?;
         self.jobs.cancel(&JobKey::Snapshot(id.clone()), self.tuning.lock_wait)?;
         ensure_no_copy_creates(&pool, ObjectKind::Snapshots, &id.name)?;
-        if read(&pool, id)?.is_none() {
+        let Some(found) = read(&pool, id)? else {
             pool.cached_index().remove_snapshot(&id.name);
             return Ok(());
-        }
+        };
+        refuse_member(&pool, &found)?;
         if self.jobs.reader_of(&Source::Snapshot(id.clone())).is_some() {
             let text =
                 format!("a volume is being restored from snapshot {id}: retry when the restore is complete");
@@ -287,15 +274,57 @@ impl Engine {
     }
 }
 
+/// The record of a new snapshot, before its copy.
+pub(super) fn new_record(
+    id: &VolumeId,
+    requested_name: String,
+    volume: &Volume,
+    labels: &Labels,
+) -> Snapshot {
+    Snapshot {
+        schema: SCHEMA,
+        uid: uuid::Uuid::new_v4(),
+        id: id.clone(),
+        requested_name,
+        source_volume: volume.id.clone(),
+        size: volume.size,
+        entries: None,
+        bytes: None,
+        skipped_xattrs: 0,
+        vanished: 0,
+        skipped_subvolumes: 0,
+        copied: CopyRecord::unpaused(Consistency::None),
+        backend: BackendState::default(),
+        group: None,
+        labels: labels.clone(),
+        created: Timestamp::now(),
+        ready: true,
+    }
+}
+
+/// Adds to the record of a snapshot what its copy was like.
+pub(super) fn add_copy(snapshot: &mut Snapshot, copied: &Copied) {
+    if let Some(Manifest { entries, bytes, skipped_xattrs, vanished }) = copied.stats.copied {
+        (snapshot.entries, snapshot.bytes) = (Some(entries), Some(bytes));
+        (snapshot.skipped_xattrs, snapshot.vanished) = (skipped_xattrs, vanished);
+    }
+    snapshot.skipped_subvolumes = copied.stats.skipped_subvolumes;
+    if let Some(record) = &copied.record {
+        snapshot.copied.clone_from(record);
+    }
+}
+
 /// Locks a snapshot, existing or not.
-fn lock_snapshot(pool: &OpenPool, id: &VolumeId) -> Result<LockGuard<ObjectKey>> {
+pub(super) fn lock_snapshot(pool: &OpenPool, id: &VolumeId) -> Result<LockGuard<ObjectKey>> {
     pool.store.locks().lock(ObjectKey::Object(ObjectKind::Snapshots, id.name.clone()))
 }
 
 /// The snapshot of this request, if it is complete.
 fn find_snapshot(pool: &OpenPool, id: &VolumeId, request: &CreateSnapshot) -> Result<Option<Snapshot>> {
     let Some(found) = read(pool, id)? else { return Ok(None) };
-    let same = found.source_volume == request.source_volume && found.requested_name == request.name;
+    let same = found.source_volume == request.source_volume
+        && found.requested_name == request.name
+        && found.group.is_none();
     if same { Ok(Some(found)) } else { Err(name_taken(id, Some(&found.source_volume))) }
 }
 
@@ -316,7 +345,25 @@ fn entry_of(found: &Result<Option<Snapshot>>) -> Option<Option<SnapshotEntry>> {
     }
 }
 
-fn name_taken(id: &VolumeId, source: Option<&VolumeId>) -> Error {
+fn not_found(id: &VolumeId) -> Error {
+    Error::new(Kind::NotFound, format!("snapshot {id} does not exist"))
+}
+
+/// Refuses to delete a snapshot of a group that exists.
+fn refuse_member(pool: &OpenPool, snapshot: &Snapshot) -> Result<()> {
+    let Some(group) = &snapshot.group else { return Ok(()) };
+    if pool.is_left_of_group(snapshot)? {
+        return Ok(());
+    }
+    let (id, name) = (&snapshot.id, &group.name);
+    let text = format!(
+        "snapshot {id} belongs to group snapshot {}/{name}, which is deleted as a whole: delete the group",
+        id.pool
+    );
+    Err(Error::new(Kind::Invalid, text))
+}
+
+pub(super) fn name_taken(id: &VolumeId, source: Option<&VolumeId>) -> Error {
     let of = source.map(|source| format!(", of volume {source}")).unwrap_or_default();
     Error::new(Kind::Conflict, format!("snapshot {id} exists{of}: use another name"))
 }
@@ -337,6 +384,7 @@ fn pending(id: &VolumeId, job: &Job) -> Snapshot {
         skipped_subvolumes: 0,
         copied: CopyRecord::unpaused(Consistency::None),
         backend: BackendState::default(),
+        group: None,
         labels: Labels::new(),
         created: job.started,
         ready: false,

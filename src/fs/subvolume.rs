@@ -63,6 +63,14 @@ pub(super) fn destroy(parent: BorrowedFd<'_>, name: &CStr, dir: BorrowedFd<'_>) 
     is_subvolume(dir) && btrfs::destroy_subvolume(parent, name).is_ok()
 }
 
+/// Removes a subvolume, in which there is no other one and no mount.
+///
+/// # Errors
+/// The error of the failed system call.
+pub fn remove(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    btrfs::destroy_subvolume(parent, name).context(|| "remove a snapshot of the data subvolume")
+}
+
 /// Whether the filesystem of a directory tracks and limits the sizes of subvolumes.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{CopyRecord, Enforced, Labels, Owner, Policy, Source, Timestamp, VolumeId};
+use super::{CopyRecord, Enforced, Labels, Name, Owner, Policy, Source, Timestamp, VolumeId};
 
 /// The schema of records and markers that this version reads and writes.
 pub const SCHEMA: u32 = 1;
@@ -78,6 +78,35 @@ pub struct Volume {
     pub ephemeral: bool,
 }
 
+/// The part of the record of a snapshot that says to which group it belongs. All snapshots of a group have the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupMembership {
+    /// The name of the group, from which the names of its snapshots follow.
+    pub name: Name,
+    /// Distinguishes this group from earlier groups of the same name.
+    pub uid: Uuid,
+    /// Number of snapshots in the group.
+    pub snapshots: usize,
+}
+
+impl GroupMembership {
+    /// The most snapshots in a group.
+    pub const MAX: usize = 100;
+
+    /// The name of a snapshot of the group, counted from 1.
+    #[must_use]
+    pub fn member(group: &Name, number: usize) -> Name {
+        Name::of(&format!("{group}.{number}"))
+    }
+
+    /// The name of the snapshot whose existence makes the group exist: it is committed last and deleted first.
+    #[must_use]
+    pub fn first(group: &Name) -> Name {
+        Self::member(group, 1)
+    }
+}
+
 /// The record of a snapshot, `snapshot.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -115,6 +144,9 @@ pub struct Snapshot {
     /// Data of the pool's backend.
     #[serde(default, skip_serializing_if = "BackendState::is_empty")]
     pub backend: BackendState,
+    /// The group that it was made in, and is deleted with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupMembership>,
     /// Labels from the request.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
@@ -123,6 +155,15 @@ pub struct Snapshot {
     /// Whether the copy is complete. Always true in a pool, where it is not stored; an answer of a worker may say false.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub ready: bool,
+}
+
+impl Snapshot {
+    /// The id of the group that it belongs to.
+    #[must_use]
+    pub fn group_id(&self) -> Option<VolumeId> {
+        let group = self.group.as_ref()?;
+        Some(VolumeId { pool: self.id.pool.clone(), name: group.name.clone() })
+    }
 }
 
 fn is_zero(number: &u64) -> bool {

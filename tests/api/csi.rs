@@ -40,7 +40,7 @@ async fn the_driver_reports_its_identity_and_capabilities() {
         ("dir.orlop.dev", env!("CARGO_PKG_VERSION"))
     );
     let plugin = identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
-    assert_eq!(plugin.into_inner().capabilities.len(), 3);
+    assert_eq!(plugin.into_inner().capabilities.len(), 4);
     let probe = identity.probe(ProbeRequest {}).await.unwrap().into_inner();
     assert_eq!(probe.ready, Some(true));
     let node = server.node().await.node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner();
@@ -59,7 +59,7 @@ async fn a_driver_without_topology_makes_volumes_for_every_node() {
     within_seconds(60, "the server listens", || server.socket().exists());
     let plugin =
         server.identity().await.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
-    assert_eq!(plugin.into_inner().capabilities.len(), 2, "no VOLUME_ACCESSIBILITY_CONSTRAINTS");
+    assert_eq!(plugin.into_inner().capabilities.len(), 3, "no VOLUME_ACCESSIBILITY_CONSTRAINTS");
     let node = server.node().await.node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner();
     assert_eq!(node.accessible_topology, None);
     let mut controller = server.controller().await;

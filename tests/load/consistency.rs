@@ -1,5 +1,5 @@
 //! A container writes to 50 files in a strict order while its volume is copied: each copy shows one instant, so it contains
-//! the steps up to one of them, and no later step.
+//! the steps up to one of them, and no later step. The files may be in two volumes, of which group snapshots are taken.
 //!
 //! `ORLOP_SNAPSHOTS` is the number of copies; the default is 50.
 #![expect(clippy::disallowed_methods, reason = "compiles and runs the writer")]
@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use orlop::csi::proto::controller_client::ControllerClient;
+use orlop::csi::proto::group_controller_client::GroupControllerClient;
 use orlop::csi::proto::volume_capability::access_mode::Mode;
 use orlop::csi::proto::*;
 use tonic::transport::Channel;
@@ -45,10 +46,25 @@ fn compile_writer(dir: &Path) -> PathBuf {
     program
 }
 
-/// A volume on ext4 to which a container writes.
+/// The writer, as a container runs it whose second volume is mounted at a directory of its own.
+fn writer_of_two(dir: &Path, second: &Path) -> PathBuf {
+    let (writer, other, program) = (compile_writer(dir), dir.join("second"), dir.join("writer-of-two"));
+    std::fs::create_dir(&other).unwrap();
+    let (writer, second, other) = (writer.display(), second.display(), other.display());
+    let text = format!(
+        "#!/bin/sh -eu\nmount --bind {second} {other}\numount {second}\nexec {writer} \"$1\" {} {other}\n",
+        u64::MAX
+    );
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    program
+}
+
+/// One volume, or two, to which a container writes.
 struct Load {
     controller: ControllerClient<Channel>,
-    volume: String,
+    groups: GroupControllerClient<Channel>,
+    volumes: Vec<String>,
     container: Container,
     server: Server,
     _disk: Disk,
@@ -56,54 +72,118 @@ struct Load {
 
 impl Load {
     /// `None` if this machine cannot freeze containers.
-    async fn start(dir: &Path) -> Option<Self> {
-        let disk = Disk::new(&dir.join("disk"), 1024, &["mkfs.ext4"]);
+    async fn start(dir: &Path, mkfs: &str, volumes: &[&str]) -> Option<Self> {
+        let disk = Disk::new(&dir.join("disk"), 1024, &[mkfs]);
         std::fs::create_dir(disk.path().join("pool")).unwrap();
         let server = Server::spawn(disk.path(), Options { pool: true, own_mounts: true });
         let channel = connect(&server.socket()).await;
+        let groups = GroupControllerClient::new(channel.clone());
         let mut controller = ControllerClient::new(channel);
-        let request = CreateVolumeRequest { capacity_range: size(64 * MIB, 0), ..create_request("source") };
-        let volume = controller.create_volume(request).await.unwrap().into_inner().volume.unwrap().volume_id;
-        let request = NodePublishVolumeRequest {
-            volume_id: volume.clone(),
-            target_path: server.target("target"),
-            volume_capability: Some(capability(Mode::SingleNodeMultiWriter)),
-            ..NodePublishVolumeRequest::default()
+        let mut ids = Vec::new();
+        for name in volumes {
+            let request = CreateVolumeRequest { capacity_range: size(64 * MIB, 0), ..create_request(name) };
+            let created = controller.create_volume(request).await.unwrap().into_inner();
+            ids.push(created.volume.unwrap().volume_id);
+        }
+        let targets: Vec<_> = ids.iter().map(|id| server.target(&id.replace('/', "-"))).collect();
+        for (id, target) in ids.iter().zip(&targets) {
+            let request = NodePublishVolumeRequest {
+                volume_id: id.clone(),
+                target_path: target.clone(),
+                volume_capability: Some(capability(Mode::SingleNodeMultiWriter)),
+                ..NodePublishVolumeRequest::default()
+            };
+            server.node().await.node_publish_volume(request).await.unwrap();
+        }
+        let program = match targets.get(1) {
+            None => compile_writer(dir),
+            Some(second) => writer_of_two(dir, Path::new(second)),
         };
-        server.node().await.node_publish_volume(request).await.unwrap();
-        let target = PathBuf::from(server.target("target"));
-        let container = Container::start(&server.mounts(), &target, &compile_writer(dir))?;
-        Some(Self { controller, volume, container, server, _disk: disk })
+        let container = Container::start(&server.mounts(), Path::new(&targets[0]), &program)?;
+        Some(Self { controller, groups, volumes: ids, container, server, _disk: disk })
     }
 
     /// Takes a snapshot, waits until it is ready, checks it, and deletes it. Returns its record, and the last step in it
     /// or why there is none.
     async fn snapshot(&mut self, parameters: &[(&str, &str)]) -> Copy {
+        let snapshot = self.take_snapshot("snapshot", &self.volumes[0].clone(), parameters).await;
+        let copy = Copy::of(&self.server.pool().join("snapshots/snapshot"), "snapshot.json");
+        self.delete_snapshot(snapshot).await;
+        copy
+    }
+
+    async fn take_snapshot(&mut self, name: &str, volume: &str, parameters: &[(&str, &str)]) -> String {
         let request = CreateSnapshotRequest {
-            source_volume_id: self.volume.clone(),
-            name: "snapshot".to_owned(),
+            source_volume_id: volume.to_owned(),
+            name: name.to_owned(),
             parameters: map(parameters),
             ..CreateSnapshotRequest::default()
         };
         let deadline = Instant::now() + PATIENCE;
-        let snapshot = loop {
+        loop {
             let answer = self.controller.create_snapshot(request.clone()).await;
             match answer.map(|answer| answer.into_inner().snapshot.unwrap()) {
-                Ok(snapshot) if snapshot.ready_to_use => break snapshot,
+                Ok(snapshot) if snapshot.ready_to_use => return snapshot.snapshot_id,
                 Err(status) if !is_retried(&status, deadline) => panic!("{status}"),
                 _ => tokio::time::sleep(Duration::from_millis(5)).await,
             }
-        };
-        let copy = Copy::of(&self.server.pool().join("snapshots/snapshot"), "snapshot.json");
-        let request = DeleteSnapshotRequest { snapshot_id: snapshot.snapshot_id, ..Default::default() };
+        }
+    }
+
+    async fn delete_snapshot(&mut self, snapshot_id: String) {
+        let request = DeleteSnapshotRequest { snapshot_id, ..Default::default() };
         self.controller.delete_snapshot(request).await.unwrap();
+    }
+
+    /// Takes a snapshot of each volume, one after the other. Returns what both show together.
+    async fn snapshots_in_turn(&mut self) -> Result<u64, String> {
+        let mut taken = Vec::new();
+        for (name, volume) in ["first", "second"].into_iter().zip(self.volumes.clone()) {
+            taken.push(self.take_snapshot(name, &volume, &PAUSED).await);
+        }
+        let step = self.last_step_of_both(["first", "second"]);
+        for snapshot in taken {
+            self.delete_snapshot(snapshot).await;
+        }
+        step
+    }
+
+    /// Takes a group snapshot of both volumes. Returns what it shows, and the record of the first snapshot.
+    async fn group_snapshot(&mut self) -> Copy {
+        let request = CreateVolumeGroupSnapshotRequest {
+            name: "group".to_owned(),
+            source_volume_ids: self.volumes.clone(),
+            parameters: map(&PAUSED),
+            ..Default::default()
+        };
+        let deadline = Instant::now() + PATIENCE;
+        let group = loop {
+            match self.groups.create_volume_group_snapshot(request.clone()).await {
+                Ok(answer) => break answer.into_inner().group_snapshot.unwrap(),
+                Err(status) if !is_retried(&status, deadline) => panic!("{status}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        let record = read_record(&self.server.pool().join("snapshots/group.1/snapshot.json"));
+        let copy = Copy { step: self.last_step_of_both(["group.1", "group.2"]), record };
+        let request = DeleteVolumeGroupSnapshotRequest {
+            group_snapshot_id: group.group_snapshot_id,
+            snapshot_ids: group.snapshots.into_iter().map(|snapshot| snapshot.snapshot_id).collect(),
+            ..Default::default()
+        };
+        self.groups.delete_volume_group_snapshot(request).await.unwrap();
         copy
+    }
+
+    fn last_step_of_both(&self, snapshots: [&str; 2]) -> Result<u64, String> {
+        let snapshots = snapshots.map(|name| self.server.pool().join("snapshots").join(name).join("data"));
+        last_step(&snapshots.each_ref().map(PathBuf::as_path))
     }
 
     /// Like [`Load::snapshot`], for a clone.
     async fn clone(&mut self, parameters: &[(&str, &str)]) -> Copy {
         let request = CreateVolumeRequest {
-            volume_content_source: from_volume(&self.volume),
+            volume_content_source: from_volume(&self.volumes[0]),
             capacity_range: size(64 * MIB, 0),
             parameters: map(parameters),
             ..create_request("clone")
@@ -137,17 +217,22 @@ struct Copy {
 
 impl Copy {
     fn of(object: &Path, record: &str) -> Self {
-        Self { step: last_step(&object.join("data")), record: read_record(&object.join(record)) }
+        Self { step: last_step(&[&object.join("data")]), record: read_record(&object.join(record)) }
     }
 }
 
-/// Runs a test under load.
+/// Runs a test under load on ext4.
 fn under_load(test: &str, body: impl AsyncFnOnce(Load)) {
+    under_load_on("mkfs.ext4", &["source"], test, body);
+}
+
+/// Runs a test under load on a new filesystem.
+fn under_load_on(mkfs: &str, volumes: &[&str], test: &str, body: impl AsyncFnOnce(Load)) {
     in_own_process(test, || {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            match Load::start(dir.path()).await {
+            match Load::start(dir.path(), mkfs, volumes).await {
                 Some(load) => body(load).await,
                 None => skip("no cgroup can be frozen"),
             }
@@ -164,7 +249,7 @@ fn the_writer_makes_the_history_that_is_checked() {
         std::fs::create_dir(&written).unwrap();
         let status = Command::new(&writer).arg(&written).arg(steps.to_string()).output().unwrap().status;
         assert!(status.success());
-        assert_eq!(last_step(&written), Ok(steps));
+        assert_eq!(last_step(&[&written]), Ok(steps));
     }
 }
 
@@ -206,5 +291,49 @@ fn a_copy_without_a_pause_mixes_instants() {
             }
         }
         panic!("{TRIES} copies without a pause show one instant each: the load is too low to prove anything");
+    });
+}
+
+/// The volumes of a group.
+const TWO: [&str; 2] = ["a", "b"];
+
+async fn check_groups(mut load: Load) {
+    let (mut last, mut longest) = (0, 0);
+    for number in 1..=number_of_snapshots() / 2 {
+        let copy = load.group_snapshot().await;
+        let step = copy.step.unwrap_or_else(|torn| panic!("group {number} mixes several instants: {torn}"));
+        assert!(step > last, "group {number} shows step {step}, and an earlier one showed {last}");
+        last = step;
+        longest = longest.max(copy.record["pauseMs"].as_u64().expect("the writer was paused"));
+        assert_eq!(copy.record["paused"].as_array().map(Vec::len), Some(1), "{}", copy.record);
+        assert!(load.container.is_running());
+    }
+    eprintln!("{} groups of {last} steps: paused for at most {longest} ms", number_of_snapshots() / 2);
+}
+
+#[test]
+fn every_group_under_load_shows_one_instant() {
+    let test = "load::consistency::every_group_under_load_shows_one_instant";
+    under_load_on("mkfs.ext4", &TWO, test, check_groups);
+}
+
+#[test]
+fn every_group_on_btrfs_shows_one_instant() {
+    let test = "load::consistency::every_group_on_btrfs_shows_one_instant";
+    under_load_on("mkfs.btrfs", &TWO, test, check_groups);
+}
+
+#[test]
+fn single_snapshots_of_two_volumes_mix_instants() {
+    let test = "load::consistency::single_snapshots_of_two_volumes_mix_instants";
+    under_load_on("mkfs.ext4", &TWO, test, async |mut load| {
+        for number in 1..=TRIES {
+            if let Err(torn) = load.snapshots_in_turn().await {
+                return eprintln!("pair {number}: {torn}");
+            }
+        }
+        panic!(
+            "{TRIES} pairs of single snapshots show one instant each: the load is too low to prove anything"
+        );
     });
 }

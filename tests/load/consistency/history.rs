@@ -65,10 +65,11 @@ struct Shown {
     next_has_begun: bool,
 }
 
-/// Checks that a directory shows the history up to one step. Returns this step, or the contradiction.
-pub(super) fn last_step(dir: &Path) -> Result<u64, String> {
+/// Checks that the directories of the writer, one or two, show the history up to one step. Returns this step, or the
+/// contradiction.
+pub(super) fn last_step(dirs: &[&Path]) -> Result<u64, String> {
     let mut all = Vec::new();
-    for file in 0..FILES {
+    for (file, dir) in (0..FILES).zip(dirs.iter().cycle()) {
         all.push(shown(dir, file).map_err(|what| format!("{}: {what}", name(file)))?);
     }
     let step = all.iter().map(|shown| shown.last).max().unwrap_or_default();
@@ -87,7 +88,7 @@ pub(super) fn last_step(dir: &Path) -> Result<u64, String> {
     }
     let mut expected: Vec<_> = (0..FILES).map(name).collect();
     expected.extend(["exchange.other", "rename.new"].map(String::from));
-    match names(dir).into_iter().find(|name| !expected.contains(name)) {
+    match dirs.iter().flat_map(|dir| names(dir)).find(|name| !expected.contains(name)) {
         Some(other) => Err(format!("the writer has made no file {other}")),
         None => Ok(step),
     }
@@ -203,7 +204,7 @@ fn every_step_of_the_history_is_recognized() {
     let dir = tempfile::tempdir().unwrap();
     for step in (0..=120).chain([49_999, 50_000, 50_004]) {
         write(dir.path(), step);
-        assert_eq!(last_step(dir.path()), Ok(step));
+        assert_eq!(last_step(&[dir.path()]), Ok(step));
     }
 }
 
@@ -216,7 +217,7 @@ fn a_file_that_lags_behind_or_runs_ahead_is_found() {
         for other in [last - FILES, last + FILES] {
             write(dir.path(), step);
             write_file(dir.path(), file, other);
-            let is_prefix = last_step(dir.path());
+            let is_prefix = last_step(&[dir.path()]);
             // The next file may be ahead by the step that follows, and the last one may lack its step.
             let allowed = other == step + 1 || (last == step && other < last);
             assert_eq!(is_prefix.is_ok(), allowed, "{} at {other}: {is_prefix:?}", name(file));
@@ -231,7 +232,7 @@ fn a_step_may_be_incomplete_only_if_it_is_the_next_one() {
         for (step, allowed) in [(1000 + file - 1, true), (1000 + file, false), (1000 + file + 10, false)] {
             write(dir.path(), step);
             begin(dir.path(), last_step_of(file, step));
-            let is_prefix = last_step(dir.path());
+            let is_prefix = last_step(&[dir.path()]);
             assert_eq!(is_prefix == Ok(step), allowed, "{} after {step}: {is_prefix:?}", name(file));
             let _ = fs::remove_file(dir.path().join("rename.new"));
         }
@@ -265,7 +266,7 @@ fn a_file_that_has_lost_an_earlier_step_is_found() {
         let mut bytes = contents(file, last_step_of(file, 1234));
         bytes[..NUMBER].copy_from_slice(&[0; NUMBER]);
         fs::write(dir.path().join(name(file)), bytes).unwrap();
-        assert!(last_step(dir.path()).unwrap_err().contains("missing"), "{}", name(file));
+        assert!(last_step(&[dir.path()]).unwrap_err().contains("missing"), "{}", name(file));
     }
 }
 
@@ -274,5 +275,5 @@ fn a_file_that_belongs_to_no_history_is_found() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), 1234);
     fs::write(dir.path().join("plain-50"), "").unwrap();
-    assert!(last_step(dir.path()).unwrap_err().contains("plain-50"));
+    assert!(last_step(&[dir.path()]).unwrap_err().contains("plain-50"));
 }
