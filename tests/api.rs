@@ -29,4 +29,5 @@ mod api {
     mod trees;
     mod upkeep;
     mod verbs;
+    mod whole_copies;
 }

@@ -13,14 +13,16 @@ use std::time::{Duration, Instant};
 use orlop::csi::proto::controller_client::ControllerClient;
 use orlop::csi::proto::volume_capability::access_mode::Mode;
 use orlop::csi::proto::*;
+use tempfile::TempDir;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use self::history::last_step;
 use crate::common::container::Container;
 use crate::common::csi::{MIB, capability, create_request, from_volume, map, size};
-use crate::common::disk::{Disk, run};
-use crate::common::isolation::{in_own_process, skip};
+use crate::common::backends::{Ground, on_each_backend};
+use crate::common::disk::run;
+use crate::common::isolation::skip;
 use crate::common::pool::read_record;
 use crate::common::server::{Options, Server, connect};
 
@@ -45,21 +47,21 @@ fn compile_writer(dir: &Path) -> PathBuf {
     program
 }
 
-/// A volume on ext4 to which a container writes.
+/// A volume to which a container writes.
 struct Load {
     controller: ControllerClient<Channel>,
     volume: String,
     container: Container,
     server: Server,
-    _disk: Disk,
+    _dir: TempDir,
 }
 
 impl Load {
     /// `None` if this machine cannot freeze containers.
-    async fn start(dir: &Path) -> Option<Self> {
-        let disk = Disk::new(&dir.join("disk"), 1024, &["mkfs.ext4"]);
-        std::fs::create_dir(disk.path().join("pool")).unwrap();
-        let server = Server::spawn(disk.path(), Options { pool: true, own_mounts: true });
+    async fn start(ground: &Ground) -> Option<Self> {
+        let dir = ground.new_dir();
+        std::fs::create_dir(dir.path().join("pool")).unwrap();
+        let server = Server::spawn(dir.path(), Options { pool: true, own_mounts: true });
         let channel = connect(&server.socket()).await;
         let mut controller = ControllerClient::new(channel);
         let request = CreateVolumeRequest { capacity_range: size(64 * MIB, 0), ..create_request("source") };
@@ -72,8 +74,8 @@ impl Load {
         };
         server.node().await.node_publish_volume(request).await.unwrap();
         let target = PathBuf::from(server.target("target"));
-        let container = Container::start(&server.mounts(), &target, &compile_writer(dir))?;
-        Some(Self { controller, volume, container, server, _disk: disk })
+        let container = Container::start(&server.mounts(), &target, &compile_writer(dir.path()))?;
+        Some(Self { controller, volume, container, server, _dir: dir })
     }
 
     /// Takes a snapshot, waits until it is ready, checks it, and deletes it. Returns its record, and the last step in it
@@ -141,13 +143,16 @@ impl Copy {
     }
 }
 
-/// Runs a test under load.
-fn under_load(test: &str, body: impl AsyncFnOnce(Load)) {
-    in_own_process(test, || {
-        let dir = tempfile::tempdir().unwrap();
+/// Runs a test under load on each backend that copies files. An instant copy has another promise, and orlop pauses the
+/// containers of this host only.
+fn under_load(test: &str, body: impl AsyncFn(Load)) {
+    on_each_backend(test, |ground| {
+        if ground.backend.kind == "btrfs" || ground.backend.is_shared() {
+            return;
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            match Load::start(dir.path()).await {
+            match Load::start(ground).await {
                 Some(load) => body(load).await,
                 None => skip("no cgroup can be frozen"),
             }
