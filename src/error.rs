@@ -7,6 +7,7 @@ use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 /// A result with an [`Error`].
@@ -69,7 +70,12 @@ impl Error {
     #[must_use]
     pub fn of_system_call(cause: impl Into<io::Error>, message: impl Into<String>) -> Self {
         let cause: io::Error = cause.into();
-        Self::caused(kind_of(&cause), message, cause)
+        let kind = kind_of(&cause);
+        if is_of_the_disk(&cause) {
+            let reason = "the disk or its filesystem fails, and the log of the kernel says why";
+            return Self::caused(kind, message, Self::caused(kind, reason, cause));
+        }
+        Self::caused(kind, message, cause)
     }
 
     /// The kind.
@@ -151,8 +157,14 @@ fn kind_of(error: &io::Error) -> Kind {
         | io::ErrorKind::TimedOut
         | io::ErrorKind::HostUnreachable
         | io::ErrorKind::NetworkUnreachable => Kind::Unavailable,
+        _ if is_of_the_disk(error) => Kind::Unavailable,
         _ => Kind::Internal,
     }
+}
+
+/// Whether the disk does not do what it is told to, or the filesystem on it is damaged.
+fn is_of_the_disk(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::UCLEAN))
 }
 
 #[cfg(test)]
@@ -171,7 +183,8 @@ mod tests {
             (libc::ETIMEDOUT, Kind::Unavailable),
             (libc::EHOSTUNREACH, Kind::Unavailable),
             (libc::ENOENT, Kind::Internal),
-            (libc::EIO, Kind::Internal),
+            (libc::EIO, Kind::Unavailable),
+            (libc::EUCLEAN, Kind::Unavailable),
         ];
         for (errno, kind) in cases {
             let failed: io::Result<()> = Err(io::Error::from_raw_os_error(errno));

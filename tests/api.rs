@@ -30,4 +30,5 @@ mod api {
     mod trees;
     mod upkeep;
     mod verbs;
+    mod whole_copies;
 }

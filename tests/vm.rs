@@ -9,6 +9,7 @@ mod vm {
     mod nfs;
     mod pools;
     mod quota;
+    mod quota_faults;
     mod quota_pools;
     mod shares;
     mod workers;

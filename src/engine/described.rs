@@ -82,7 +82,8 @@ impl Engine {
         let name = &volume.id.name;
         let Some(data) = pool.store.data(ObjectKind::Volumes, name)? else { return Ok(None) };
         let object = pool.store.object(ObjectKind::Volumes, name)?;
-        match pool.backend.used(object.as_fd(), &volume.backend)? {
+        let used = pool.backend.used(object.as_fd(), &volume.backend);
+        match used.context(|| format!("read the usage of volume {}", volume.id))? {
             Some(used) => Ok(Some(used.bytes)),
             None => {
                 let measured = pool.usage.measure(name, reopen(data.as_fd())?, FIRST_MEASUREMENT)?;

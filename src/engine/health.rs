@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Engine;
 use super::request::{Amounts, Severity, Symptom, Usage};
 use super::source::reopen;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::object::ObjectKind;
 use crate::pool::{OpenPool, VolumeEntry};
 use crate::volume::{Enforced, Size, Volume, VolumeId};
@@ -100,7 +100,8 @@ pub(super) fn used(pool: &OpenPool, volume: &Volume, wait: Duration) -> Result<(
     let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
     let data = data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} has no data")))?;
     let object = pool.store.object(ObjectKind::Volumes, &id.name)?;
-    if let Some(used) = pool.backend.used(object.as_fd(), &volume.backend)? {
+    let used = pool.backend.used(object.as_fd(), &volume.backend);
+    if let Some(used) = used.context(|| format!("read the usage of volume {id}"))? {
         return Ok((Some(used.bytes), used.inodes));
     }
     let measured = pool.usage.measure(&id.name, reopen(data.as_fd())?, wait)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use crate::backend::LimitSupport;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::pool::locks::{LockGuard, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::store::FoundVolume;
@@ -58,7 +58,8 @@ impl LockedVolume {
             ));
         }
         let object = self.pool.store.object(ObjectKind::Volumes, &self.id.name)?;
-        volume.enforced = self.pool.backend.set_limit(object.as_fd(), &volume.backend, limits(volume))?;
+        let enforced = self.pool.backend.set_limit(object.as_fd(), &volume.backend, limits(volume));
+        volume.enforced = enforced.context(|| format!("set the limits of volume {}", self.id))?;
         Ok(())
     }
 }

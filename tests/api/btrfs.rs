@@ -18,7 +18,7 @@ use orlop::volume::{
 };
 use rustix::io::Errno;
 
-use crate::common::disk::{Disk, run};
+use crate::common::disk::{Disk, QUOTA_GROUPS, SIMPLE_QUOTAS, enable_quotas, run};
 use crate::common::isolation::{in_own_process, skip};
 use crate::common::pool::{
     MIB, check, clone_request, contents, copy_request, edit_record, id, is_subvolume, kind, names, open,
@@ -33,20 +33,6 @@ fn on_btrfs(test: &str, body: impl FnOnce(&Path)) {
         let disk = Disk::new(&dir.path().join("disk"), 1024, &["mkfs.btrfs"]);
         body(disk.path());
     });
-}
-
-/// The commands of `BTRFS_IOC_QUOTA_CTL`; btrfs-progs before 6.7 has no option for the second one.
-const QUOTA_GROUPS: u64 = 1;
-const SIMPLE_QUOTAS: u64 = 4;
-
-/// Switches quotas on; false if the kernel does not have them.
-#[expect(clippy::disallowed_methods, reason = "runs python3")]
-fn enable_quotas(pool: &Path, command: u64) -> bool {
-    let script = "import fcntl, os, struct, sys
-pool = os.open(sys.argv[1], os.O_RDONLY)
-fcntl.ioctl(pool, 0xc0109428, struct.pack('=QQ', int(sys.argv[2]), 0))";
-    let mut python = std::process::Command::new("python3");
-    python.args(["-c", script]).arg(pool).arg(command.to_string()).status().unwrap().success()
 }
 
 fn data(pool: &Path, volume: &str) -> std::path::PathBuf {

@@ -17,6 +17,7 @@ use orlop::volume::{Labels, Name, OnDelete, Policy, PolicyChange, PoolName, Size
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
+use crate::common::backends::{random_cases, rerun_on_each_backend};
 use crate::common::pool::{
     check, clone_request, contents_and_times, copy_request, id, kind, listed, memory_dir, names, open,
     request, settings, snapshot_request,
@@ -113,7 +114,7 @@ fn timestamp() -> impl Strategy<Value = String> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 200,
+        cases: random_cases(200),
         max_shrink_time: 20_000,
         failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
         ..ProptestConfig::default()
@@ -389,6 +390,11 @@ fn try_all(engine: &Engine, sandbox: &Sandbox, name: &str) {
     refused("snapshot", engine.create_snapshot(&snapshot_request(&format!("of-{name}"), &id)).map(drop));
     refused("delete", engine.delete(&id));
     refused("create again", engine.create(&request(name, 1)).map(drop));
+}
+
+#[test]
+fn the_same_holds_on_each_backend() {
+    rerun_on_each_backend("api::hostile::the_same_holds_on_each_backend", "api::hostile::");
 }
 
 #[test]

@@ -37,11 +37,13 @@ pub(crate) fn without_inotify(test: &str, body: impl FnOnce()) {
     in_process_of(test, &["unshare", "--user", "--map-root-user", "sh", "-ec", forbid, "sh"], body);
 }
 
+/// The environment variable of such a process.
+pub(super) const CHILD: &str = "ORLOP_TEST_CHILD";
+
 /// Runs the body of a test in a process that this command starts.
 #[expect(clippy::disallowed_methods, reason = "the process is this program again")]
 #[expect(clippy::print_stderr, reason = "passes on the output of the process")]
 fn in_process_of(test: &str, command: &[&str], body: impl FnOnce()) {
-    const CHILD: &str = "ORLOP_TEST_CHILD";
     if std::env::var_os(CHILD).is_some() {
         return body();
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::allow_attributes, reason = "each test binary uses another part of this module")]
 #![allow(dead_code, reason = "each test binary uses another part of this module")]
 
+pub(crate) mod backends;
 pub(crate) mod child;
 pub(crate) mod container;
 pub(crate) mod csi;

@@ -47,7 +47,12 @@ pub(crate) fn open(path: &Path) -> Engine {
 /// Opens the pool `p`. Waits until it is available: threads of an engine that was just dropped, or a process that is
 /// being started, may hold its lock a little longer.
 pub(crate) fn open_with(path: &Path, tuning: Tuning) -> Engine {
-    let engine = Engine::open(vec![settings(path)], tuning).unwrap();
+    open_settings(settings(path), tuning)
+}
+
+/// The same for a pool with these settings.
+pub(crate) fn open_settings(settings: PoolSettings, tuning: Tuning) -> Engine {
+    let engine = Engine::open(vec![settings], tuning).unwrap();
     within_seconds(60, "the pool is available", || engine.pools()[0].unavailable.is_none());
     engine
 }

@@ -7,7 +7,9 @@
 //! After a kill, a process that was running all the time sees the result and repeats the operation at once; in another case
 //! of the same kill, a new process does.
 //!
-//! `ORLOP_CRASH_ONLY` limits the test to operations whose name contains this text, such as `Expand`.
+//! All of this happens in memory, and a part of it on every other backend: each call that only this backend makes, and one
+//! of `ORLOP_CRASH_EVERY` others. `ORLOP_CRASH_ONLY` limits the test to operations whose name contains this text, such as
+//! `Expand`.
 
 mod operation;
 mod tracer;
@@ -16,15 +18,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orlop::engine::Engine;
 
 use self::operation::{ALL, Base, OLD, Operation, SNAPSHOT};
 use self::tracer::Tracer;
+use crate::common::backends::{Backend, Ground, on_each_backend};
 use crate::common::child::{ChildProcess, serve};
 use crate::common::isolation::{enter_new_mount_namespace, skip, unmount_all};
-use crate::common::pool::{check, check_listings, contents, long_waits, memory_dir, names, open, settings};
+use crate::common::pool::{check, check_listings, contents, long_waits, names};
 use crate::common::wait::sleep_ms;
 
 /// System calls that change something, and calls whose failure an operation must report.
@@ -65,8 +68,9 @@ const CALLS: &[&str] = &[
     "umount2",
 ];
 
-/// Environment variables of the child process: its operation and its directory.
+/// Environment variables of the child process: its operation, its backend and its directory.
 const OPERATION: &str = "ORLOP_CRASH_OPERATION";
+const BACKEND: &str = "ORLOP_CRASH_BACKEND";
 const DIRECTORY: &str = "ORLOP_CRASH_DIRECTORY";
 
 /// The child process: opens the pool, then runs the operation whenever it is asked to. Does nothing when it runs as a test.
@@ -74,9 +78,9 @@ const DIRECTORY: &str = "ORLOP_CRASH_DIRECTORY";
 fn child_process() {
     let (Ok(operation), Ok(dir)) = (std::env::var(OPERATION), std::env::var(DIRECTORY)) else { return };
     let operation = *ALL.iter().find(|known| format!("{known:?}") == operation).unwrap();
-    let base = Base { dir: dir.into() };
-    let new = || Engine::open(vec![settings(&base.pool())], long_waits()).unwrap();
-    let mut engine = (!operation.is_open()).then(|| open(&base.pool()));
+    let base = Base { dir: dir.into(), backend: Backend::named(&std::env::var(BACKEND).unwrap()) };
+    let new = || Engine::open(vec![base.backend.settings(&base.pool())], long_waits()).unwrap();
+    let mut engine = (!operation.is_open()).then(|| base.open());
     serve(|_| match operation.run(engine.get_or_insert_with(new), &base) {
         Ok(id) => format!("ok {id}"),
         Err(error) => format!("{:?} {}", error.kind(), error.chain()),
@@ -84,8 +88,11 @@ fn child_process() {
 }
 
 fn start_child(operation: Operation, base: &Base) -> ChildProcess {
-    let variables =
-        [(OPERATION, format!("{operation:?}")), (DIRECTORY, base.dir.to_str().unwrap().to_owned())];
+    let variables = [
+        (OPERATION, format!("{operation:?}")),
+        (BACKEND, base.backend.name.to_owned()),
+        (DIRECTORY, base.dir.to_str().unwrap().to_owned()),
+    ];
     ChildProcess::start("faults::crash::child_process", &variables)
 }
 
@@ -128,18 +135,19 @@ struct Scene<'b> {
     other: Option<Engine>,
 }
 
-fn new_base() -> (tempfile::TempDir, Base) {
-    let dir = memory_dir();
-    let base = Base { dir: dir.path().canonicalize().unwrap() };
+fn new_base(ground: &Ground) -> (tempfile::TempDir, Base) {
+    let dir = ground.new_dir();
+    let base = Base { dir: dir.path().canonicalize().unwrap(), backend: ground.backend };
     (dir, base)
 }
 
 /// For each system call, the largest number of calls by one thread during the operation.
-fn count_calls(operation: Operation) -> BTreeMap<&'static str, usize> {
-    let (_dir, base) = new_base();
+fn count_calls(ground: &Ground, operation: Operation) -> BTreeMap<&'static str, usize> {
+    let (_dir, base) = new_base(ground);
+    let calls = [CALLS, ground.backend.calls].concat();
     let _other = operation.prepare(&base);
     let mut process = start_child(operation, &base);
-    let tracer = Tracer::attach(&process, &base, &[format!("trace=?{}", CALLS.join(",?"))]);
+    let tracer = Tracer::attach(&process, &base, &[format!("trace=?{}", calls.join(",?"))]);
     let answer = process.ask("run");
     assert!(answer.starts_with("ok"), "{operation:?}: {answer}");
     let log = tracer.detach();
@@ -147,7 +155,7 @@ fn count_calls(operation: Operation) -> BTreeMap<&'static str, usize> {
     for line in log.lines() {
         let (thread, rest) = line.split_once(char::is_whitespace).unwrap();
         let name = rest.trim_start().split('(').next().unwrap();
-        if let Some(call) = CALLS.iter().find(|call| **call == name) {
+        if let Some(call) = calls.iter().find(|call| **call == name) {
             *by_thread.entry((thread, call)).or_default() += 1;
         }
     }
@@ -161,8 +169,8 @@ fn count_calls(operation: Operation) -> BTreeMap<&'static str, usize> {
 }
 
 /// Injects one fault into one operation; reports whether the operation made the call.
-fn run_case(case: Case) -> bool {
-    let (_dir, base) = new_base();
+fn run_case(ground: &Ground, case: Case) -> bool {
+    let (_dir, base) = new_base(ground);
     let Case { operation, fault, call, at } = case;
     let other = operation.prepare(&base);
     let scene = Scene { operation, base: &base, before: contents(&base.pool()), other };
@@ -227,7 +235,7 @@ impl Scene<'_> {
     /// Checks that a new process removes all remains of the fault, and that a retry succeeds in it.
     fn check_restart(&self) {
         let (operation, pool) = (self.operation, self.base.pool());
-        let engine = open(&pool);
+        let engine = self.base.open();
         assert!(engine.wait_for_reaper(Duration::from_secs(120)));
         check(&engine, &pool);
         self.repeat(&engine);
@@ -285,7 +293,7 @@ impl Scene<'_> {
 fn check_error(case: Case, answer: &str) {
     let (kind, text) = match case.fault {
         Fault::NoSpace => ("NoSpace", "No space left on device"),
-        Fault::Io | Fault::Kill | Fault::KillBesideOther => ("Internal", "Input/output error"),
+        Fault::Io | Fault::Kill | Fault::KillBesideOther => ("Unavailable", "Input/output error"),
     };
     let kind = if case.operation.is_open() { "Unavailable" } else { kind };
     assert!(answer.starts_with(kind) && answer.contains(text), "expected {kind}: {answer}");
@@ -355,35 +363,52 @@ fn in_parallel<T: Send, R: Send>(
     results.into_inner().unwrap()
 }
 
-#[test]
-fn every_operation_is_atomic_under_kills_and_failing_calls() {
-    if !can_run() {
-        return;
+/// The faults of an operation that makes these calls.
+fn cases_of(backend: &Backend, operation: Operation, counts: BTreeMap<&'static str, usize>) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (call, largest) in counts {
+        let faults: &[_] = match (READS.contains(&call), operation.is_open()) {
+            (true, _) => &[Fault::Io],
+            (false, true) => &[Fault::Kill, Fault::NoSpace, Fault::Io],
+            (false, false) => &[Fault::Kill, Fault::KillBesideOther, Fault::NoSpace, Fault::Io],
+        };
+        for at in positions(largest) {
+            cases.extend(faults.iter().map(|fault| Case { operation, fault: *fault, call, at }));
+        }
     }
+    if !backend.is_in_memory() {
+        let every = std::env::var("ORLOP_CRASH_EVERY").map_or(20, |text| text.parse().unwrap());
+        let (own, others): (Vec<_>, Vec<_>) =
+            cases.into_iter().partition(|case| backend.calls.contains(&case.call));
+        cases = own.into_iter().chain(others.into_iter().step_by(every)).collect();
+    }
+    cases
+}
+
+fn check_every_operation(ground: &Ground) {
     let only = std::env::var("ORLOP_CRASH_ONLY").unwrap_or_default();
     let operations =
         ALL.iter().copied().filter(|operation| format!("{operation:?}").contains(&only)).collect();
     let mut cases = Vec::new();
-    for (operation, counts) in in_parallel(operations, |operation| count_calls(*operation)) {
-        for (call, largest) in counts.unwrap_or_else(|error| panic!("{operation:?} without a fault: {error}"))
-        {
-            let faults: &[_] = match (READS.contains(&call), operation.is_open()) {
-                (true, _) => &[Fault::Io],
-                (false, true) => &[Fault::Kill, Fault::NoSpace, Fault::Io],
-                (false, false) => &[Fault::Kill, Fault::KillBesideOther, Fault::NoSpace, Fault::Io],
-            };
-            for at in positions(largest) {
-                cases.extend(faults.iter().map(|fault| Case { operation, fault: *fault, call, at }));
-            }
-        }
+    for (operation, counts) in in_parallel(operations, |operation| count_calls(ground, *operation)) {
+        let counts = counts.unwrap_or_else(|error| panic!("{operation:?} without a fault: {error}"));
+        cases.extend(cases_of(ground.backend, operation, counts));
     }
-    let all = cases.len();
+    let (all, began) = (cases.len(), Instant::now());
     eprintln!("{all} faults: {:?}", count_cases(&cases));
-    let results = in_parallel(cases, |case| run_case(*case));
+    let results = in_parallel(cases, |case| run_case(ground, *case));
     let hit = results.iter().filter(|(_, result)| *result == Ok(true)).count();
-    eprintln!("{hit} of {all} faults were injected");
+    eprintln!("{hit} of {all} faults were injected in {} s", began.elapsed().as_secs());
     let failures = results.iter().filter_map(|(case, result)| Some((case, result.as_ref().err()?)));
     let failures: Vec<_> = failures.map(|(case, error)| format!("{case:?}: {error}")).collect();
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     assert!(hit * 10 >= all * 9, "too few faults were injected");
+}
+
+#[test]
+fn every_operation_is_atomic_under_kills_and_failing_calls() {
+    if can_run() {
+        let test = "faults::crash::every_operation_is_atomic_under_kills_and_failing_calls";
+        on_each_backend(test, check_every_operation);
+    }
 }

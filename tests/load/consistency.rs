@@ -14,14 +14,17 @@ use orlop::csi::proto::controller_client::ControllerClient;
 use orlop::csi::proto::group_controller_client::GroupControllerClient;
 use orlop::csi::proto::volume_capability::access_mode::Mode;
 use orlop::csi::proto::*;
+use tempfile::TempDir;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use self::history::last_step;
+use crate::common::backends::{Backend, Ground, on_each_backend};
 use crate::common::container::Container;
 use crate::common::csi::{MIB, capability, create_request, from_volume, map, size};
-use crate::common::disk::{Disk, run};
-use crate::common::isolation::{in_own_process, skip};
+
+use crate::common::disk::run;
+use crate::common::isolation::skip;
 use crate::common::pool::read_record;
 use crate::common::server::{Options, Server, connect};
 
@@ -67,15 +70,15 @@ struct Load {
     volumes: Vec<String>,
     container: Container,
     server: Server,
-    _disk: Disk,
+    _dir: TempDir,
 }
 
 impl Load {
     /// `None` if this machine cannot freeze containers.
-    async fn start(dir: &Path, mkfs: &str, volumes: &[&str]) -> Option<Self> {
-        let disk = Disk::new(&dir.join("disk"), 1024, &[mkfs]);
-        std::fs::create_dir(disk.path().join("pool")).unwrap();
-        let server = Server::spawn(disk.path(), Options { pool: true, own_mounts: true });
+    async fn start(ground: &Ground, volumes: &[&str]) -> Option<Self> {
+        let dir = ground.new_dir();
+        std::fs::create_dir(dir.path().join("pool")).unwrap();
+        let server = Server::spawn(dir.path(), Options { pool: true, own_mounts: true });
         let channel = connect(&server.socket()).await;
         let groups = GroupControllerClient::new(channel.clone());
         let mut controller = ControllerClient::new(channel);
@@ -96,11 +99,11 @@ impl Load {
             server.node().await.node_publish_volume(request).await.unwrap();
         }
         let program = match targets.get(1) {
-            None => compile_writer(dir),
-            Some(second) => writer_of_two(dir, Path::new(second)),
+            None => compile_writer(dir.path()),
+            Some(second) => writer_of_two(dir.path(), Path::new(second)),
         };
         let container = Container::start(&server.mounts(), Path::new(&targets[0]), &program)?;
-        Some(Self { controller, groups, volumes: ids, container, server, _disk: disk })
+        Some(Self { controller, groups, volumes: ids, container, server, _dir: dir })
     }
 
     /// Takes a snapshot, waits until it is ready, checks it, and deletes it. Returns its record, and the last step in it
@@ -221,18 +224,27 @@ impl Copy {
     }
 }
 
-/// Runs a test under load on ext4.
-fn under_load(test: &str, body: impl AsyncFnOnce(Load)) {
-    under_load_on("mkfs.ext4", &["source"], test, body);
+/// Runs a test under load on each backend that copies files. An instant copy has another promise, and orlop pauses the
+/// containers of this host only.
+fn under_load(test: &str, body: impl AsyncFn(Load)) {
+    let copies_files = |backend: &Backend| backend.kind != "btrfs" && !backend.is_shared();
+    under_load_on(copies_files, &["source"], test, body);
 }
 
-/// Runs a test under load on a new filesystem.
-fn under_load_on(mkfs: &str, volumes: &[&str], test: &str, body: impl AsyncFnOnce(Load)) {
-    in_own_process(test, || {
-        let dir = tempfile::tempdir().unwrap();
+/// Runs a test under load on each of these backends.
+fn under_load_on(
+    is_chosen: impl Fn(&Backend) -> bool,
+    volumes: &[&str],
+    test: &str,
+    body: impl AsyncFn(Load),
+) {
+    on_each_backend(test, |ground| {
+        if !is_chosen(ground.backend) {
+            return;
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            match Load::start(dir.path(), mkfs, volumes).await {
+            match Load::start(ground, volumes).await {
                 Some(load) => body(load).await,
                 None => skip("no cgroup can be frozen"),
             }
@@ -314,26 +326,31 @@ async fn check_groups(mut load: Load) {
 #[test]
 fn every_group_under_load_shows_one_instant() {
     let test = "load::consistency::every_group_under_load_shows_one_instant";
-    under_load_on("mkfs.ext4", &TWO, test, check_groups);
+    under_load_on(|backend| backend.name == "ext4", &TWO, test, check_groups);
 }
 
 #[test]
 fn every_group_on_btrfs_shows_one_instant() {
     let test = "load::consistency::every_group_on_btrfs_shows_one_instant";
-    under_load_on("mkfs.btrfs", &TWO, test, check_groups);
+    under_load_on(|backend| backend.name == "btrfs", &TWO, test, check_groups);
 }
 
 #[test]
 fn single_snapshots_of_two_volumes_mix_instants() {
     let test = "load::consistency::single_snapshots_of_two_volumes_mix_instants";
-    under_load_on("mkfs.ext4", &TWO, test, async |mut load| {
-        for number in 1..=TRIES {
-            if let Err(torn) = load.snapshots_in_turn().await {
-                return eprintln!("pair {number}: {torn}");
+    under_load_on(
+        |backend| backend.name == "ext4",
+        &TWO,
+        test,
+        async |mut load| {
+            for number in 1..=TRIES {
+                if let Err(torn) = load.snapshots_in_turn().await {
+                    return eprintln!("pair {number}: {torn}");
+                }
             }
-        }
-        panic!(
-            "{TRIES} pairs of single snapshots show one instant each: the load is too low to prove anything"
-        );
-    });
+            panic!(
+                "{TRIES} pairs of single snapshots show one instant each: the load is too low to prove anything"
+            );
+        },
+    );
 }

@@ -12,21 +12,38 @@ use serde::{Deserialize, Serialize};
 
 use self::expected::Model;
 use self::steps::{Step, add_remains, step};
+use crate::common::backends::{Backend, Ground, on_each_backend};
 use crate::common::child::{ChildProcess, serve};
-use crate::common::disk::Disk;
-use crate::common::isolation::in_own_process;
-use crate::common::pool::{Report, memory_dir, open};
+use crate::common::pool::Report;
 
-fn config(cases: u32) -> ProptestConfig {
+/// `ORLOP_MODEL_CASES` is the number of sequences; the default is `in_memory`, and less on slower filesystems.
+fn config(backend: &Backend, in_memory: u32) -> ProptestConfig {
+    let default = if backend.is_in_memory() { in_memory } else { in_memory / 15 };
     ProptestConfig {
-        cases,
+        cases: std::env::var("ORLOP_MODEL_CASES").map_or(default, |text| text.parse().unwrap()),
         max_shrink_time: 20_000,
         failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
         ..ProptestConfig::default()
     }
 }
 
-fn run_in_one_process(steps: &[Step], pool: &Path) {
+/// Runs random sequences on new pools.
+fn run_random<T: Clone + std::fmt::Debug>(
+    ground: &Ground,
+    cases: u32,
+    step: impl Strategy<Value = T>,
+    run: impl Fn(&[T], &Path),
+) {
+    let mut runner = TestRunner::new(config(ground.backend, cases));
+    let on_new_pool = |steps: Vec<T>| {
+        run(&steps, ground.new_dir().path());
+        Ok(())
+    };
+    runner.run(&prop::collection::vec(step, 1..40), on_new_pool).unwrap();
+}
+
+fn run_in_one_process(backend: &Backend, steps: &[Step], pool: &Path) {
+    let open = |pool: &Path| backend.open_patiently(pool);
     let (mut engine, mut model) = (Some(open(pool)), Model::default());
     for step in steps {
         if matches!(step, Step::Restart | Step::CrashRemains) {
@@ -42,8 +59,9 @@ fn run_in_one_process(steps: &[Step], pool: &Path) {
     }
 }
 
-/// The environment variable of a child process: the directory of its pool.
+/// The environment variables of a child process: the directory of its pool, and the name of its backend.
 const POOL: &str = "ORLOP_MODEL_POOL";
+const BACKEND: &str = "ORLOP_MODEL_BACKEND";
 
 /// A request to a child process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,8 +75,8 @@ enum Request {
 /// The child process: has the pool open and executes steps. Does nothing when it runs as a test.
 #[test]
 fn child_process() {
-    let Ok(pool) = std::env::var(POOL) else { return };
-    let engine = open(Path::new(&pool));
+    let (Ok(pool), Ok(backend)) = (std::env::var(POOL), std::env::var(BACKEND)) else { return };
+    let engine = Backend::named(&backend).open_patiently(Path::new(&pool));
     serve(|line| match serde_json::from_str(line).unwrap() {
         Request::Run(step) => {
             let answer = format!("{:?}", step.run(&engine));
@@ -69,8 +87,8 @@ fn child_process() {
     });
 }
 
-fn start_child(pool: &Path) -> ChildProcess {
-    let variables = [(POOL, pool.to_str().unwrap().to_owned())];
+fn start_child(backend: &Backend, pool: &Path) -> ChildProcess {
+    let variables = [(POOL, pool.to_str().unwrap().to_owned()), (BACKEND, backend.name.to_owned())];
     ChildProcess::start("load::model::child_process", &variables)
 }
 
@@ -95,11 +113,10 @@ fn turn() -> impl Strategy<Value = Turn> {
 }
 
 /// Runs each step in its process. `Restart` and `CrashRemains` kill the process.
-fn run_in_two_processes(turns: &[Turn]) {
-    let dir = memory_dir();
-    let (pool, mut model) = (dir.path(), Model::default());
-    let observer = open(pool);
-    let mut children = [start_child(pool), start_child(pool)];
+fn run_in_two_processes(backend: &Backend, turns: &[Turn], pool: &Path) {
+    let mut model = Model::default();
+    let observer = backend.open_patiently(pool);
+    let mut children = [start_child(backend, pool), start_child(backend, pool)];
     for Turn { by, step, report } in turns {
         let expected = model.apply(step, pool);
         if matches!(step, Step::Restart | Step::CrashRemains) {
@@ -107,7 +124,7 @@ fn run_in_two_processes(turns: &[Turn]) {
             if matches!(step, Step::CrashRemains) {
                 add_remains(pool);
             }
-            children[*by] = start_child(pool);
+            children[*by] = start_child(backend, pool);
         }
         let answer = ask(&mut children[*by], &Request::Run(step.clone()));
         assert_eq!(answer, format!("{expected:?}"), "{step:?} in process {by}");
@@ -126,35 +143,16 @@ fn check_reports(children: &mut [ChildProcess], model: &Model) {
     }
 }
 
-proptest! {
-    #![proptest_config(config(300))]
-
-    #[test]
-    fn engine_disk_and_model_agree_after_every_step(steps in prop::collection::vec(step(), 1..40)) {
-        run_in_one_process(&steps, memory_dir().path());
-    }
-}
-
 #[test]
-fn engine_disk_and_model_agree_on_btrfs() {
-    in_own_process("load::model::engine_disk_and_model_agree_on_btrfs", || {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let disk = Disk::new(&dir.path().join("disk"), 64 << 10, &["mkfs.btrfs"]);
-        let mut runner = TestRunner::new(config(20));
-        let run = |steps: Vec<Step>| {
-            let pool = tempfile::tempdir_in(disk.path()).unwrap();
-            run_in_one_process(&steps, pool.path());
-            Ok(())
-        };
-        runner.run(&prop::collection::vec(step(), 1..40), run).unwrap();
+fn engine_disk_and_model_agree_after_every_step() {
+    on_each_backend("load::model::engine_disk_and_model_agree_after_every_step", |ground| {
+        run_random(ground, 300, step(), |steps, pool| run_in_one_process(ground.backend, steps, pool));
     });
 }
 
-proptest! {
-    #![proptest_config(config(150))]
-
-    #[test]
-    fn two_processes_disk_and_model_agree_after_every_step(turns in prop::collection::vec(turn(), 1..40)) {
-        run_in_two_processes(&turns);
-    }
+#[test]
+fn two_processes_disk_and_model_agree_after_every_step() {
+    on_each_backend("load::model::two_processes_disk_and_model_agree_after_every_step", |ground| {
+        run_random(ground, 150, turn(), |turns, pool| run_in_two_processes(ground.backend, turns, pool));
+    });
 }

@@ -11,7 +11,7 @@ use std::process::Command;
 type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 const LAYERS: &[Row] = &[
-    ("error", &[], &["serde", "thiserror"]),
+    ("error", &[], &["rustix", "serde", "thiserror"]),
     ("volume", &["error"], &["jiff", "serde", "serde_json", "sha2", "uuid"]),
     ("sys", &["error"], &["rustix", "libc", "linux_raw_sys"]),
     ("archive", &["error"], &["flate2", "serde", "serde_json", "sha2", "zstd"]),

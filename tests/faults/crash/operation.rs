@@ -15,8 +15,9 @@ use orlop::error::{Error, Kind, Result};
 use orlop::mount::{self, MountFlags};
 use orlop::volume::{OnDelete, Policy, PolicyChange, SizeRange, Source};
 
+use crate::common::backends::Backend;
 use crate::common::pool::{
-    clone_request, contents, copy_request, id, long_waits, names, open_with, request, snapshot_request,
+    clone_request, contents, copy_request, id, long_waits, names, request, snapshot_request,
 };
 use crate::common::wait::within_seconds;
 
@@ -77,9 +78,14 @@ pub(super) const ALL: &[Operation] = &[
 #[derive(Debug)]
 pub(super) struct Base {
     pub(super) dir: PathBuf,
+    pub(super) backend: &'static Backend,
 }
 
 impl Base {
+    pub(super) fn open(&self) -> Engine {
+        self.backend.open_patiently(&self.pool())
+    }
+
     pub(super) fn pool(&self) -> PathBuf {
         self.dir.join("pool")
     }
@@ -155,7 +161,8 @@ impl Operation {
             return None;
         }
         // It never waits for a lock: a process that ends leaves none.
-        let engine = open_with(&base.pool(), Tuning { lock_wait: Duration::ZERO, ..long_waits() });
+        let tuning = Tuning { lock_wait: Duration::ZERO, ..long_waits() };
+        let engine = base.backend.open(&base.pool(), tuning);
         for (name, on_delete) in
             [(OLD, OnDelete::Delete), (RETAINED, OnDelete::Retain), (TRASHED, OnDelete::Trash)]
         {

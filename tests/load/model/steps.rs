@@ -11,13 +11,13 @@ use orlop::volume::{OnDelete, Policy, PolicyChange, SizeRange, Source};
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::common::pool::{copy_request, id, request, snapshot_request};
+use crate::common::pool::{MIB, copy_request, id, request, snapshot_request};
 
 /// Plain names, and names that are replaced by a digest.
 pub(super) const NAMES: [&str; 6] = ["a", "B.1", "c-c", "..", "new\nline", "/etc/ü"];
 
-/// Sizes that can be provisioned, and sizes that no filesystem has.
-pub(super) const SIZES: [u64; 6] = [0, 1, 4096, 1 << 30, 1 << 62, u64::MAX];
+/// Sizes that can be provisioned and hold a few files where they are enforced, and sizes that no filesystem has.
+pub(super) const SIZES: [u64; 6] = [0, 4 * MIB, 8 * MIB, 16 * MIB, 1 << 62, u64::MAX];
 
 pub(super) const ON_DELETE: [OnDelete; 3] = [OnDelete::Delete, OnDelete::Trash, OnDelete::Retain];
 

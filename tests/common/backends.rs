@@ -1,0 +1,211 @@
+//! The filesystems on which the same tests of pools run, one line for each: a new backend is a line of [`ALL`].
+//!
+//! `ORLOP_TEST_BACKENDS` chooses some by name, such as `tmpfs,btrfs`. Without it, those run that any machine with loop
+//! devices has. `tests/vm/inside` chooses the others.
+#![expect(clippy::print_stderr, reason = "says which backend a test has reached")]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use orlop::engine::Engine;
+use orlop::engine::request::{PoolSettings, Tuning};
+use orlop::remote::NfsShare;
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use tempfile::TempDir;
+
+use super::disk::{Disk, QUOTA_GROUPS, SIMPLE_QUOTAS, enable_quotas};
+use super::isolation::{CHILD, in_own_process};
+use super::pool::{long_waits, memory_dir, open_settings, settings};
+
+pub(crate) const ALL: &[Backend] = &[
+    Backend { name: "tmpfs", kind: "dir", place: Place::Memory, calls: &[] },
+    Backend { name: "ext4", kind: "dir", place: Place::Disk(&["mkfs.ext4"]), calls: &[] },
+    Backend { name: "xfs", kind: "dir", place: Place::Disk(&["mkfs.xfs"]), calls: &["ioctl"] },
+    Backend { name: "btrfs", kind: "btrfs", place: Place::Disk(&["mkfs.btrfs"]), calls: &["ioctl"] },
+    Backend { name: "btrfs-quota", kind: "btrfs", place: Place::BtrfsWithQuotas, calls: &["ioctl"] },
+    Backend {
+        name: "xfs-quota",
+        kind: "quota",
+        place: Place::Virtual("/mnt/xfs"),
+        calls: &["ioctl", "quotactl_fd"],
+    },
+    Backend {
+        name: "ext4-quota",
+        kind: "quota",
+        place: Place::Virtual("/mnt/ext4"),
+        calls: &["ioctl", "quotactl_fd"],
+    },
+    Backend { name: "nfs", kind: "dir", place: Place::Nfs, calls: &[] },
+];
+
+/// A kind of filesystem, and the backend that a new pool gets there.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    pub(crate) name: &'static str,
+    /// In the marker of a pool.
+    pub(crate) kind: &'static str,
+    place: Place,
+    /// The system calls that only this backend makes to change something.
+    pub(crate) calls: &'static [&'static str],
+}
+
+/// Where its pools are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In the memory of this machine.
+    Memory,
+    /// On a new filesystem, which this command makes.
+    Disk(&'static [&'static str]),
+    /// On a new btrfs that enforces sizes.
+    BtrfsWithQuotas,
+    /// On a filesystem of the virtual machine.
+    Virtual(&'static str),
+    /// On the NFS server of the virtual machine.
+    Nfs,
+}
+
+/// The directory that the NFS server of the virtual machine exports.
+const EXPORT: &str = "/mnt/xfs";
+
+/// A filesystem for the pools of a backend.
+pub(crate) struct Ground {
+    pub(crate) backend: &'static Backend,
+    dir: PathBuf,
+    _disk: Option<Disk>,
+    /// Removed after the filesystem was unmounted.
+    _temporary: Option<TempDir>,
+}
+
+impl Ground {
+    fn new(backend: &'static Backend) -> Self {
+        let on_disk = |mkfs: &[&str]| {
+            let image = memory_dir();
+            let disk = Disk::new(&image.path().join("disk"), 16 << 10, mkfs);
+            Self { backend, dir: disk.path().to_owned(), _disk: Some(disk), _temporary: Some(image) }
+        };
+        let at = |dir: &Path| Self { backend, dir: dir.to_owned(), _disk: None, _temporary: None };
+        match backend.place {
+            Place::Memory => {
+                let dir = memory_dir();
+                let ground = at(dir.path());
+                Self { _temporary: Some(dir), ..ground }
+            }
+            Place::Disk(mkfs) => on_disk(mkfs),
+            Place::BtrfsWithQuotas => {
+                let ground = on_disk(&["mkfs.btrfs"]);
+                let is_on =
+                    [SIMPLE_QUOTAS, QUOTA_GROUPS].iter().any(|kind| enable_quotas(&ground.dir, *kind));
+                assert!(is_on, "btrfs has no quotas");
+                ground
+            }
+            Place::Virtual(dir) => at(Path::new(dir)),
+            Place::Nfs => at(Path::new(EXPORT)),
+        }
+    }
+
+    /// A new directory on it.
+    pub(crate) fn new_dir(&self) -> TempDir {
+        tempfile::tempdir_in(&self.dir).unwrap()
+    }
+}
+
+impl Backend {
+    /// The backend with this name.
+    pub(crate) fn named(name: &str) -> &'static Self {
+        ALL.iter()
+            .find(|backend| backend.name == name)
+            .unwrap_or_else(|| panic!("no backend is named {name}"))
+    }
+
+    /// Whether a sync of it costs nothing.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.place == Place::Memory
+    }
+
+    /// Whether the kernel enforces the sizes of volumes.
+    pub(crate) fn enforces_sizes(&self) -> bool {
+        matches!(self.place, Place::BtrfsWithQuotas | Place::Virtual(_))
+    }
+
+    /// Whether several hosts may have its pools open.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.place == Place::Nfs
+    }
+
+    /// Settings of the pool `p` in this directory of the filesystem.
+    pub(crate) fn settings(&self, pool: &Path) -> PoolSettings {
+        if !self.is_shared() {
+            return settings(pool);
+        }
+        let inside = pool.strip_prefix(EXPORT).unwrap();
+        let path = format!("/{}", inside.display());
+        let share = NfsShare::new("10.80.0.1", &path, "soft,timeo=300", None).unwrap();
+        PoolSettings {
+            share: Some(share.clone()),
+            ..PoolSettings::new("p".parse().unwrap(), share.location())
+        }
+    }
+
+    /// Opens the pool `p`, and waits until it is available.
+    pub(crate) fn open(&self, pool: &Path, tuning: Tuning) -> Engine {
+        open_settings(self.settings(pool), tuning)
+    }
+
+    /// Opens the pool `p` with [`long_waits`].
+    pub(crate) fn open_patiently(&self, pool: &Path) -> Engine {
+        self.open(pool, long_waits())
+    }
+
+    fn is_default(&self) -> bool {
+        !matches!(self.place, Place::Virtual(_) | Place::Nfs)
+    }
+}
+
+fn chosen() -> Vec<&'static Backend> {
+    match std::env::var("ORLOP_TEST_BACKENDS") {
+        Ok(names) => names.split(',').map(Backend::named).collect(),
+        Err(_) => ALL.iter().filter(|backend| backend.is_default()).collect(),
+    }
+}
+
+/// Runs the body of a test for each backend, in a process and a mount namespace of its own. `test` is its full name.
+pub(crate) fn on_each_backend(test: &str, body: impl Fn(&Ground)) {
+    in_own_process(test, || {
+        for backend in chosen() {
+            eprintln!("{test}: {}", backend.name);
+            body(&Ground::new(backend));
+        }
+    });
+}
+
+/// Runs tests of this program again with their temporary directories on each backend, where a pool is a directory: those
+/// whose names begin with `prefix`, except for `test`, which calls this.
+#[expect(clippy::disallowed_methods, reason = "the process is this program again")]
+pub(crate) fn rerun_on_each_backend(test: &str, prefix: &str) {
+    on_each_backend(test, |ground| {
+        if ground.backend.is_in_memory() || ground.backend.is_shared() {
+            return;
+        }
+        let dir = ground.new_dir();
+        set_mode(dir.path(), 0o1777);
+        mount_bind(dir.path(), "/dev/shm").unwrap();
+        let mut tests = Command::new(std::env::current_exe().unwrap());
+        tests.args([prefix, "--skip", test, "--test-threads=2"]);
+        let status = tests.env(FEW_CASES, "1").env_remove(CHILD).status().unwrap();
+        unmount("/dev/shm", UnmountFlags::DETACH).unwrap();
+        assert!(status.success(), "{prefix} on {}: {status}", ground.backend.name);
+    });
+}
+
+fn set_mode(dir: &Path, mode: u32) {
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// The environment variable of such a run.
+const FEW_CASES: &str = "ORLOP_FEW_CASES";
+
+/// How many random cases a test tries: fewer where a sync takes its time.
+pub(crate) fn random_cases(in_memory: u32) -> u32 {
+    if std::env::var_os(FEW_CASES).is_some() { in_memory / 20 } else { in_memory }
+}
