@@ -5,6 +5,7 @@
 mod common;
 
 mod vm {
+    mod limits;
     mod nfs;
     mod pools;
     mod quota;

@@ -32,35 +32,35 @@ use crate::common::wait::{StopOnDrop, sleep_ms, within_seconds};
 const SIZE: u64 = 8 * MIB;
 
 /// Calls of an emulated processor take their time.
-fn open(pool: &Path) -> Engine {
+pub(super) fn open(pool: &Path) -> Engine {
     let seconds = Duration::from_secs;
     open_with(pool, Tuning { copy_wait: seconds(120), lock_wait: seconds(10), ..Tuning::default() })
 }
 
 /// Runs a test for each filesystem, with an empty directory on it.
-fn each_filesystem(test: impl Fn(&str, &Path)) {
+pub(super) fn each_filesystem(test: impl Fn(&str, &Path)) {
     for name in ["xfs", "ext4"] {
         let dir = tempfile::tempdir_in(Path::new("/mnt").join(name)).unwrap();
         test(name, dir.path());
     }
 }
 
-fn data(pool: &Path, volume: &str) -> PathBuf {
+pub(super) fn data(pool: &Path, volume: &str) -> PathBuf {
     pool.join("volumes").join(volume).join("data")
 }
 
-fn limited(name: &str, size: u64, inodes: u64) -> CreateVolume {
+pub(super) fn limited(name: &str, size: u64, inodes: u64) -> CreateVolume {
     let policy = Policy { limit: Limit::Hard, inodes, ..Policy::default() };
     CreateVolume { policy, ..request(name, size) }
 }
 
 /// Runs a command with `sh` as a tenant runs it: root, but without the right to exceed quotas.
-fn as_tenant(command: &str) -> String {
+pub(super) fn as_tenant(command: &str) -> String {
     run("setpriv", &["--bounding-set", "-sys_resource", "sh", "-c", command])
 }
 
 /// Writes to a file until the limit; returns its size.
-fn fill(file: &Path) -> u64 {
+pub(super) fn fill(file: &Path) -> u64 {
     let file = file.display();
     let report = as_tenant(&format!("head -c 64M /dev/zero 2>&1 >>{file} || true"));
     let is_stopped = report.contains("No space left") || report.contains("Disk quota exceeded");
@@ -69,15 +69,15 @@ fn fill(file: &Path) -> u64 {
 }
 
 /// What the kernel knows of a project.
-fn quota(pool: &Path, id: u32) -> ProjectQuota {
+pub(super) fn quota(pool: &Path, id: u32) -> ProjectQuota {
     project::quota(File::open(pool).unwrap().as_fd(), id).unwrap().unwrap()
 }
 
-fn project_of(path: &Path) -> Project {
+pub(super) fn project_of(path: &Path) -> Project {
     project::of(File::open(path).unwrap().as_fd()).unwrap()
 }
 
-fn id_of(pool: &Path, volume: &str) -> u32 {
+pub(super) fn id_of(pool: &Path, volume: &str) -> u32 {
     let recorded = read_record(&volume_record(pool, volume))["backend"]["project"].as_u64().unwrap();
     u32::try_from(recorded).unwrap()
 }
