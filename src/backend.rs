@@ -14,6 +14,7 @@ use rustix::fs::{Mode, mkdirat};
 
 use self::file_copy::FileCopy;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::audit::Audit;
 use crate::fs::copy::{Manifest, Progress, TreeCopier};
 pub use crate::fs::copy::{Pass, SourceState};
 use crate::fs::remove::{Removed, Slice, remove_tree};
@@ -226,6 +227,15 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// The error of the failed system call.
     fn used(&self, _object: BorrowedFd<'_>, _state: &BackendState) -> Result<Option<Used>> {
+        Ok(None)
+    }
+
+    /// Starts to look for files of an object that its limits do not count; with `mend`, they are counted from then on. `None` if
+    /// there can be none, or if the object has no limits.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    fn audit(&self, _object: BorrowedFd<'_>, _state: &BackendState, _mend: bool) -> Result<Option<Audit>> {
         Ok(None)
     }
 

@@ -1,4 +1,6 @@
-//! `orlop check`: reports what this kernel and these pools support, without changing anything.
+//! `orlop check`: reports what this kernel and these pools support, without changing anything unless that is asked for.
+
+pub mod audit;
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -11,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
 use crate::backend::{self, Backend, LimitSupport};
+use crate::command::printable;
 use crate::engine::request::PoolSettings;
 use crate::fs::project;
 use crate::mount::users::Users;
@@ -30,7 +33,7 @@ pub enum Verdict {
     Ok,
     /// Unsupported or unknown. orlop works without it.
     Note,
-    /// The pool cannot be used in this state.
+    /// The pool cannot be used in this state, or a volume is not limited although it should be.
     Bad,
 }
 
@@ -39,7 +42,7 @@ pub enum Verdict {
 pub struct Fact {
     /// Whether orlop can run with this result.
     pub verdict: Verdict,
-    /// The object that was checked: `kernel`, `mounts` or `pool NAME`.
+    /// The object that was checked: `kernel`, `mounts`, `pool NAME` or `volume NAME`.
     pub object: String,
     /// The property that was checked.
     pub property: String,
@@ -69,7 +72,8 @@ pub fn to_text(facts: &[Fact]) -> String {
             Verdict::Note => "note",
             Verdict::Bad => "BAD",
         };
-        let _ = writeln!(text, "{verdict:<5} {:<12} {:<14} {}", fact.object, fact.property, fact.found);
+        let (object, found) = (printable(&fact.object), printable(&fact.found));
+        let _ = writeln!(text, "{verdict:<5} {object:<12} {:<14} {found}", fact.property);
     }
     text
 }

@@ -7,20 +7,25 @@ mod interrupt;
 mod listing;
 mod manuals;
 mod removal;
+mod shrink;
 mod snapshots;
 mod volumes;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Parser as _;
 
 use crate::command::printable;
+use crate::command::session::Session;
 use crate::config::Settings;
 #[cfg(feature = "kube")]
 use crate::config::flags::ReleaseNode;
 use crate::config::flags::{Check, Cli, Command, Output, Probe, Serve};
+use crate::engine::Engine;
 use crate::error::{Context, Error, Kind, Result};
 use crate::{check, config, pause, run, socket, telemetry, worker};
 
@@ -85,7 +90,13 @@ fn release_node(flags: ReleaseNode) -> Result<ExitCode> {
 }
 
 fn check(flags: &Check) -> Result<ExitCode> {
-    let facts = check::inspect(&config::for_check(&flags.pools)?.0);
+    let (pools, tuning) = config::for_check(&flags.pools)?;
+    let mut facts = check::inspect(&pools);
+    if flags.audit {
+        let engine = Engine::open_for_command(pools, tuning)?;
+        let session = Session::new(engine, Arc::new(AtomicBool::new(false)));
+        facts.extend(check::audit::audit(&session, flags.fix));
+    }
     let text = match flags.output {
         Output::Text => check::to_text(&facts),
         Output::Json => check::to_json(&facts),

@@ -215,6 +215,7 @@ fn tuning(section: TuningSection) -> Result<Tuning> {
         copies,
         lock_wait: section.lock_wait.map_or(defaults.lock_wait, |duration| duration.0),
         usage_age: section.usage_age.map_or(defaults.usage_age, |duration| duration.0),
+        audit_every: section.audit_every.map_or(defaults.audit_every, |duration| duration.0),
         call_timeout: section.call_timeout.map_or(defaults.call_timeout, |duration| duration.0),
     };
     // A call that waits for a copy and locks would count as one that hangs. No call waits for more than four locks.

@@ -10,6 +10,7 @@ pub mod trash;
 
 mod adopt;
 mod archive;
+mod audit;
 mod claims;
 mod consistency;
 mod copy;
@@ -24,6 +25,7 @@ mod list;
 mod locked;
 mod publish;
 mod rename;
+mod shrink;
 mod snapshot;
 mod source;
 
@@ -126,6 +128,7 @@ impl Engine {
         let pool = |settings| {
             let pool =
                 Pool::new(settings, purpose, tuning.lock_wait, tuning.usage_age).with_kept(kept.clone());
+            let pool = pool.with_audits(tuning.audit_every);
             Arc::new(match records {
                 Some(records) => pool.with_records(records),
                 None => pool,

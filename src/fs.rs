@@ -3,6 +3,7 @@
 //! Every entry is reached by one component below an open directory. No symbolic link is followed, no mount entered, and
 //! nothing is opened in a way that can block on a device or a FIFO.
 
+pub mod audit;
 pub mod copy;
 pub mod pack;
 pub mod project;

@@ -24,7 +24,7 @@ const BUCKETS: [f64; 15] =
 /// A gauge with one value for each pool: name, help text, value.
 type PoolGauge = (&'static str, &'static str, fn(&PoolStatus) -> u64);
 
-const POOL_GAUGES: [PoolGauge; 11] = [
+const POOL_GAUGES: [PoolGauge; 13] = [
     ("orlop_pool_available", "Whether the pool is available: 1 or 0", |pool| {
         u64::from(pool.unavailable.is_none())
     }),
@@ -53,6 +53,14 @@ const POOL_GAUGES: [PoolGauge; 11] = [
     }),
     ("orlop_trash_removal_failing", "Whether the reaper cannot remove the trash: 1 or 0", |pool| {
         u64::from(pool.trash_failure.is_some())
+    }),
+    (
+        "orlop_files_outside_project",
+        "Files that the last audit found outside of the projects of their volumes, so that no size limits them",
+        |pool| pool.strays,
+    ),
+    ("orlop_audited_seconds", "Unix time of the end of the last audit of this process, or 0", |pool| {
+        pool.audited.map_or(0, |ended| u64::try_from(ended.as_second()).unwrap_or(0))
     }),
 ];
 

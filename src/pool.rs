@@ -11,6 +11,7 @@ pub mod store;
 pub mod trash;
 pub mod usage;
 
+mod auditor;
 mod cache;
 mod capacity;
 mod clock;
@@ -45,6 +46,7 @@ use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 
+use self::auditor::Auditor;
 use self::cache::IndexCache;
 use self::known::KnownPool;
 use self::layout::Layout;
@@ -61,6 +63,7 @@ use crate::mount::mountinfo;
 use crate::mount::namespace::MountNamespace;
 use crate::volume::{DATA, Name};
 
+pub use auditor::LastAudit;
 pub use capacity::{FsStats, Reservation};
 pub use commit::Committer;
 pub use hosts::HostUse;
@@ -120,6 +123,7 @@ pub struct Pool {
     known: KnownPool,
     kept: KeptFiles,
     reaper: Reaper,
+    auditor: Auditor,
     usage: UsageCache,
     open: RwLock<Option<Arc<OpenPool>>>,
     /// Locked while the pool is opened.
@@ -144,8 +148,14 @@ impl Pool {
         let (reaper, usage) = (Reaper::default(), UsageCache::new(settings.name.clone(), usage_age));
         let (open, opening) = (RwLock::new(None), Mutex::new(Last::default()));
         let known = KnownPool::new(&settings.path, None);
-        let kept = KeptFiles::default();
-        Self { settings, purpose, lock_wait, known, kept, reaper, usage, open, opening }
+        let (kept, auditor) = (KeptFiles::default(), Auditor::default());
+        Self { settings, purpose, lock_wait, known, kept, reaper, auditor, usage, open, opening }
+    }
+
+    /// The same pool, whose volumes are audited again and again while it is served.
+    #[must_use]
+    pub fn with_audits(self, every: Duration) -> Self {
+        Self { auditor: Auditor::new(every), ..self }
     }
 
     /// The same pool, with its record in this directory of the host. An empty directory whose path has a record never
@@ -172,6 +182,12 @@ impl Pool {
     #[must_use]
     pub fn reaper(&self) -> &Reaper {
         &self.reaper
+    }
+
+    /// What the last audit of its volumes has found.
+    #[must_use]
+    pub fn last_audit(&self) -> Option<LastAudit> {
+        self.auditor.last()
     }
 
     /// Returns the pool if it is open and its directory is still at its path.
@@ -207,6 +223,7 @@ impl Pool {
         if let Some(pool) = last.instance.upgrade().filter(|pool| pool.is_in_place()) {
             if self.purpose == Purpose::Serve {
                 self.reaper.attach(&pool)?;
+                self.auditor.attach(&pool)?;
             }
             drop(self.set_open(Some(Arc::clone(&pool))));
             return Ok(pool);
@@ -242,6 +259,7 @@ impl Pool {
             drop(pool.index()?);
             pool.start_used_checks()?;
             self.reaper.attach(&pool)?;
+            self.auditor.attach(&pool)?;
         }
         Ok(pool)
     }

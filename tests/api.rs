@@ -8,6 +8,7 @@ mod common;
 
 mod api {
     mod archive;
+    mod audit;
     mod backup;
     mod btrfs;
     mod commands;

@@ -6,6 +6,7 @@ mod common;
 
 mod vm {
     mod docker;
+    mod limits;
     mod nfs;
     mod pools;
     mod quota;

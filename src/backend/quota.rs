@@ -14,6 +14,7 @@ use super::{
     TreeCopy, UsageSupport, Used, begin_file_copy, make_data,
 };
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::audit::Audit;
 use crate::fs::copy::Progress;
 use crate::fs::open_directory;
 use crate::fs::project::{self, Project, ProjectQuota, Projects};
@@ -183,6 +184,12 @@ impl Backend for Quota {
             inodes: Some(quota.inodes.saturating_sub(OWN_INODES)),
         };
         Ok(quota.map(used))
+    }
+
+    fn audit(&self, object: BorrowedFd<'_>, state: &BackendState, mend: bool) -> Result<Option<Audit>> {
+        let Some(id) = Self::project_of(object, state) else { return Ok(None) };
+        let data = open_directory(object, DATA).context(|| "open the data directory")?;
+        Audit::new(data.as_fd(), id, mend).map(Some)
     }
 
     /// The limits go when `data` is removed, before the directory that has its project id: so a removal that is interrupted

@@ -11,7 +11,7 @@ use crate::check::{self, Verdict};
 use crate::command::printable;
 use crate::command::session::{FromPools, Session};
 use crate::config;
-use crate::config::flags::{Check, Output};
+use crate::config::flags::{Doctor, Output};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::volume::{DATA, PoolName};
@@ -27,7 +27,7 @@ struct Finding {
 }
 
 /// Looks at the host, the pools and their volumes. Changes nothing.
-pub(super) fn run(flags: &Check) -> Result<ExitCode> {
+pub(super) fn run(flags: &Doctor) -> Result<ExitCode> {
     let (pools, tuning) = config::for_check(&flags.pools)?;
     let facts = check::inspect(&pools);
     let mut findings: Vec<Finding> = facts

@@ -204,15 +204,23 @@ fn expand(flags: &Expand) -> Result<()> {
     let size = flags.size.parse::<DockerSize>().context(|| "the new size")?.0;
     let session = open(&flags.pools)?;
     let id = session.volume(&flags.volume)?;
+    if flags.shrink {
+        return super::shrink::shrink(&session, &id, size, flags.dry_run);
+    }
     let what = format!("expand volume {id}");
-    // The limit refuses a smaller size: a volume never shrinks.
+    // The limit refuses a smaller size: a volume shrinks only on request.
     let range = SizeRange { required: size, limit: size };
+    let with_next_step = |error: Error| match error.kind() {
+        Kind::OutOfRange => Error::caused(Kind::OutOfRange, "--shrink makes a volume smaller", error),
+        _ => error,
+    };
     if flags.dry_run {
-        let volume = session.call(&what, move |engine| engine.check_expand(&id, range))?;
+        let checked = session.call(&what, move |engine| engine.check_expand(&id, range));
+        let volume = checked.map_err(with_next_step)?;
         let (id, from, to) = (&volume.id, Size(volume.size), Size(size));
         return print(&format!("would expand volume {id} from {from} to {to}\n"));
     }
-    let volume = session.call(&what, move |engine| engine.expand(&id, range))?;
+    let volume = session.call(&what, move |engine| engine.expand(&id, range)).map_err(with_next_step)?;
     print(&format!("{} {}\n", volume.id, Size(volume.size).to_short()))
 }
 

@@ -132,6 +132,8 @@ pub(super) struct TuningSection {
     pub(super) lock_wait: Option<HumanDuration>,
     /// Age at which a measured usage is measured again.
     pub(super) usage_age: Option<HumanDuration>,
+    /// How often volumes are searched for files that have left their project; 0s: never.
+    pub(super) audit_every: Option<HumanDuration>,
     /// How long a caller waits for a pool that does not respond.
     pub(super) call_timeout: Option<HumanDuration>,
 }

@@ -38,10 +38,10 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Ask a running orlop whether it is ready; the exit code is 0 if it is
     Probe(Probe),
-    /// Report what this kernel and the given pools support, without changing anything
+    /// Report what this kernel and the given pools support, without changing anything unless --fix is given
     Check(Check),
     /// Report what keeps volumes and pools from working, each with the next step
-    Doctor(Check),
+    Doctor(Doctor),
     /// A command on volumes
     #[command(flatten)]
     Volumes(Volumes),
@@ -193,6 +193,26 @@ pub struct Probe {
 /// Flags of `orlop check`.
 #[derive(Debug, Args)]
 pub struct Check {
+    /// The pools to check
+    #[command(flatten)]
+    pub pools: Pools,
+
+    /// Search the volumes for files that have left their project, so that no size limits them
+    #[arg(long)]
+    pub audit: bool,
+
+    /// Put the files back that --audit finds
+    #[arg(long, requires = "audit")]
+    pub fix: bool,
+
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Flags of `orlop doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
     /// The pools to check
     #[command(flatten)]
     pub pools: Pools,

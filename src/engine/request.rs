@@ -299,6 +299,10 @@ pub struct PoolStatus {
     pub trash: u64,
     /// Why a trash entry could not be removed; `None` while there is no such entry.
     pub trash_failure: Option<String>,
+    /// Number of files that the last audit found outside of the projects of their volumes, so that no size limits them.
+    pub strays: u64,
+    /// When that audit ended; `None` if none has.
+    pub audited: Option<Timestamp>,
     /// Number of volumes and snapshots whose record cannot be read.
     pub unreadable: u64,
     /// The first ones of them, such as `volume p/v`, each with the reason.
@@ -323,6 +327,8 @@ impl PoolStatus {
             snapshots: 0,
             trash: 0,
             trash_failure: None,
+            strays: 0,
+            audited: None,
             unreadable: 0,
             unreadable_objects: BTreeMap::new(),
         }
@@ -394,6 +400,8 @@ pub struct Tuning {
     pub lock_wait: Duration,
     /// Age at which a measured usage is measured again.
     pub usage_age: Duration,
+    /// How often volumes are searched for files that have left their project; zero: never.
+    pub audit_every: Duration,
     /// How long a caller waits for a pool that does not respond. Longer than `copy_wait` and
     /// `lock_wait` together, and than four times `lock_wait`.
     pub call_timeout: Duration,
@@ -406,6 +414,7 @@ impl Default for Tuning {
             copies: 2,
             lock_wait: Duration::from_secs(1),
             usage_age: Duration::from_secs(60),
+            audit_every: Duration::from_secs(86_400),
             // Shorter than the timeout of the CSI sidecars, which is 10 s, so that they get the reason.
             call_timeout: Duration::from_secs(8),
         }

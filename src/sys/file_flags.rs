@@ -1,5 +1,5 @@
-//! Flags that keep a file from being removed, where rustix has no call: the read-only flag of a btrfs subvolume
-//! (`ioctl_btrfs`), and the flags of a file that cannot be opened (`file_getattr(2)`, Linux 6.17).
+//! Attributes of files for which rustix has no call: the read-only flag of a btrfs subvolume (`ioctl_btrfs`), and the flags
+//! and the project id of a file that cannot be opened (`file_getattr(2)`, Linux 6.17).
 #![expect(unsafe_code, reason = "rustix has none of these calls, so they are called by their numbers")]
 
 use std::ffi::CStr;
@@ -49,14 +49,36 @@ fn subvolume_ioctl(top: BorrowedFd<'_>, request: u32, flags: &mut u64) -> Result
 /// `ENOSYS` before Linux 6.17; `EOPNOTSUPP` where the filesystem has no flags for this type of file; `EPERM` without the
 /// privilege.
 pub fn make_mutable(at: BorrowedFd<'_>, name: &CStr) -> Result<bool, Errno> {
-    let mut attributes =
-        file_attr { fa_xflags: 0, fa_extsize: 0, fa_nextents: 0, fa_projid: 0, fa_cowextsize: 0 };
-    file_attr_call(general::__NR_file_getattr, at, name, &mut attributes)?;
+    let mut attributes = attributes(at, name)?;
     if attributes.fa_xflags & IMMUTABLE == 0 {
         return Ok(false);
     }
     attributes.fa_xflags &= !IMMUTABLE;
     file_attr_call(general::__NR_file_setattr, at, name, &mut attributes).map(|()| true)
+}
+
+/// Returns the project id of a name of any type, which is not followed.
+///
+/// # Errors
+/// `ENOSYS` before Linux 6.17; `EOPNOTSUPP` where the filesystem has no project ids for this type of file.
+pub fn project_of_name(at: BorrowedFd<'_>, name: &CStr) -> Result<u32, Errno> {
+    attributes(at, name).map(|attributes| attributes.fa_projid)
+}
+
+/// Gives a name of any type, which is not followed, a project id.
+///
+/// # Errors
+/// Same as [`project_of_name`]; `EDQUOT` or `ENOSPC` if the project is at its limit; `EPERM` without the privilege.
+pub fn set_project_of_name(at: BorrowedFd<'_>, name: &CStr, project: u32) -> Result<(), Errno> {
+    let attributes = attributes(at, name)?;
+    let mut attributes = file_attr { fa_projid: project, ..attributes };
+    file_attr_call(general::__NR_file_setattr, at, name, &mut attributes)
+}
+
+fn attributes(at: BorrowedFd<'_>, name: &CStr) -> Result<file_attr, Errno> {
+    let mut attributes =
+        file_attr { fa_xflags: 0, fa_extsize: 0, fa_nextents: 0, fa_projid: 0, fa_cowextsize: 0 };
+    file_attr_call(general::__NR_file_getattr, at, name, &mut attributes).map(|()| attributes)
 }
 
 fn file_attr_call(

@@ -418,3 +418,23 @@ fn a_snapshot_of_many_files_and_its_restore_are_quicker_than_a_copy() {
         );
     });
 }
+
+#[test]
+fn a_volume_on_btrfs_shrinks_to_what_it_uses_and_its_limit_holds() {
+    on_btrfs("a_volume_on_btrfs_shrinks_to_what_it_uses_and_its_limit_holds", |pool| {
+        let engine = open(pool);
+        if !enable_quotas(pool, SIMPLE_QUOTAS) {
+            return skip("the kernel has no simple quotas");
+        }
+        let volume = engine.create(&limited("v", 64 * MIB, Limit::Hard)).unwrap();
+        fs::write(data(pool, "v").join("file"), incompressible(8 << 20)).unwrap();
+        let refused = engine.shrink(&volume.id, 4 * MIB).unwrap_err();
+        assert_eq!(refused.kind(), Kind::OutOfRange);
+        assert!(refused.chain().contains("uses 8"), "{}", refused.chain());
+        let shrunk = engine.shrink(&volume.id, 16 * MIB).unwrap().unwrap();
+        assert_eq!((shrunk.size, shrunk.enforced), (16 * MIB, Enforced::Bytes));
+        let written = fill(&data(pool, "v").join("more"));
+        assert!(written <= 8 * MIB, "{written} bytes");
+        check(&engine, pool);
+    });
+}

@@ -89,7 +89,9 @@ fn a_wrong_request_for_a_volume_is_refused_and_creates_nothing() {
         ("snapshot create a taken", 1, "snapshot taken already exists in pool q"),
         ("create x -o ondelete=delete,trashfor=1d", 2, "option trashfor needs ondelete=trash"),
         ("expand none 1G", 3, "volume none does not exist"),
-        ("expand a 1b", 2, "cannot shrink"),
+        ("expand a 1b", 2, "--shrink makes a volume smaller"),
+        ("expand a 4k --shrink", 2, "is not a smaller size"),
+        ("expand a 0 --shrink", 2, "is not a smaller size"),
         ("expand a much", 2, "the new size"),
         ("label none x=y", 3, "volume none does not exist"),
         ("label a x", 2, "neither KEY=VALUE nor KEY-"),
@@ -154,6 +156,35 @@ p     s     a       3      0s   crash        ok
     assert_eq!(pools.run("snapshot rm s"), done("p/s\n"));
     assert_eq!(pools.run("snapshot ls -q"), done(""));
     refused(&pools.run("clone a small -o size=1m"), 2, "is less than the size of volume p/a");
+}
+
+#[test]
+fn a_volume_shrinks_on_request_to_no_less_than_it_uses() {
+    let pools = Pools::with(&[("a", 8 << 20), ("unlimited", 0)], &[]);
+    let p = pools.path("p");
+    fs::write(p.join("volumes/a/data/file"), vec![1; 3 << 20]).unwrap();
+    fs::create_dir_all(p.join("volumes/mine/data")).unwrap();
+    let before = contents_and_times(pools.dir.path());
+    for (arguments, expected) in [
+        ("expand a 2m --shrink", "volume p/a uses 3"),
+        ("expand a 2m --shrink", "more than 2Mi (2097152 bytes): remove files, or choose a larger size"),
+        ("expand a 9m --shrink", "volume p/a has 8Mi (8388608 bytes), and 9Mi (9437184 bytes) is not a smaller size"),
+        ("expand unlimited 9m --shrink", "has no size"),
+        ("expand mine 9m --shrink", "is unmanaged"),
+    ] {
+        refused(&pools.run(arguments), 2, expected);
+        refused(&pools.run(&format!("{arguments} --dry-run")), 2, expected);
+    }
+    let would = "would shrink volume p/a from 8Mi (8388608 bytes) to 4Mi (4194304 bytes)\n";
+    assert_eq!(pools.run("expand a 4m --shrink --dry-run"), done(would));
+    assert_eq!(contents_and_times(pools.dir.path()), before, "nothing is changed");
+    assert_eq!(pools.run("expand a 4m --shrink"), done("p/a 4Mi\n"));
+    assert_eq!(read_record(&volume_record(&p, "a"))["size"], json!(4 << 20));
+    let ls: serde_json::Value = pools.run("df -o json").json();
+    assert_eq!(ls[0]["provisioned"], json!(4 << 20), "the rest can be provisioned again");
+    assert_eq!(pools.run("create claimed -o size=8m --label csi.storage.k8s.io/pvc/name=x").code, 0);
+    let ran = pools.run("expand claimed 4m --shrink");
+    assert!(ran.code == 0 && ran.stderr.contains("that of claim /x"), "{ran:?}");
 }
 
 #[test]

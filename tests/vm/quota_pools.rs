@@ -42,7 +42,7 @@ pub(super) fn open(pool: &Path) -> Engine {
 }
 
 /// Runs a test for each filesystem, with an empty directory on it.
-fn each_filesystem(test: impl Fn(&str, &Path)) {
+pub(super) fn each_filesystem(test: impl Fn(&str, &Path)) {
     for name in ["xfs", "ext4"] {
         let dir = tempfile::tempdir_in(Path::new("/mnt").join(name)).unwrap();
         test(name, dir.path());
@@ -77,7 +77,7 @@ pub(super) fn quota(pool: &Path, id: u32) -> ProjectQuota {
     project::quota(File::open(pool).unwrap().as_fd(), id).unwrap().unwrap()
 }
 
-fn project_of(path: &Path) -> Project {
+pub(super) fn project_of(path: &Path) -> Project {
     project::of(File::open(path).unwrap().as_fd()).unwrap()
 }
 

@@ -157,6 +157,10 @@ pub struct Expand {
     /// The new size, such as 20G
     pub size: String,
 
+    /// Make the volume smaller, at least as large as what it uses
+    #[arg(long)]
+    pub shrink: bool,
+
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
