@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::config::Settings;
 use crate::csi::{self, Driver};
 use crate::dispatch::Dispatch;
-use crate::docker::Plugin;
+use crate::docker::{self, Plugin};
 use crate::engine::Engine;
 use crate::engine::request::{KeptFiles, PoolSettings};
 use crate::error::{Context, Error, Kind, Result};
@@ -96,9 +96,7 @@ async fn run_frontends(settings: Settings, mut passed: Vec<Passed>) -> Result<()
     for docker in settings.docker {
         let socket = passed.iter().position(|passed| *passed.path() == docker.socket);
         let socket = socket.map(|at| passed.swap_remove(at));
-        let calls = calls.clone();
-        let plugin = tokio::task::spawn_blocking(move || Plugin::open(calls, docker));
-        let plugin = plugin.await.map_err(|error| task_failed(error, "open the shares"))??;
+        let plugin = open_plugin(calls.clone(), docker).await?;
         frontends.spawn(plugin.serve(socket, Arc::clone(&metrics), stop.clone().cancelled_owned()));
     }
     refuse_unused(&passed)?;
@@ -128,11 +126,20 @@ async fn run_frontends(settings: Settings, mut passed: Vec<Passed>) -> Result<()
     stop.cancel();
     drain(&mut frontends, &calls).await;
     stop_workers(&calls).await;
+    shut_down(engine).await;
+    result
+}
+
+async fn shut_down(engine: Arc<Engine>) {
     let stopping = tokio::task::spawn_blocking(move || engine.shutdown());
     if tokio::time::timeout(STOP_TIMEOUT, stopping).await.is_err() {
         warn!("a job did not stop in time; the next start removes its draft");
     }
-    result
+}
+
+async fn open_plugin(calls: Dispatch, settings: docker::Settings) -> Result<Plugin> {
+    let opening = tokio::task::spawn_blocking(move || Plugin::open(calls, settings));
+    opening.await.map_err(|error| task_failed(error, "open the shares"))?
 }
 
 /// A client of a socket that nothing serves would wait for ever.

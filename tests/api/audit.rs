@@ -19,7 +19,9 @@ use orlop::sys::file_flags::{project_of_name, set_project_of_name};
 use crate::api::commands::{Ran, run};
 use crate::common::disk::{self, Disk};
 use crate::common::isolation::in_own_process;
-use crate::common::pool::{edit_record, id, long_waits, open, open_with, read_record, request, volume_record};
+use crate::common::pool::{
+    edit_record, id, long_waits, open, open_with, read_record, request, volume_record,
+};
 use crate::common::server::ORLOP;
 use crate::common::wait::{StopOnDrop, within_seconds};
 
@@ -84,7 +86,10 @@ fn files_that_left_their_project_are_found_and_put_back() {
         assert!(line.starts_with("BAD") && line.contains("3 files of 16Ki"), "{line}");
         assert!(line.contains("--fix") && line.contains("d/outside"), "{line}");
         assert!(!found.stdout.contains('\x1b'), "{line}");
-        assert!(found.stdout.contains("volume p/w   project        all files are in the project"), "{found:?}");
+        assert!(
+            found.stdout.contains("volume p/w   project        all files are in the project"),
+            "{found:?}"
+        );
         assert_eq!(project_of(&v.join("d/outside")), OUTSIDE, "an audit changes nothing");
 
         let mended = check(pool, &["--audit", "--fix"]);
@@ -108,7 +113,9 @@ fn an_audit_follows_no_link_enters_no_mount_and_opens_no_fifo() {
         }
         let (v, w) = (data(pool, "v"), data(pool, "w"));
         fs::write(w.join("file"), "").unwrap();
-        for (target, link) in [(w.clone(), "directory"), (w.join("file"), "file"), ("/dev/zero".into(), "zero")] {
+        for (target, link) in
+            [(w.clone(), "directory"), (w.join("file"), "file"), ("/dev/zero".into(), "zero")]
+        {
             std::os::unix::fs::symlink(target, v.join(link)).unwrap();
         }
         disk::run("mkfifo", &[v.join("fifo").to_str().unwrap()]);
