@@ -5,6 +5,8 @@
 mod common;
 
 mod vm {
+    mod lossy;
+    mod lost_replies;
     mod nfs;
     mod pools;
     mod quota;
