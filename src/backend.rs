@@ -10,13 +10,14 @@ mod quota;
 use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use rustix::fs::{Mode, mkdirat};
+use rustix::fs::Mode;
 
 use self::file_copy::FileCopy;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::audit::Audit;
 use crate::fs::copy::{Manifest, Progress, TreeCopier};
 pub use crate::fs::copy::{Pass, SourceState};
+use crate::fs::names::make_directory;
 use crate::fs::remove::{Removed, Slice, remove_tree};
 use crate::fs::subvolume::is_btrfs;
 use crate::fs::{inherited_project, open_directory, project, remove_acls};
@@ -251,7 +252,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
 /// Makes the empty directory `data` in a draft, with mode 0700.
 fn make_data(draft: BorrowedFd<'_>) -> Result<()> {
-    mkdirat(draft, DATA, Mode::RWXU).context(|| "make the data directory")?;
+    make_directory(draft, DATA, Mode::RWXU).context(|| "make the data directory")?;
     let data = open_directory(draft, DATA).context(|| "open the new data directory")?;
     remove_acls(data.as_fd())
 }

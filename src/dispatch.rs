@@ -34,7 +34,7 @@ pub struct Dispatch {
     engine: Arc<Engine>,
     timeout: Duration,
     lanes: Arc<HashMap<Lane, Arc<Calls>>>,
-    /// The lanes of the servers of static shares, by server.
+    /// The lanes of the servers of static shares.
     servers: Arc<Servers>,
     /// All pools, in the order of the settings.
     pools: Arc<[PoolSettings]>,
@@ -66,7 +66,7 @@ impl Dispatch {
     /// The most threads that the calls of this many pools can occupy.
     #[must_use]
     pub fn max_threads(pools: usize) -> usize {
-        lane::count(pools).saturating_add(shares::DEAD_SERVERS).saturating_mul(MAX_THREADS)
+        lane::count(pools).saturating_mul(MAX_THREADS).saturating_add(shares::MAX_THREADS)
     }
 
     /// The engine whose calls are run.
@@ -95,10 +95,12 @@ impl Dispatch {
         self.refuse_while_a_pool_is_stalled(lane)?;
         let calls = self.calls(lane)?;
         let mut running = calls.enter(deadline).await?;
+        let thread = self.servers.thread(lane, deadline).await.inspect_err(|_| running.note_no_progress())?;
         let (engine, span) = (Arc::clone(&self.engine), Span::current());
         let task = tokio::task::spawn_blocking(move || {
             let result = span.in_scope(|| call(&engine));
             running.set_result(&result);
+            drop(thread);
             result
         });
         match timeout_at(deadline, task).await {

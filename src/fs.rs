@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod copy;
+pub mod names;
 pub mod pack;
 pub mod project;
 pub mod remove;
@@ -151,7 +152,7 @@ impl DirIdentity {
     ///
     /// # Errors
     /// The error of the failed system call.
-    pub fn of_entry(dir: BorrowedFd<'_>, name: &str) -> ErrnoResult<Self> {
+    pub fn of_entry(dir: BorrowedFd<'_>, name: impl Arg) -> ErrnoResult<Self> {
         statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO).map(|stat| Self::from_stat(&stat))
     }
 

@@ -217,7 +217,7 @@ pub fn detach(target: &Path) -> Result<()> {
 }
 
 /// Takes the topmost mount at `target` out of the mount table and removes the directory, although something uses the mount.
-/// Only for a server that does not respond: its users can change nothing meanwhile, and cannot be ended.
+/// Only for a server that does not respond or has removed the directory: its users can change nothing, and cannot be ended.
 ///
 /// # Errors
 /// The error of the failed system call.
@@ -226,6 +226,14 @@ pub fn detach_lazily(target: &Path) -> Result<()> {
     rustix::mount::unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
         .context(|| format!("unmount {} lazily", target.display()))?;
     remove_target(target)
+}
+
+/// Whether the directory of an NFS server that is mounted at `target` is gone from there. Waits for the server.
+#[must_use]
+pub fn is_stale(found: &MountInfo, target: &Path) -> bool {
+    let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+    let stat = || rustix::fs::statx(CWD, target, flags, StatxFlags::BASIC_STATS);
+    found.nfs_server().is_some() && stat().is_err_and(|errno| errno == Errno::STALE)
 }
 
 /// The error for a mount that is busy. It names what keeps it so, if that is found quickly.

@@ -29,6 +29,7 @@ mod lock_files;
 mod marker;
 mod medium;
 mod moves;
+mod nfs_root;
 mod parents;
 mod project_ids;
 mod projects;
@@ -283,6 +284,7 @@ impl OpenPool {
             medium::check_shareable(root.as_fd())?;
         }
         check_outside_pools(root.as_fd(), &settings.path)?;
+        nfs_root::check(root.as_fd(), settings)?;
         let marker = match configured.purpose {
             Purpose::Serve => {
                 configured.known.note_mount();
@@ -297,6 +299,9 @@ impl OpenPool {
         let (root, share) = root.into_parts();
         let layout = last.layout.as_ref();
         let store = Store::open_again(root, layout, settings.exclusive, configured.lock_wait)?.on(medium);
+        if medium == Medium::Local {
+            store.locks().make_files()?;
+        }
         if configured.purpose == Purpose::Serve {
             // What cannot be swept now, for example on a full disk, is swept by a later start.
             let _ = store.sweep();

@@ -7,6 +7,8 @@ mod common;
 mod vm {
     mod docker;
     mod limits;
+    mod lossy;
+    mod lost_replies;
     mod nfs;
     mod pools;
     mod quota;

@@ -26,6 +26,8 @@ pub(super) struct Calls {
     subject: String,
     /// Time after which a running call is overdue.
     timeout: Duration,
+    /// Number of permits.
+    most: usize,
     permits: Arc<Semaphore>,
     /// Used only while overdue calls hold all the permits.
     spares: Arc<Semaphore>,
@@ -33,8 +35,10 @@ pub(super) struct Calls {
     ended: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// Number of permits of the lane.
+    most: usize,
     /// The running calls, in the order of their start and so of their deadlines.
     running: BTreeMap<u64, Started>,
     next: u64,
@@ -59,12 +63,18 @@ pub(super) struct Running {
 
 impl Calls {
     pub(super) fn new(subject: String, timeout: Duration) -> Self {
+        Self::with_permits(subject, timeout, MAX_CALLS)
+    }
+
+    /// The calls of a lane with this number of permits.
+    pub(super) fn with_permits(subject: String, timeout: Duration, most: usize) -> Self {
         Self {
             subject,
             timeout,
-            permits: Arc::new(Semaphore::new(MAX_CALLS)),
+            most,
+            permits: Arc::new(Semaphore::new(most)),
             spares: Arc::new(Semaphore::new(SPARE_CALLS)),
-            state: Mutex::default(),
+            state: Mutex::new(State::new(most)),
             ended: Notify::new(),
         }
     }
@@ -73,7 +83,7 @@ impl Calls {
     /// trial.
     pub(super) async fn enter(self: &Arc<Self>, deadline: Instant) -> Result<Running> {
         let asked = Instant::now();
-        let all_overdue = self.lock().overdue(asked) >= MAX_CALLS;
+        let all_overdue = self.lock().overdue(asked) >= self.most;
         let permits = if all_overdue { &self.spares } else { &self.permits };
         let permit = match Arc::clone(permits).try_acquire_owned() {
             Ok(permit) => permit,
@@ -160,6 +170,10 @@ impl Calls {
 }
 
 impl State {
+    fn new(most: usize) -> Self {
+        Self { most, running: BTreeMap::new(), next: 0, completed: None }
+    }
+
     /// Registers a call. `None` if the lane is stalled and another call is being tried: the first one that completes
     /// ends the stall.
     fn start(&mut self, now: Instant, deadline: Instant) -> Option<u64> {
@@ -176,7 +190,7 @@ impl State {
     /// How long no call is tried after the last one became overdue. Each trial on a spare permit occupies a thread, perhaps
     /// for ever, so it waits as long as all calls before it.
     fn pause(&self, last: Started) -> Duration {
-        let first = self.running.values().next().filter(|_| self.running.len() >= MAX_CALLS);
+        let first = self.running.values().next().filter(|_| self.running.len() >= self.most);
         first.map_or(Duration::ZERO, |first| last.deadline - first.deadline)
     }
 
@@ -206,6 +220,11 @@ impl Running {
     pub(super) fn set_result<T>(&mut self, result: &Result<T>) {
         self.is_progress = !result.as_ref().is_err_and(|error| error.kind() == Kind::Busy);
     }
+
+    /// Notes that the call was not made.
+    pub(super) fn note_no_progress(&mut self) {
+        self.is_progress = false;
+    }
 }
 
 impl Drop for Running {
@@ -223,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_lane_is_stalled_from_the_deadline_of_a_call_until_another_completes() {
-        let (mut state, start) = (State::default(), Instant::now());
+        let (mut state, start) = (State::new(MAX_CALLS), Instant::now());
         let slow = state.start(start, start + SECOND).unwrap();
         let other = state.start(start, start + SECOND * 2).unwrap();
         assert!(state.stall(start).is_none() && state.stall(start + SECOND).is_some());
@@ -235,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_call_that_only_waited_for_a_lock_does_not_end_a_stall() {
-        let (mut state, start) = (State::default(), Instant::now());
+        let (mut state, start) = (State::new(MAX_CALLS), Instant::now());
         state.start(start, start + SECOND).unwrap();
         let busy = state.start(start, start + SECOND).unwrap();
         state.end(busy, start + SECOND * 2, false);
@@ -244,7 +263,7 @@ mod tests {
 
     #[test]
     fn one_call_at_a_time_is_tried_while_the_lane_is_stalled() {
-        let (mut state, start) = (State::default(), Instant::now());
+        let (mut state, start) = (State::new(MAX_CALLS), Instant::now());
         state.start(start, start + SECOND).unwrap();
         let stalled = start + SECOND * 2;
         let trial = state.start(stalled, stalled + SECOND).unwrap();
@@ -265,7 +284,7 @@ mod tests {
 
     #[test]
     fn trials_beyond_the_permits_wait_longer_each_time() {
-        let (mut state, start) = (State::default(), Instant::now());
+        let (mut state, start) = (State::new(MAX_CALLS), Instant::now());
         for _ in 0..MAX_CALLS {
             state.start(start, start + SECOND).unwrap();
         }

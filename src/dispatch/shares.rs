@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
 use super::calls::Calls;
 use super::{Dispatch, Lane};
 use crate::engine::call::{GetServerOfShare, GetUsageOfShare, MountShare, UnmountShare};
@@ -13,17 +16,47 @@ use crate::engine::share::PublishShare;
 use crate::error::{Error, Kind, Result};
 use crate::volume::VolumeId;
 
-/// Number of servers that may fail to respond before their calls use up the threads of others.
-pub(super) const DEAD_SERVERS: usize = 8;
+/// Maximum number of concurrent calls for one server. With the spare ones, it occupies at most 40 threads.
+const CALLS_OF_SERVER: usize = 16;
+/// Maximum number of threads that the calls for all servers occupy together. The threads of the pools are others.
+pub(super) const MAX_THREADS: usize = 640;
 
 /// The lanes of servers: a server that does not respond delays the calls for no other one.
-#[derive(Debug, Default)]
-pub(super) struct Servers(Mutex<HashMap<String, Arc<Calls>>>);
+#[derive(Debug)]
+pub(super) struct Servers {
+    lanes: Mutex<HashMap<String, Arc<Calls>>>,
+    threads: Arc<Semaphore>,
+}
+
+impl Default for Servers {
+    fn default() -> Self {
+        Self { lanes: Mutex::default(), threads: Arc::new(Semaphore::new(MAX_THREADS)) }
+    }
+}
 
 impl Servers {
     pub(super) fn calls(&self, server: &str, lane: &Lane, timeout: Duration) -> Arc<Calls> {
-        let new = || Arc::new(Calls::new(lane.subject(), timeout));
+        let new = || Arc::new(Calls::with_permits(lane.subject(), timeout, CALLS_OF_SERVER));
         Arc::clone(self.lock().entry(server.to_owned()).or_insert_with(new))
+    }
+
+    /// A thread for a call, if its lane is that of a server: a share of all. The call keeps it to its end.
+    pub(super) async fn thread(
+        &self,
+        lane: &Lane,
+        deadline: Instant,
+    ) -> Result<Option<OwnedSemaphorePermit>> {
+        if !matches!(lane, Lane::Server(_)) {
+            return Ok(None);
+        }
+        let thread = timeout_at(deadline, Arc::clone(&self.threads).acquire_owned()).await;
+        thread.ok().and_then(std::result::Result::ok).map(Some).ok_or_else(|| {
+            let text = format!(
+                "{MAX_THREADS} calls wait for NFS servers of static shares, as many as there may be: check the servers of \
+                 the static shares on this host"
+            );
+            Error::new(Kind::Unresponsive, text)
+        })
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Calls>> {
@@ -31,7 +64,7 @@ impl Servers {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Calls>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,5 +143,37 @@ mod tests {
         dispatch.run(&Lane::NoPool, |_| Ok(())).await.unwrap();
         drop(resume);
         dispatch.wait_until_idle().await;
+    }
+
+    #[test]
+    fn dead_servers_leave_threads_for_pools() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .max_blocking_threads(Dispatch::max_threads(0))
+            .build()
+            .unwrap();
+        let (resume, resumed) = mpsc::channel::<()>();
+        let resumed = Arc::new(Mutex::new(resumed));
+        runtime.block_on(async {
+            let tuning = Tuning { call_timeout: Duration::from_secs(3), ..Tuning::default() };
+            let dispatch = Dispatch::new(Arc::new(Engine::open(Vec::new(), tuning).unwrap()));
+            let mut calls = tokio::task::JoinSet::new();
+            let threads = Dispatch::max_threads(0);
+            for number in 0..threads + 100 {
+                let (dispatch, resumed) = (dispatch.clone(), Arc::clone(&resumed));
+                let lane = Lane::Server(format!("dead-{}", number / CALLS_OF_SERVER));
+                let hang = move |_: &Engine| {
+                    let _ = resumed.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    Ok(())
+                };
+                calls.spawn(async move { dispatch.run(&lane, hang).await });
+            }
+            let refused: Vec<Error> = calls.join_all().await.into_iter().map(Result::unwrap_err).collect();
+            assert!(refused.iter().all(|error| error.kind() == Kind::Unresponsive));
+            let over = |error: &&Error| error.chain().contains("servers of static shares");
+            assert_eq!(refused.iter().filter(over).count(), threads + 100 - MAX_THREADS);
+            dispatch.run(&Lane::NoPool, |_| Ok(())).await.unwrap();
+        });
+        drop(resume);
     }
 }

@@ -9,6 +9,7 @@ use super::Engine;
 use super::request::{Amounts, Severity, Symptom, Usage};
 use super::source::reopen;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::mount;
 use crate::pool::object::ObjectKind;
 use crate::pool::{OpenPool, VolumeEntry};
 use crate::volume::{Enforced, Size, Volume, VolumeId};
@@ -76,14 +77,20 @@ impl Engine {
             }
             data => {
                 data?;
-                if let Some(path) = path
-                    && let Err(error) = self.check_published_at(&pool, id, path)
-                {
-                    symptoms.push(symptom(Severity::Inaccessible, "NotPublished", error.chain()));
-                }
+                symptoms.extend(path.and_then(|path| self.symptom_of_mount(&pool, id, path)));
             }
         }
         Ok(symptoms)
+    }
+
+    /// What is wrong with the mount of a volume at a path.
+    fn symptom_of_mount(&self, pool: &OpenPool, id: &VolumeId, path: &Path) -> Option<Symptom> {
+        let found = match self.check_published_at(pool, id, path) {
+            Err(error) => return Some(symptom(Severity::Inaccessible, "NotPublished", error.chain())),
+            Ok(found) => found,
+        };
+        let is_stale = mount::is_stale(&found, path);
+        is_stale.then(|| symptom(Severity::Inaccessible, "StaleMount", stale(id, path)))
     }
 
     /// Reads the record and returns the updated entry of the index.
@@ -138,6 +145,14 @@ pub(super) fn known_symptoms(pool: &OpenPool, id: &VolumeId, entry: &VolumeEntry
         symptoms.push(symptom(Severity::Degraded, "OverSize", text));
     }
     symptoms
+}
+
+fn stale(id: &VolumeId, path: &Path) -> String {
+    format!(
+        "the directory of volume {id} that is mounted at {} is gone from the server (ESTALE), and another one has its place: \
+         restart the pods that use it; the volume is mounted anew when it is published next",
+        path.display()
+    )
 }
 
 fn symptom(severity: Severity, reason: &'static str, message: String) -> Symptom {

@@ -71,18 +71,24 @@ impl Engine {
             refuse_second_target(&request.id, &request.target, data.as_fd()).context(named)?;
         }
         let used = self.take_used(&locked.pool, request, data.as_fd()).context(named)?;
-        let published = self.mount_at_target(request, data.as_fd());
+        let is_stale = is_stale(&request.target, data.as_fd()).context(named)?;
+        let published = self.mount_at_target(request, data.as_fd(), is_stale);
         drop(used);
         // The lock may not be needed.
         published.inspect_err(|_| locked.pool.used().into_iter().for_each(UsedLocks::check_soon))
     }
 
-    /// Mounts the data of a volume at the target. Does not access the disk of its pool.
-    fn mount_at_target(&self, request: &Publish, data: BorrowedFd<'_>) -> Result<()> {
+    /// Mounts the data of a volume at the target, also in place of a mount of it that is stale. Does not access the disk of its
+    /// pool.
+    fn mount_at_target(&self, request: &Publish, data: BorrowedFd<'_>, is_stale: bool) -> Result<()> {
         let _target = self.lock_target(&request.target)?;
         let named = || format!("publish volume {}", request.id);
         if let Some(found) = mount::mounted_at(&request.target).context(named)? {
-            return check_published(&request.id, &request.target, request.flags, &found, data).context(named);
+            let checked = check_published(&request.id, &request.target, request.flags, &found, data);
+            if checked.is_err() || !is_stale {
+                return checked.context(named);
+            }
+            mount::detach_lazily(&request.target).context(named)?;
         }
         let target = mount::open_target(&request.target).context(named)?;
         mount::attach(data, target.as_fd(), request.flags)
@@ -259,8 +265,13 @@ impl Engine {
         Ok(None)
     }
 
-    /// Fails with `NotFound` unless the volume is published at a path.
-    pub(super) fn check_published_at(&self, pool: &OpenPool, id: &VolumeId, path: &Path) -> Result<()> {
+    /// The mount of the volume at a path. Fails with `NotFound` unless it is published there.
+    pub(super) fn check_published_at(
+        &self,
+        pool: &OpenPool,
+        id: &VolumeId,
+        path: &Path,
+    ) -> Result<MountInfo> {
         let not_published = || {
             let text = format!("volume {id} is not published at {:?}", shorten(&path.to_string_lossy()));
             Error::new(Kind::NotFound, text)
@@ -270,7 +281,7 @@ impl Engine {
             Err(error) if error.kind() == Kind::Invalid => return Err(not_published()),
             found => found?.ok_or_else(not_published)?,
         };
-        if mount::is_of(&found, data.as_fd())? { Ok(()) } else { Err(not_published()) }
+        if mount::is_of(&found, data.as_fd())? { Ok(found) } else { Err(not_published()) }
     }
 
     /// Expands a volume that is published at a path.
@@ -283,6 +294,13 @@ impl Engine {
         self.check_published_at(&pool, id, path)?;
         self.expand(id, range)
     }
+}
+
+/// Whether this directory is mounted at the target, as its path says, and was replaced on its server since. Waits for the
+/// server.
+pub(super) fn is_stale(target: &Path, data: BorrowedFd<'_>) -> Result<bool> {
+    let Some(found) = mount::mounted_at(target)? else { return Ok(false) };
+    Ok(mount::is_of(&found, data)? && mount::is_stale(&found, target))
 }
 
 /// Whether the mount at the target is the one that the request asks for.

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Engine;
-use super::publish::{check_published, is_inline, is_root_of, refuse_second_target};
+use super::publish::{check_published, is_inline, is_root_of, is_stale, refuse_second_target};
 use super::request::{Amounts, Sharing, Usage};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs;
@@ -58,9 +58,14 @@ impl Engine {
             Sharing::OneTarget => Some(self.lock_target(&location)?),
             Sharing::ManyTargets => None,
         };
+        let is_stale = is_stale(target, dir.as_fd()).context(named)?;
         let _target = self.lock_target(target)?;
         if let Some(found) = mount::mounted_at(target).context(named)? {
-            return check_published(id, target, *flags, &found, dir.as_fd()).context(named);
+            let checked = check_published(id, target, *flags, &found, dir.as_fd());
+            if checked.is_err() || !is_stale {
+                return checked.context(named);
+            }
+            mount::detach_lazily(target).context(named)?;
         }
         if *sharing == Sharing::OneTarget {
             refuse_second_target(id, target, dir.as_fd()).context(named)?;

@@ -79,9 +79,9 @@ impl NewsState {
     }
 
     /// Announces a rename that follows to the other hosts. The caller holds the commit lock.
-    pub(super) fn announce(&mut self, store: &Store, kind: ObjectKind, name: &Name) -> Result<()> {
+    pub(super) fn announce(&mut self, store: &Store, kind: ObjectKind, names: &[&Name]) -> Result<()> {
         if store.medium() == Medium::Shared {
-            let changes = self.generation.announce(store.root(), kind, name)?;
+            let changes = self.generation.announce(store.root(), kind, names)?;
             self.note(changes);
         }
         Ok(())

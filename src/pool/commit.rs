@@ -153,7 +153,7 @@ impl OpenPool {
         news.catch_up(&self.store, &self.cache)?;
         self.check_provisioned_sum(reservation.bytes())?;
         self.check_in_place()?;
-        news.announce(&self.store, ObjectKind::Volumes, name)?;
+        news.announce(&self.store, ObjectKind::Volumes, &[name])?;
         rename()?;
         news.skip_own(ObjectKind::Volumes, name);
         reservation.commit(&mut self.cached_index(), name, entry);
@@ -177,7 +177,7 @@ impl OpenPool {
         // If this fails, the pool cannot be written. The others read everything once a minute.
         let Ok(_commit) = Committer::Call.lock(&self.store) else { return };
         let mut news = self.cache.news();
-        let _ = news.announce(&self.store, kind, name);
+        let _ = news.announce(&self.store, kind, &[name]);
         news.read_later(kind, name);
     }
 
@@ -213,7 +213,7 @@ impl OpenPool {
         };
         let mut news = self.cache.news();
         self.check_in_place()?;
-        names.iter().try_for_each(|name| news.announce(&self.store, kind, name))?;
+        news.announce(&self.store, kind, names)?;
         let renamed = rename()?;
         names.iter().for_each(|name| news.skip_own(kind, name));
         update(&mut self.cached_index());

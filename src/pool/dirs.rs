@@ -3,11 +3,12 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{self, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
 use crate::error::{Context as _, Error, Kind, Result};
+pub(super) use crate::fs::names::rename_new;
 use crate::fs::remove_acls;
 
 /// Resolution stays inside the directory and crosses neither a link nor a mount.
@@ -51,21 +52,6 @@ pub(super) fn open_file_inside<P: Arg + Copy>(
         }
     }
     opened
-}
-
-/// Renames an entry to a name that does not exist. NFS, some FUSE filesystems and 9p know no `RENAME_NOREPLACE`. There a
-/// plain rename has the same effect on objects: a directory that is not empty is never replaced, and names in the trash are
-/// random.
-pub(super) fn rename_new(
-    from: BorrowedFd<'_>,
-    entry: impl Arg + Copy,
-    to: BorrowedFd<'_>,
-    name: &str,
-) -> rustix::io::Result<()> {
-    match fs::renameat_with(from, entry, to, name, RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL) => fs::renameat(from, entry, to, name),
-        renamed => renamed,
-    }
 }
 
 /// Adds the likely cause to a rename within a pool that failed because the directories are on different devices.

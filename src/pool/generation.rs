@@ -87,7 +87,7 @@ impl Generation {
         Ok(self.compare(list.as_deref()))
     }
 
-    /// Announces a change that follows, and returns what has changed before. The caller holds the commit lock until the
+    /// Announces a change of these objects that follows, and returns what has changed before. The caller holds the commit lock until the
     /// change is complete.
     ///
     /// # Errors
@@ -96,13 +96,17 @@ impl Generation {
         &mut self,
         root: BorrowedFd<'_>,
         kind: ObjectKind,
-        name: &Name,
+        names: &[&Name],
     ) -> Result<Changes> {
         let mut list = read(root).context(|| format!("read {FILE}"))?;
         let changes = self.compare(list.as_deref());
         let list = list.get_or_insert_default();
         let nonce = nonce()?;
-        list.push(Announcement { nonce: nonce.clone(), kind, name: name.clone() });
+        list.extend(names.iter().map(|name| Announcement {
+            nonce: nonce.clone(),
+            kind,
+            name: (*name).clone(),
+        }));
         list.drain(..list.len().saturating_sub(CHANGES));
         // An interrupted writing leaves a list that counts as damaged: everything is read again.
         write(root, list).context(|| format!("write {FILE}"))?;
@@ -123,7 +127,8 @@ impl Generation {
             Some(known) if known.is_empty() && list.is_empty() => Changes::Of(Vec::new()),
             Some(known) => match list.iter().position(|change| change.nonce == known) {
                 Some(at) => {
-                    let new = list.iter().skip(at + usize::from(was_own));
+                    let is_known = |change: &&Announcement| was_own && change.nonce == known;
+                    let new = list.iter().skip(at).skip_while(is_known);
                     Changes::Of(new.map(|change| (change.kind, change.name.clone())).collect())
                 }
                 None => Changes::Anything,
@@ -243,7 +248,7 @@ mod tests {
         let (mut writer, mut reader) = (Generation::default(), Generation::default());
         assert_eq!(reader.take(root.as_fd()).unwrap(), Changes::Anything);
         assert_eq!(reader.take(root.as_fd()).unwrap(), of(&[]));
-        assert_eq!(writer.announce(root.as_fd(), KIND, &name("a")).unwrap(), Changes::Anything);
+        assert_eq!(writer.announce(root.as_fd(), KIND, &[&name("a")]).unwrap(), Changes::Anything);
         assert_eq!(
             reader.take(root.as_fd()).unwrap(),
             Changes::Anything,
@@ -251,12 +256,31 @@ mod tests {
         );
         assert_eq!(reader.take(root.as_fd()).unwrap(), of(&["a"]), "its rename may be still to come");
         for change in ["b", "c"] {
-            assert_eq!(writer.announce(root.as_fd(), KIND, &name(change)).unwrap(), of(&[]));
+            assert_eq!(writer.announce(root.as_fd(), KIND, &[&name(change)]).unwrap(), of(&[]));
         }
         assert_eq!(reader.take(root.as_fd()).unwrap(), of(&["a", "b", "c"]));
-        assert_eq!(reader.announce(root.as_fd(), KIND, &name("d")).unwrap(), of(&["c"]));
+        assert_eq!(reader.announce(root.as_fd(), KIND, &[&name("d")]).unwrap(), of(&["c"]));
         assert_eq!(reader.take(root.as_fd()).unwrap(), of(&[]), "an own change is known");
         assert_eq!(writer.take(root.as_fd()).unwrap(), of(&["d"]));
+    }
+
+    #[test]
+    fn every_object_of_the_newest_change_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = File::open(dir.path()).unwrap();
+        let (mut writer, mut reader) = (Generation::default(), Generation::default());
+        writer.announce(root.as_fd(), KIND, &[&name("first")]).unwrap();
+        reader.take(root.as_fd()).unwrap();
+        writer.announce(root.as_fd(), KIND, &[&name("from"), &name("to")]).unwrap();
+        assert_eq!(reader.take(root.as_fd()).unwrap(), of(&["first", "from", "to"]));
+        assert_eq!(
+            reader.take(root.as_fd()).unwrap(),
+            of(&["from", "to"]),
+            "the rename may be still to come"
+        );
+        assert_eq!(writer.take(root.as_fd()).unwrap(), of(&[]), "an own change is known");
+        reader.announce(root.as_fd(), KIND, &[&name("next")]).unwrap();
+        assert_eq!(writer.take(root.as_fd()).unwrap(), of(&["next"]));
     }
 
     #[test]
@@ -264,10 +288,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = File::open(dir.path()).unwrap();
         let (mut writer, mut reader) = (Generation::default(), Generation::default());
-        writer.announce(root.as_fd(), KIND, &name(&"a".repeat(64))).unwrap();
+        writer.announce(root.as_fd(), KIND, &[&name(&"a".repeat(64))]).unwrap();
         reader.take(root.as_fd()).unwrap();
         for _ in 0..CHANGES {
-            writer.announce(root.as_fd(), KIND, &name(&"b".repeat(64))).unwrap();
+            writer.announce(root.as_fd(), KIND, &[&name(&"b".repeat(64))]).unwrap();
         }
         assert_eq!(std::fs::metadata(dir.path().join(FILE)).unwrap().len(), BYTES as u64);
         assert_eq!(reader.take(root.as_fd()).unwrap(), Changes::Anything);
@@ -289,12 +313,12 @@ mod tests {
             &|| std::fs::remove_file(&path).unwrap(),
         ];
         for damage in damages {
-            writer.announce(root.as_fd(), KIND, &name("a")).unwrap();
+            writer.announce(root.as_fd(), KIND, &[&name("a")]).unwrap();
             reader.take(root.as_fd()).unwrap();
             assert_eq!(reader.take(root.as_fd()).unwrap(), of(&["a"]));
             damage();
             assert_eq!(reader.take(root.as_fd()).unwrap(), Changes::Anything);
-            writer.announce(root.as_fd(), KIND, &name("c")).unwrap();
+            writer.announce(root.as_fd(), KIND, &[&name("c")]).unwrap();
             assert_eq!(reader.take(root.as_fd()).unwrap(), Changes::Anything);
         }
     }

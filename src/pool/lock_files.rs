@@ -4,16 +4,17 @@
 //! There are 256 files since the kernel searches the locks of one file one by one. The locks belong to the open file
 //! descriptions of this process and end with it, however it ends.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::OnceLock;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, c_short, flock};
-use rustix::fs::{self, AtFlags, Mode as FileMode, OFlags};
+use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
-use super::dirs::open_file_inside;
+use super::dirs::{for_each_name, open_file_inside};
 use super::keeper::KeptFiles;
 use crate::error::{Context as _, Result};
 use crate::fs::DirIdentity;
@@ -55,32 +56,27 @@ impl Position {
 }
 
 impl LockFiles {
-    /// Uses the files in this directory, and makes them if it is new: a full filesystem has no space for them later, and a
-    /// delete needs them.
-    pub(super) fn new(dir: OwnedFd) -> Result<Self> {
-        Self::open_all(dir, None)
+    /// Uses the files in this directory. A missing one is made when it is first needed, by any number of hosts at once.
+    pub(super) fn new(dir: OwnedFd) -> Self {
+        Self { dir, kept: None, files: Box::new([const { OnceLock::new() }; FILES]) }
     }
 
     /// Like [`LockFiles::new`], but the locks outlive this process, and those of its predecessors are taken over:
     /// [`LockFiles::unlock_others`] releases those that are not needed any more. `prefix` is that of the names of the kept
     /// files.
     pub(super) fn kept(dir: OwnedFd, kept: &KeptFiles, prefix: String) -> Result<Self> {
-        let locks = Self::open_all(dir, Some((kept.clone(), prefix)))?;
+        let locks = Self { kept: Some((kept.clone(), prefix)), ..Self::new(dir) };
         for number in 0..=u8::MAX {
             locks.take_over(number)?;
         }
         Ok(locks)
     }
 
-    fn open_all(dir: OwnedFd, kept: Option<(KeptFiles, String)>) -> Result<Self> {
-        let locks = Self { dir, kept, files: Box::new([const { OnceLock::new() }; FILES]) };
-        let last = file_name(u8::MAX);
-        if fs::statat(&locks.dir, &last, AtFlags::SYMLINK_NOFOLLOW).is_err() {
-            for number in 0..=u8::MAX {
-                locks.open(number)?;
-            }
-        }
-        Ok(locks)
+    /// Makes all files: a full filesystem has no space for them later, and a delete needs them.
+    pub(super) fn make_all(&self) -> Result<()> {
+        let mut missing: BTreeSet<String> = (0..=u8::MAX).map(file_name).collect();
+        for_each_name(self.dir.as_fd(), |name| drop(missing.take(name))).context(|| "list locks/")?;
+        missing.iter().try_for_each(|name| self.open(name).map(drop))
     }
 
     /// Acquires the lock of a key unless another process holds it in a mode that excludes this one. The caller makes sure
@@ -137,7 +133,7 @@ impl LockFiles {
         let Some((kept, prefix)) = &self.kept else { return Ok(()) };
         let kept_name = format!("{prefix}{}", file_name(number));
         let Some(file) = kept.take(&kept_name) else { return Ok(()) };
-        let found = DirIdentity::of_entry(self.dir.as_fd(), &file_name(number));
+        let found = DirIdentity::of_entry(self.dir.as_fd(), file_name(number));
         if DirIdentity::of(file.as_fd()).is_ok_and(|own| found.is_ok_and(|found| own == found)) {
             let _is_first = self.files[usize::from(number)].set(file);
             return Ok(());
@@ -152,7 +148,7 @@ impl LockFiles {
             return Ok(Some(file));
         }
         // Another thread may have been faster. Its file is used, and this one has no locks yet.
-        let Some(opened) = self.open(number)? else { return Ok(None) };
+        let Some(opened) = self.open(&file_name(number))? else { return Ok(None) };
         let file = slot.get_or_init(|| opened);
         // Before its first lock.
         if let Some((kept, prefix)) = &self.kept {
@@ -161,18 +157,19 @@ impl LockFiles {
         Ok(Some(file))
     }
 
-    fn open(&self, number: u8) -> Result<Option<OwnedFd>> {
-        let name = file_name(number);
+    fn open(&self, name: &str) -> Result<Option<OwnedFd>> {
         let open = |flags, mode| {
             let flags = flags | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-            open_file_inside(&self.dir, &name, flags, mode)
+            open_file_inside(&self.dir, name, flags, mode)
         };
         let opened = match open(OFlags::empty(), FileMode::empty()) {
             Err(Errno::NOENT) => open(OFlags::CREATE, FileMode::RUSR | FileMode::WUSR),
-            Err(Errno::ROFS) => return Ok(None),
             opened => opened,
         };
-        opened.map(Some).context(|| format!("open locks/{name}"))
+        match opened {
+            Err(Errno::ROFS) => Ok(None),
+            opened => opened.map(Some).context(|| format!("open locks/{name}")),
+        }
     }
 }
 
@@ -233,7 +230,7 @@ mod tests {
     fn a_successor_takes_over_the_locks_that_it_needs_and_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let parent = Arc::new(Parent::default());
-        let other = LockFiles::new(open(dir.path())).unwrap();
+        let other = LockFiles::new(open(dir.path()));
         let is_free = |key: &str| {
             let taken = other.try_lock(key, Mode::Exclusive).unwrap();
             other.unlock(key);
@@ -252,15 +249,28 @@ mod tests {
     }
 
     #[test]
+    fn hosts_that_make_missing_files_at_once_exclude_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (LockFiles::new(open(dir.path())), LockFiles::new(open(dir.path())));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a file is made when it is needed");
+        std::thread::scope(|scope| {
+            scope.spawn(|| other.make_all().unwrap());
+            assert!((0..600).all(|number| one.try_lock(&format!("key {number}"), Mode::Exclusive).unwrap()));
+        });
+        assert!(!(0..600).any(|number| other.try_lock(&format!("key {number}"), Mode::Shared).unwrap()));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), FILES);
+    }
+
+    #[test]
     fn files_that_were_replaced_are_not_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         let parent = Arc::new(Parent::default());
         assert!(successor(&parent, dir.path()).try_lock("used v", Mode::Exclusive).unwrap());
         assert_eq!(parent.0.lock().unwrap().len(), 1);
-        for number in 0..=u8::MAX {
-            std::fs::remove_file(dir.path().join(file_name(number))).unwrap();
+        for file in std::fs::read_dir(dir.path()).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
         }
-        drop(LockFiles::new(open(dir.path())).unwrap());
+        LockFiles::new(open(dir.path())).make_all().unwrap();
         let next = successor(&parent, dir.path());
         assert!(parent.0.lock().unwrap().is_empty(), "the parent closes what is of no more use");
         assert!(next.try_lock("used v", Mode::Exclusive).unwrap());

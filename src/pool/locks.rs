@@ -102,6 +102,11 @@ impl<K: LockKey> LockTable<K> {
         Self { inner: Arc::new(Inner { state, files }), wait }
     }
 
+    /// Makes the files of the kernel's locks that are missing.
+    pub(super) fn make_files(&self) -> Result<()> {
+        self.inner.files.as_ref().map_or(Ok(()), LockFiles::make_all)
+    }
+
     /// How long its callers wait for a lock.
     pub(super) fn wait(&self) -> Duration {
         self.wait
@@ -292,7 +297,7 @@ mod tests {
     use crate::volume::Name;
 
     fn files(dir: &std::path::Path) -> LockFiles {
-        LockFiles::new(OwnedFd::from(std::fs::File::open(dir).unwrap())).unwrap()
+        LockFiles::new(OwnedFd::from(std::fs::File::open(dir).unwrap()))
     }
 
     /// Two tables on one directory, as in two processes: the kernel's locks belong to open file descriptions.

@@ -12,6 +12,7 @@ use super::known::KnownPool;
 use super::store::{parse, read_file, write_file};
 use crate::backend::kind_for_new_pool;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::names::rename;
 use crate::volume::{PoolName, SCHEMA, Timestamp};
 
 /// The marker's name in the pool's directory.
@@ -140,7 +141,7 @@ fn create_marker(root: BorrowedFd<'_>, marker: &Marker) -> Result<()> {
     let linked = match fs::linkat(root, &new, root, MARKER, AtFlags::empty()) {
         Err(Errno::EXIST) => Ok(()),
         // A filesystem without links, which no other host uses.
-        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => fs::renameat(root, &new, root, MARKER),
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => rename(root, &new, root, MARKER),
         linked => linked,
     };
     let _ = fs::unlinkat(root, &new, AtFlags::empty());

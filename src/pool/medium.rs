@@ -77,6 +77,14 @@ fn is_without_locks(root: BorrowedFd<'_>) -> Result<bool> {
     Ok(mount.is_some_and(|mount| mount.super_options.as_bytes().split(|byte| *byte == b',').any(is_old)))
 }
 
+/// Whether a directory is on NFS, of any version.
+///
+/// # Errors
+/// The error of the failed system call.
+pub(super) fn is_nfs(root: BorrowedFd<'_>) -> Result<bool> {
+    Ok(fs_type(root)? == NFS)
+}
+
 fn fs_type(root: BorrowedFd<'_>) -> Result<u64> {
     let stat = fstatfs(root).context(|| "read the type of the filesystem")?;
     Ok(stat.f_type.cast_unsigned())

@@ -29,6 +29,7 @@ use super::projects::Projects;
 use super::trash::{Retention, Trash, TrashEntry};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::inherited_project;
+use crate::fs::names::make_directory;
 use crate::volume::{DATA, Name, Snapshot, Volume};
 pub use change::RecordChange;
 pub(super) use change::parse_new_record_name;
@@ -80,7 +81,7 @@ impl Store {
         lock_pool(&locks, exclusive)?;
         // A process that has the pool for itself needs no locks of the kernel, which its filesystem may not have.
         let (files, pool_lock) =
-            if exclusive { (None, Some(locks)) } else { (Some(LockFiles::new(locks)?), None) };
+            if exclusive { (None, Some(locks)) } else { (Some(LockFiles::new(locks)), None) };
         let store = Self {
             layout,
             volumes: DurableDir::new(volumes),
@@ -249,10 +250,12 @@ impl Store {
     pub fn draft(&self) -> Result<Draft<'_>> {
         let nonce = nonce()?;
         let lock = self.lock_new(ObjectKey::Draft(nonce.clone()))?;
-        fs::mkdirat(&self.work, &nonce, PRIVATE).context(|| "create a directory in work/")?;
+        make_directory(self.work(), &nonce, PRIVATE).context(|| "create a directory in work/")?;
         let opened = open_inside(&self.work, nonce.as_str(), DIRECTORY);
         match opened.context(|| format!("open work/{nonce}")) {
-            Ok(dir) => Ok(Draft { store: self, nonce, dir, committed: false, _lock: lock }),
+            Ok(dir) => {
+                Ok(Draft { store: self, nonce, dir, committed: false, is_uncertain: false, _lock: lock })
+            }
             Err(error) => {
                 let _ = fs::unlinkat(&self.work, &nonce, AtFlags::REMOVEDIR);
                 Err(error)

@@ -2,14 +2,16 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use orlop::engine::Engine;
 use orlop::engine::request::{PoolSettings, Publish, Sharing, Tuning};
 use orlop::error::{Error, Kind};
-use orlop::mount::MountFlags;
 use orlop::remote::NfsShare;
 use orlop::volume::{SizeRange, Source, VolumeId};
+use rustix::mount::{MountFlags, mount};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::common::isolation::in_own_process;
@@ -45,7 +47,7 @@ fn tuning() -> Tuning {
 
 /// Opens a pool, which must be available.
 #[track_caller]
-fn open(settings: PoolSettings) -> Engine {
+pub(super) fn open(settings: PoolSettings) -> Engine {
     let engine = Engine::open(vec![settings], tuning()).unwrap();
     let unavailable = engine.pools()[0].unavailable.clone();
     assert_eq!(unavailable, None);
@@ -59,12 +61,12 @@ fn refusal(settings: PoolSettings) -> Error {
 }
 
 pub(super) fn publish_request(id: &VolumeId, target: &Path, sharing: Sharing) -> Publish {
-    let flags = MountFlags::default();
+    let flags = orlop::mount::MountFlags::default();
     Publish { id: id.clone(), target: target.to_owned(), flags, sharing, ephemeral: None }
 }
 
 /// Makes the trash of a pool due, which hosts keep for each other.
-fn make_trash_due(pool: &Path) {
+pub(super) fn make_trash_due(pool: &Path) {
     let trash = pool.join("trash");
     for entry in names(&trash) {
         let due = entry.replace("+600.", "+0.");
@@ -144,13 +146,18 @@ fn volumes_live_on_nfs_4_0() {
 
 /// Opens a pool as a host does. Its mount belongs to the host's network.
 pub(super) fn open_on(host: &str, settings: PoolSettings) -> Engine {
+    on_host(host, || open(settings))
+}
+
+/// Runs `body` in a thread in the network of a host.
+fn on_host<T: Send>(host: &str, body: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
-        let open = scope.spawn(|| {
+        let thread = scope.spawn(|| {
             let network = File::open(Path::new("/run/netns").join(host)).unwrap();
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            open(settings)
+            body()
         });
-        open.join().unwrap()
+        thread.join().unwrap()
     })
 }
 
@@ -211,6 +218,92 @@ fn a_share_that_cannot_be_mounted_is_explained() {
     }
     let nameless = text("nas.invalid", "refused", OPTIONS);
     assert!(nameless.contains("look up the NFS server nas.invalid"), "{nameless}");
+}
+
+/// Runs a program, which must succeed.
+#[expect(clippy::disallowed_methods, reason = "the server and the hosts are controlled by programs")]
+fn run(program: &str, arguments: &[&str]) {
+    assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
+}
+
+#[test]
+fn a_server_that_maps_root_to_another_user_is_explained() {
+    let exports = [("root_squash,fsid=7", "squashed"), ("no_root_squash,all_squash,fsid=8", "all-squashed")];
+    for (options, name) in exports {
+        let pool = directory(name);
+        // Options of an export inside another one hold for another filesystem.
+        mount("tmpfs", &pool, "tmpfs", MountFlags::empty(), None).unwrap();
+        let options = format!("rw,insecure,no_subtree_check,{options}");
+        run("exportfs", &["-o", &options, &format!("*:{}", pool.display())]);
+        for mode in [0o777, 0o755] {
+            fs::set_permissions(&pool, fs::Permissions::from_mode(mode)).unwrap();
+            let engine = Engine::open(vec![settings("10.80.0.1", name, OPTIONS, None)], tuning()).unwrap();
+            let reason = engine.pools()[0].unavailable.clone().unwrap();
+            assert!(reason.contains("with no_root_squash and without all_squash"), "{reason}");
+            assert_eq!(names(&pool).len(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_host_that_the_server_takes_for_another_one_is_refused() {
+    let pool = directory("twins");
+    let settings = settings("10.80.0.1", "twins", OPTIONS, None);
+    for (host, number) in [("one", "41"), ("twin", "42")] {
+        run("host", &["add", host, number]);
+        let same = "echo same >/sys/fs/nfs/net/nfs_client/identifier";
+        run("ip", &["netns", "exec", host, "sh", "-c", same]);
+    }
+    let one = open_on("one", PoolSettings { node: Some("host-one".to_owned()), ..settings.clone() });
+    one.create(&request("a", MIB)).unwrap();
+    let before = names(&pool.join("hosts"));
+    let reason = on_host("twin", || {
+        let engine = Engine::open(vec![settings.clone()], tuning()).unwrap();
+        engine.pools()[0].unavailable.clone().unwrap()
+    });
+    assert!(reason.contains("host host-one used the pool"), "{reason}");
+    assert!(reason.contains("has the same NFS client identity (same/"), "{reason}");
+    assert_eq!(names(&pool.join("hosts")), before);
+    // Its client was evicted, and recovers.
+    within_seconds(180, "the first host goes on", || one.create(&request("b", MIB)).is_ok());
+    let other = "echo other >/sys/fs/nfs/net/nfs_client/identifier";
+    run("ip", &["netns", "exec", "twin", "sh", "-c", other]);
+    let twin = open_on("twin", settings);
+    assert_eq!(twin.list(None, 9).unwrap().items.len(), 2);
+}
+
+#[test]
+fn a_volume_whose_directory_was_replaced_is_abnormal_and_mounted_anew() {
+    let test = "vm::pools::a_volume_whose_directory_was_replaced_is_abnormal_and_mounted_anew";
+    in_own_process(test, || {
+        let pool = directory("replaced");
+        let engine = open(settings("10.80.0.1", "replaced", OPTIONS, None));
+        let targets = tempfile::tempdir().unwrap();
+        let target = targets.path().join("t");
+        let id = engine.create(&request("a", MIB)).unwrap().id;
+        let publish = publish_request(&id, &target, Sharing::ManyTargets);
+        engine.publish(&publish).unwrap();
+        let busy = File::open(&target).unwrap();
+        assert_eq!(engine.health(&id, Some(&target)).unwrap(), []);
+        // As when an administrator restores it from a backup.
+        let (data, away) = (pool.join("volumes/a/data"), Path::new(EXPORT).join("replaced-away"));
+        fs::rename(&data, &away).unwrap();
+        fs::remove_dir(&away).unwrap();
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("file"), "restored").unwrap();
+        within_seconds(60, "the volume is abnormal", || {
+            let symptoms = engine.health(&id, Some(&target)).unwrap();
+            symptoms
+                .iter()
+                .any(|found| found.reason == "StaleMount" && found.message.contains("restart the pods"))
+        });
+        engine.publish(&publish).unwrap();
+        assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "restored");
+        assert_eq!(engine.health(&id, Some(&target)).unwrap(), []);
+        drop(busy);
+        engine.unpublish(&id.to_string(), &target).unwrap();
+        assert!(!target.exists());
+    });
 }
 
 #[test]

@@ -151,3 +151,23 @@ fn a_share_is_unpublished_while_its_server_is_out_of_reach() {
         assert_eq!(fs::read_to_string(path.join("new")).unwrap(), "written");
     });
 }
+
+#[test]
+fn a_share_whose_directory_was_replaced_is_mounted_anew() {
+    in_own_process("vm::shares::a_share_whose_directory_was_replaced_is_mounted_anew", || {
+        let path = directory("exchanged/a");
+        let engine = Engine::open(Vec::new(), Tuning::default()).unwrap();
+        let targets = tempfile::tempdir().unwrap();
+        let target = targets.path().join("t");
+        let publish = request("/exchanged", "a", &target);
+        engine.publish_share(&publish).unwrap();
+        let away = path.with_file_name("away");
+        fs::rename(&path, &away).unwrap();
+        fs::remove_dir_all(&away).unwrap();
+        let path = directory("exchanged/a");
+        fs::write(path.join("new"), "restored").unwrap();
+        engine.publish_share(&publish).unwrap();
+        assert_eq!(fs::read_to_string(target.join("new")).unwrap(), "restored");
+        assert!(engine.unpublish_share(ID, &target).unwrap());
+    });
+}

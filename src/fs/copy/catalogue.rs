@@ -7,12 +7,13 @@
 use std::num::NonZero;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxTimestamp, openat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxTimestamp, openat};
 use rustix::io::{Errno, pread, pwrite};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::digests::Slots;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::names::remove_name;
 
 const NAME: &str = "seen";
 /// Inodes with a larger number have no record: the file could not be that long.
@@ -163,7 +164,7 @@ fn low_half(word: u64) -> u32 {
 pub(super) fn create_unnamed(dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
-    unlinkat(dir, name, AtFlags::empty()).map(|()| file)
+    remove_name(dir, name, AtFlags::empty()).map(|()| file)
 }
 
 /// The file of all records. Without one, nothing is remembered, and only a first pass is possible.

@@ -7,11 +7,12 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, Statx, StatxFlags, linkat, mkdirat, renameat, statx, unlinkat};
+use rustix::fs::{AtFlags, Mode, Statx, StatxFlags, linkat, statx};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::fs::names::{make_directory, remove_name, rename};
 use crate::fs::{Walk, open_directory};
 
 /// Result of [`Links::link`].
@@ -60,7 +61,7 @@ impl Links {
             // The file has as many links as the filesystem allows: move the temporary link to this name. The next name gets a new
             // copy.
             Err(Errno::MLINK) => {
-                renameat(dir, key, at, name).context(|| "move the last hard link")?;
+                rename(dir.as_fd(), key, at, name).context(|| "move the last hard link")?;
                 Ok(LinkResult::Linked)
             }
             Err(error) => Err(error).context(|| "create the hard link"),
@@ -90,7 +91,7 @@ impl Links {
             Err(Errno::NOENT) => self.add(key, at, name).map(|()| false),
             Ok(added) if added.stx_ino == inode => Ok(false),
             Ok(_) => {
-                unlinkat(at, name, AtFlags::empty()).context(|| "replace by a hard link")?;
+                remove_name(at, name, AtFlags::empty()).context(|| "replace by a hard link")?;
                 self.link(key, at, name).map(|_| true)
             }
             Err(error) => Err(error).context(|| "stat the temporary hard link"),
@@ -100,10 +101,8 @@ impl Links {
     /// Removes what was added with this key, if anything.
     pub(super) fn forget(&self, key: &str) -> Result<()> {
         let Some((_, dir)) = &self.dir else { return Ok(()) };
-        match unlinkat(dir, key, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error).context(|| "remove the temporary hard link"),
-        }
+        let removed = remove_name(dir.as_fd(), key, AtFlags::empty());
+        removed.context(|| "remove the temporary hard link")
     }
 
     /// Removes the temporary directory.
@@ -111,7 +110,7 @@ impl Links {
         let Some((name, dir)) = self.dir.take() else { return Ok(()) };
         // A few filesystems skip entries when others are removed while the directory is read: read it again.
         for _ in 0..16 {
-            match unlinkat(&self.top, &name, AtFlags::REMOVEDIR) {
+            match remove_name(self.top.as_fd(), &name, AtFlags::REMOVEDIR) {
                 Err(Errno::NOTEMPTY | Errno::EXIST) => remove_entries(dir.as_fd())?,
                 result => return result.context(|| "remove the directory of hard links"),
             }
@@ -125,7 +124,7 @@ fn create_dir(top: BorrowedFd<'_>) -> Result<(CString, OwnedFd)> {
     getrandom(&mut nonce, GetRandomFlags::empty()).context(|| "get random bytes")?;
     let name = format!(".orlop-links-{:032x}", u128::from_ne_bytes(nonce));
     let name = CString::new(name).expect("hexadecimal digits contain no NUL");
-    mkdirat(top, &name, Mode::RWXU).context(|| "create the directory of hard links")?;
+    make_directory(top, &name, Mode::RWXU).context(|| "create the directory of hard links")?;
     let dir = open_directory(top, &name).context(|| "open the directory of hard links")?;
     Ok((name, dir))
 }
@@ -133,7 +132,7 @@ fn create_dir(top: BorrowedFd<'_>) -> Result<(CString, OwnedFd)> {
 fn remove_entries(dir: BorrowedFd<'_>) -> Result<()> {
     let mut walk = Walk::new(dir).context(|| "open the directory of hard links")?;
     while let Some(entry) = walk.next().context(|| "read the directory of hard links")? {
-        unlinkat(walk.dir(), &entry.name, AtFlags::empty())
+        remove_name(walk.dir(), &entry.name, AtFlags::empty())
             .context(|| "empty the directory of hard links")?;
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, openat, readlinkat, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, openat, readlinkat};
 use rustix::io::Errno;
 
 use super::attributes::set_times;
@@ -13,6 +13,7 @@ use super::catalogue::{Record, time};
 use super::links::inode_key;
 use super::{Seen, TreeCopier, fstatat, kind_of};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::names::remove_name;
 use crate::fs::remove::{Slice, remove_entry};
 
 impl TreeCopier<'_> {
@@ -128,7 +129,7 @@ impl TreeCopier<'_> {
 
     /// Removes a name of the copy with everything below it.
     pub(super) fn remove(&self, name: &CStr) -> Result<()> {
-        match unlinkat(self.to.dir(), name, AtFlags::empty()) {
+        match remove_name(self.to.dir(), name, AtFlags::empty()) {
             Err(Errno::ISDIR | Errno::PERM) => {}
             removed => return removed.context(|| "remove the outdated copy"),
         }

@@ -7,6 +7,7 @@ use rustix::fs::{self, AtFlags};
 use super::record::{read_file, with_unknown_fields, write_bytes, write_file};
 use super::{ObjectKind, Store};
 use crate::error::{Context as _, Result};
+use crate::fs::names::{remove_name, rename};
 use crate::pool::dirs::{explain_rename, nonce};
 use crate::pool::locks::LockGuard;
 use crate::pool::object::ObjectKey;
@@ -96,7 +97,7 @@ impl RecordChange<'_> {
 
     fn restore(&self) -> Result<()> {
         if self.stored.is_empty() {
-            let removed = fs::unlinkat(&self.dir, ObjectKind::Volumes.record(), AtFlags::empty());
+            let removed = remove_name(self.dir.as_fd(), ObjectKind::Volumes.record(), AtFlags::empty());
             return removed.context(|| "remove the new record");
         }
         let mut file = self.store.new_record_file(&self.name)?;
@@ -108,7 +109,7 @@ impl RecordChange<'_> {
 impl NewRecordFile<'_> {
     fn rename(&mut self, dir: &OwnedFd) -> Result<()> {
         let from = self.store.directory(ObjectKind::Volumes);
-        let renamed = fs::renameat(from, &self.file, dir.as_fd(), ObjectKind::Volumes.record());
+        let renamed = rename(from, &self.file, dir.as_fd(), ObjectKind::Volumes.record());
         explain_rename(renamed).context(|| "move the new record into place")?;
         self.renamed = true;
         Ok(())

@@ -7,10 +7,11 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::abandoned::{PAUSE, pause_to_bytes};
-use super::in_place::WORK;
+use super::in_place::{WORK, is_impossible};
 use super::record::replace_bytes;
 use super::{DIRECTORY, ObjectKind, Store, open_inside, write_file};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::names::remove_name;
 use crate::fs::project::{self, Project};
 use crate::pause::PauseRecord;
 use crate::pool::dirs::{explain_rename, rename_new};
@@ -26,6 +27,8 @@ pub struct Draft<'s> {
     pub(super) nonce: String,
     pub(super) dir: OwnedFd,
     pub(super) committed: bool,
+    /// Whether a rename failed that the server of the pool may still carry out.
+    pub(super) is_uncertain: bool,
     pub(super) _lock: LockGuard<ObjectKey>,
 }
 
@@ -68,10 +71,8 @@ impl Draft<'_> {
     /// # Errors
     /// The error of the failed system call.
     pub fn remove_pause(&self) -> Result<()> {
-        match fs::unlinkat(&self.dir, PAUSE, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            failed => failed.context(|| format!("remove work/{}/{PAUSE}", self.nonce)),
-        }
+        let removed = remove_name(self.dir(), PAUSE, AtFlags::empty());
+        removed.context(|| format!("remove work/{}/{PAUSE}", self.nonce))
     }
 
     /// Renames the draft into place: the object exists.
@@ -91,6 +92,7 @@ impl Draft<'_> {
                 return Err(taken());
             }
             renamed => {
+                self.is_uncertain = renamed.is_err_and(|errno| !is_impossible(errno));
                 explain_rename(renamed).context(|| format!("move work/{} to {to}", self.nonce))?;
             }
         }
@@ -99,18 +101,28 @@ impl Draft<'_> {
     }
 }
 
-impl Drop for Draft<'_> {
-    fn drop(&mut self) {
-        if self.committed {
-            return;
+impl Draft<'_> {
+    /// Removes an empty volume that was not made; false if something is left.
+    fn remove(&self) -> bool {
+        // By its name only: it may be an object by now, and be known to others.
+        if self.is_uncertain {
+            return false;
         }
         for kind in [ObjectKind::Volumes, ObjectKind::Snapshots] {
             let _ = fs::unlinkat(&self.dir, kind.record(), AtFlags::empty());
         }
         let _ = fs::unlinkat(&self.dir, PAUSE, AtFlags::empty());
         let _ = fs::unlinkat(&self.dir, DATA, AtFlags::REMOVEDIR);
-        let removed = fs::unlinkat(&self.store.work, &self.nonce, AtFlags::REMOVEDIR);
-        if removed.is_ok() {
+        remove_name(self.store.work(), &self.nonce, AtFlags::REMOVEDIR).is_ok()
+    }
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        if self.remove() {
             if let Some(Project { id, is_inherited: false }) = project::of(self.dir()) {
                 project::clear_limits(self.store.root(), id);
             }

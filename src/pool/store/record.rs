@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::open_inside;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::names::rename;
 use crate::volume::SCHEMA;
 
 /// The largest record or marker in bytes. A usual one has a few hundred.
@@ -122,7 +123,7 @@ pub(super) fn replace_bytes(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> Re
     let new = format!("{name}.new");
     let _ = fs::unlinkat(dir, &new, AtFlags::empty());
     let written = write_bytes(dir, &new, bytes)
-        .and_then(|()| fs::renameat(dir, &new, dir, name).context(|| format!("rename {new} to {name}")));
+        .and_then(|()| rename(dir, &new, dir, name).context(|| format!("rename {new} to {name}")));
     if written.is_err() {
         let _ = fs::unlinkat(dir, &new, AtFlags::empty());
     }

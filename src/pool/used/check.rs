@@ -80,9 +80,13 @@ impl UsedLocks {
     }
 
     fn start(&mut self, settings: &PoolSettings, store: &Store) -> Result<()> {
-        let host = HostRecord::new(settings.process, settings.node.as_deref());
+        let host = HostRecord::of(settings);
         self.host = Some(host.clone());
         self.confirm_host(&host)?;
+        // Both may have been started at the same time.
+        if let Some(now) = self.hosts.noted_life(host.uuid) {
+            self.hosts.refuse_twin(&host, now).inspect_err(|_| self.hosts.remove(host.uuid))?;
+        }
         let mounted = mounted_volumes(store.directory(ObjectKind::Volumes))?;
         // Of the locks that a predecessor has left, those of calls that ended with it are not needed.
         let wanted = mounted.iter().map(key).chain([host_key(&host)]);
@@ -104,6 +108,7 @@ impl UsedLocks {
         // The lock first: a record without a lock is removed.
         let _: bool = self.files.try_lock(&host_key(host), Mode::Exclusive)?;
         if self.hosts.has(host) {
+            self.hosts.note_life(host.uuid);
             return Ok(());
         }
         if let Err(error) = self.hosts.add(host) {
@@ -226,6 +231,13 @@ impl OpenPool {
     /// `Internal` when it cannot be started.
     pub(in crate::pool) fn start_used_checks(self: &Arc<Self>) -> Result<()> {
         let Some(used) = &self.used else { return Ok(()) };
+        // No call waits for this, since a server may be slow. Without space, each file is tried again when it is needed.
+        let locks = self.store.locks().clone();
+        let make_files = move || drop(locks.make_files());
+        thread::Builder::new()
+            .name("lock-files".to_owned())
+            .spawn(make_files)
+            .context(|| "start a thread")?;
         let (wakeup, pool) = (Arc::clone(&used.wakeup), Arc::downgrade(self));
         let thread = thread::Builder::new().name("used-locks".to_owned());
         thread.spawn(move || run(&wakeup, &pool)).context(|| "start the thread of the used-locks").map(drop)
