@@ -65,7 +65,7 @@ fn raise_file_limit() {
     let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
 }
 
-async fn run_frontends(settings: Settings, mut passed: Vec<Passed>) -> Result<()> {
+async fn run_frontends(settings: Settings, passed: Vec<Passed>) -> Result<()> {
     let mut signals = Signals::new()?;
     let groups = groups(&settings);
     let (all, tuning, records) = (settings.pools, settings.tuning, settings.known_pools);
@@ -93,13 +93,9 @@ async fn run_frontends(settings: Settings, mut passed: Vec<Passed>) -> Result<()
         frontends.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
         bound.file
     });
-    for docker in settings.docker {
-        let socket = passed.iter().position(|passed| *passed.path() == docker.socket);
-        let socket = socket.map(|at| passed.swap_remove(at));
-        let plugin = open_plugin(calls.clone(), docker).await?;
+    for (plugin, socket) in plugins(settings.docker, &calls, passed).await? {
         frontends.spawn(plugin.serve(socket, Arc::clone(&metrics), stop.clone().cancelled_owned()));
     }
-    refuse_unused(&passed)?;
     if let Some(address) = &settings.http {
         let listener = http::bind(address).await?;
         let serving = http::serve(listener, health, metrics, stop.clone().cancelled_owned());
@@ -137,14 +133,22 @@ async fn shut_down(engine: Arc<Engine>) {
     }
 }
 
-async fn open_plugin(calls: Dispatch, settings: docker::Settings) -> Result<Plugin> {
-    let opening = tokio::task::spawn_blocking(move || Plugin::open(calls, settings));
-    opening.await.map_err(|error| task_failed(error, "open the shares"))?
-}
-
-/// A client of a socket that nothing serves would wait for ever.
-fn refuse_unused(passed: &[Passed]) -> Result<()> {
-    let Some(unused) = passed.first() else { return Ok(()) };
+/// The frontends for Docker, each with its socket if the service manager has passed one.
+async fn plugins(
+    endpoints: Vec<docker::Settings>,
+    calls: &Dispatch,
+    mut passed: Vec<Passed>,
+) -> Result<Vec<(Plugin, Option<Passed>)>> {
+    let mut plugins = Vec::new();
+    for endpoint in endpoints {
+        let socket = passed.iter().position(|passed| *passed.path() == endpoint.socket);
+        let socket = socket.map(|at| passed.swap_remove(at));
+        let calls = calls.clone();
+        let plugin = tokio::task::spawn_blocking(move || Plugin::open(calls, endpoint));
+        plugins.push((plugin.await.map_err(|error| task_failed(error, "open the shares"))??, socket));
+    }
+    // A client of a socket that nothing serves would wait for ever.
+    let Some(unused) = passed.first() else { return Ok(plugins) };
     let text = format!(
         "{} was passed by the service manager, and neither --docker nor --docker-global names it: use the same path in both",
         unused.path().display()
