@@ -5,6 +5,7 @@ pub mod jobs;
 pub mod request;
 pub mod share;
 pub mod survey;
+pub mod takeover;
 pub mod trash;
 
 mod adopt;

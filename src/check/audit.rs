@@ -48,7 +48,8 @@ fn audit_volume(session: &Session, id: &VolumeId, mend: bool) -> Result<Option<S
 
 fn describe(strays: &Strays) -> (Verdict, String) {
     let Strays { count, bytes, put_back, paths, failed, failure } = strays;
-    let unknown = failure.as_ref().map(|first| format!("; {failed} cannot be read or put back, such as {first}"));
+    let unknown =
+        failure.as_ref().map(|first| format!("; {failed} cannot be read or put back, such as {first}"));
     let unknown = unknown.unwrap_or_default();
     if *count == 0 {
         let verdict = if *failed == 0 { Verdict::Ok } else { Verdict::Bad };
@@ -62,11 +63,7 @@ fn describe(strays: &Strays) -> (Verdict, String) {
         let verdict = if *failed == 0 { Verdict::Ok } else { Verdict::Bad };
         return (verdict, format!("put back {text}: {listed}{more}{unknown}"));
     }
-    let next = if *put_back > 0 {
-        format!("{put_back} put back")
-    } else {
-        "--fix puts them back".to_owned()
-    };
+    let next = if *put_back > 0 { format!("{put_back} put back") } else { "--fix puts them back".to_owned() };
     (Verdict::Bad, format!("{text} ({next}): {listed}{more}{unknown}"))
 }
 
@@ -89,6 +86,9 @@ mod tests {
         let partly = Strays { count: 30, put_back: 29, failed: 1, failure, ..two };
         let (verdict, text) = describe(&partly);
         assert_eq!(verdict, Verdict::Bad);
-        assert!(text.contains("(29 put back): a, d/b, …; 1 cannot be read or put back, such as d/b: "), "{text}");
+        assert!(
+            text.contains("(29 put back): a, d/b, …; 1 cannot be read or put back, such as d/b: "),
+            "{text}"
+        );
     }
 }

@@ -31,7 +31,10 @@ pub(super) fn shrink(session: &Session, id: &VolumeId, size: u64, dry_run: bool)
 /// Kubernetes does not learn of the new size.
 fn note_claim(volume: &Volume) {
     if let Some(claim) = claim_of(volume) {
-        let text = format!("volume {} is that of {claim}, which Kubernetes goes on to show with its old size", volume.id);
+        let text = format!(
+            "volume {} is that of {claim}, which Kubernetes goes on to show with its old size",
+            volume.id
+        );
         print_error(&printable(&text));
     }
 }

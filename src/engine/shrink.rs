@@ -55,7 +55,8 @@ fn check(locked: &LockedVolume, size: u64) -> Result<Option<Volume>> {
     let Some(used) = used_now(locked, &volume)? else { return Ok(None) };
     if used > size {
         let (used, size) = (Size(used), Size(size));
-        let text = format!("volume {id} uses {used}, more than {size}: remove files, or choose a larger size");
+        let text =
+            format!("volume {id} uses {used}, more than {size}: remove files, or choose a larger size");
         return Err(Error::new(Kind::OutOfRange, text));
     }
     Ok(Some(volume))

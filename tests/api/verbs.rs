@@ -168,7 +168,10 @@ fn a_volume_shrinks_on_request_to_no_less_than_it_uses() {
     for (arguments, expected) in [
         ("expand a 2m --shrink", "volume p/a uses 3"),
         ("expand a 2m --shrink", "more than 2Mi (2097152 bytes): remove files, or choose a larger size"),
-        ("expand a 9m --shrink", "volume p/a has 8Mi (8388608 bytes), and 9Mi (9437184 bytes) is not a smaller size"),
+        (
+            "expand a 9m --shrink",
+            "volume p/a has 8Mi (8388608 bytes), and 9Mi (9437184 bytes) is not a smaller size",
+        ),
         ("expand unlimited 9m --shrink", "has no size"),
         ("expand mine 9m --shrink", "is unmanaged"),
     ] {
