@@ -6,6 +6,7 @@ mod btrfs;
 mod dir;
 mod file_copy;
 mod quota;
+mod quota_entry;
 
 use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -238,6 +239,50 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The error of the failed system call.
     fn audit(&self, _object: BorrowedFd<'_>, _state: &BackendState, _mend: bool) -> Result<Option<Audit>> {
         Ok(None)
+    }
+
+    /// State for an object that exists already, and that [`Backend::enter`] is to give limits; `None` if it needs no such call.
+    /// Until that is complete, the state says so, and [`Backend::check_usable`] refuses it.
+    ///
+    /// # Errors
+    /// `NoSpace` when nothing is left to reserve.
+    fn state_to_enter(
+        &self,
+        _object: BorrowedFd<'_>,
+        _state: &BackendState,
+        _new_id: &dyn Fn() -> Result<u32>,
+    ) -> Result<Option<BackendState>> {
+        Ok(None)
+    }
+
+    /// Has the kernel count the files of an object that nothing uses, and returns its state. `scratch` is an empty directory. Can
+    /// be repeated after a crash.
+    ///
+    /// # Errors
+    /// `Unsupported`, naming a file, when not all can be counted. [`Backend::leave`] undoes what was done until then.
+    fn enter(
+        &self,
+        _object: BorrowedFd<'_>,
+        _scratch: BorrowedFd<'_>,
+        state: &BackendState,
+    ) -> Result<BackendState> {
+        Ok(state.clone())
+    }
+
+    /// Undoes [`Backend::enter`], and returns the state of the object.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    fn leave(&self, _object: BorrowedFd<'_>, state: &BackendState) -> Result<BackendState> {
+        Ok(state.clone())
+    }
+
+    /// Refuses an object for which [`Backend::enter`] was begun and is not complete.
+    ///
+    /// # Errors
+    /// `Unavailable` then.
+    fn check_usable(&self, _state: &BackendState) -> Result<()> {
+        Ok(())
     }
 
     /// Removes the directory `name` of `parent` with everything below it, or as much as the slice allows. Repeated calls

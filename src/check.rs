@@ -1,6 +1,7 @@
 //! `orlop check`: reports what this kernel and these pools support, without changing anything unless that is asked for.
 
 pub mod audit;
+pub mod takeover;
 
 use std::fmt::Write as _;
 use std::fs::File;

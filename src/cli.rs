@@ -9,6 +9,7 @@ mod manuals;
 mod removal;
 mod shrink;
 mod snapshots;
+mod trash;
 mod volumes;
 
 use std::io::{self, Write as _};
@@ -91,10 +92,12 @@ fn release_node(flags: ReleaseNode) -> Result<ExitCode> {
 
 fn check(flags: &Check) -> Result<ExitCode> {
     let (pools, tuning) = config::for_check(&flags.pools)?;
+    let engine = Engine::open_for_command(pools.clone(), tuning)?;
+    let session = Session::new(engine, Arc::new(AtomicBool::new(false)));
+    let taken_over = if flags.fix { check::takeover::take_over(&session) } else { Vec::new() };
     let mut facts = check::inspect(&pools);
+    facts.extend(taken_over);
     if flags.audit {
-        let engine = Engine::open_for_command(pools, tuning)?;
-        let session = Session::new(engine, Arc::new(AtomicBool::new(false)));
         facts.extend(check::audit::audit(&session, flags.fix));
     }
     let text = match flags.output {

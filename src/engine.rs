@@ -6,6 +6,7 @@ pub mod named_shares;
 pub mod request;
 pub mod share;
 pub mod survey;
+pub mod takeover;
 pub mod trash;
 
 mod adopt;

@@ -35,6 +35,7 @@ mod project_ids;
 mod projects;
 mod root;
 mod settings;
+mod takeover;
 mod used;
 mod watch;
 
@@ -108,6 +109,8 @@ pub struct OpenPool {
     project_ids: ProjectIds,
     cache: IndexCache,
     identity: DirIdentity,
+    /// The inode number of the marker, if it is known.
+    marker_inode: Option<u64>,
     /// The mount of its share, from which volumes are published.
     _share: Option<MountNamespace>,
     /// The change time of the pool's directory at the last complete check.
@@ -292,6 +295,9 @@ impl OpenPool {
             }
             Purpose::Command => marker::open(root.as_fd(), settings)?,
         };
+        // It may be replaced meanwhile: then the next call opens the pool again.
+        let marker_inode = marker::inode(root.as_fd());
+        let marker = read_marker(root.as_fd())?.unwrap_or(marker);
         let backend = backend::open(root.as_fd(), &marker.backend)?;
         configured.known.note(&marker)?;
         let identity = DirIdentity::of(root.as_fd()).context(|| "stat the directory")?;
@@ -323,6 +329,7 @@ impl OpenPool {
             project_ids: ProjectIds::default(),
             cache: IndexCache::default(),
             identity,
+            marker_inode,
             _share: share,
             checked: Mutex::new(None),
         };
@@ -360,7 +367,10 @@ impl OpenPool {
     }
 
     fn has_directories(&self, changed: ChangeTime) -> bool {
-        let has_marker = fs::statat(self.store.root(), MARKER, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        let marker = fs::statat(self.store.root(), MARKER, AtFlags::SYMLINK_NOFOLLOW);
+        // Another process has changed the backend of the pool.
+        let is_changed = |inode: u64| self.marker_inode.is_some_and(|known| known != inode);
+        let has_marker = marker.is_ok_and(|marker| !is_changed(marker.st_ino));
         let found = has_marker && self.store.layout().is_in_place(self.store.root());
         // A change right after this check can have the same time.
         let checked = (found && changed.is_past()).then_some(changed);

@@ -20,5 +20,6 @@ mod faults {
     mod phases;
     mod reaper;
     mod refusing_disk;
+    mod takeover;
     mod workers;
 }

@@ -15,15 +15,15 @@ impl Dir {
     pub(super) fn new(root: BorrowedFd<'_>) -> Self {
         let how_to_limit = match project::kind_of(root) {
             Some(_) if project::is_enforced(root) => Some(
-                "its filesystem enforces the sizes of new pools: make an empty directory there a pool, and copy the volumes",
+                "its filesystem has project quotas: `orlop check --fix` makes the pool and its volumes use them",
             ),
             Some(Projects::Xfs) => Some(
                 "a new pool enforces sizes after `umount PATH` and `mount -o prjquota DEVICE PATH`, with those of the \
-                 filesystem",
+                 filesystem, and this one after `orlop check --fix`",
             ),
             Some(Projects::Ext4) => Some(
                 "a new pool enforces sizes after `tune2fs -O project,quota -E quotatype=prjquota DEVICE`, with the \
-                 filesystem unmounted, and `mount -o prjquota DEVICE PATH`",
+                 filesystem unmounted, and `mount -o prjquota DEVICE PATH`, and this one after `orlop check --fix`",
             ),
             None => None,
         };

@@ -11,7 +11,7 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::{
     Backend, BackendKind, Capabilities, CopySpec, CopyStats, CopySupport, LimitSupport, Pass, SourceState,
-    TreeCopy, UsageSupport, Used, begin_file_copy, make_data,
+    TreeCopy, UsageSupport, Used, begin_file_copy, make_data, quota_entry,
 };
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::audit::Audit;
@@ -23,6 +23,8 @@ use crate::volume::{BackendState, DATA, Enforced, Limit, Limits};
 
 /// The field of a record that has the project id of the volume.
 const PROJECT: &str = "project";
+/// The field of a record that is there while the files of the volume are being given its project id.
+const ENTERING: &str = "entering";
 /// The directory that contains `data` is one of the inodes of its project.
 const OWN_INODES: u64 = 1;
 
@@ -58,7 +60,7 @@ impl Quota {
     /// The project of an object: the one that its record names, if the object's directory has it. A copy of the directory
     /// made by hand, or in another filesystem, does not have it.
     fn project_of(object: BorrowedFd<'_>, state: &BackendState) -> Option<u32> {
-        let recorded = state.number(PROJECT).and_then(|id| u32::try_from(id).ok())?;
+        let recorded = recorded(state)?;
         project::of(object).is_some_and(|project| project.id == recorded).then_some(recorded)
     }
 
@@ -120,7 +122,7 @@ impl Backend for Quota {
 
     fn create(&self, draft: BorrowedFd<'_>, state: &BackendState, limits: Limits) -> Result<Enforced> {
         make_data(draft)?;
-        if let Some(id) = state.number(PROJECT).and_then(|id| u32::try_from(id).ok()) {
+        if let Some(id) = recorded(state) {
             project::set(draft, Project { id, is_inherited: false })?;
         }
         self.set_limit(draft, state, limits)
@@ -192,6 +194,44 @@ impl Backend for Quota {
         Audit::new(data.as_fd(), id, mend).map(Some)
     }
 
+    fn state_to_enter(
+        &self,
+        object: BorrowedFd<'_>,
+        state: &BackendState,
+        new_id: &dyn Fn() -> Result<u32>,
+    ) -> Result<Option<BackendState>> {
+        if is_entering(state) {
+            return Ok(Some(state.clone()));
+        }
+        if Self::project_of(object, state).is_some() {
+            return Ok(None);
+        }
+        Ok(Some(BackendState::default().with_number(PROJECT, new_id()?.into()).with_number(ENTERING, 1)))
+    }
+
+    fn enter(
+        &self,
+        object: BorrowedFd<'_>,
+        scratch: BorrowedFd<'_>,
+        state: &BackendState,
+    ) -> Result<BackendState> {
+        let id = recorded(state).ok_or_else(|| Error::new(Kind::Internal, "the record has no project id"))?;
+        quota_entry::enter(object, scratch, id)?;
+        Ok(state.clone().without(ENTERING))
+    }
+
+    fn leave(&self, object: BorrowedFd<'_>, state: &BackendState) -> Result<BackendState> {
+        quota_entry::leave(object).map(|()| state.clone().without(ENTERING))
+    }
+
+    fn check_usable(&self, state: &BackendState) -> Result<()> {
+        if !is_entering(state) {
+            return Ok(());
+        }
+        let text = "its files are being given a project id, and that was interrupted: complete it by `orlop check --fix`";
+        Err(Error::new(Kind::Unavailable, text))
+    }
+
     /// The limits go when `data` is removed, before the directory that has its project id: so a removal that is interrupted
     /// leaves none behind.
     fn remove(&self, parent: BorrowedFd<'_>, name: &str, slice: Slice<'_>) -> Result<Removed> {
@@ -209,6 +249,15 @@ impl Backend for Quota {
         let rest = remove_tree(parent, name, slice)?;
         Ok(Removed { entries: data.entries + rest.entries, ..rest })
     }
+}
+
+/// The project id in a record.
+fn recorded(state: &BackendState) -> Option<u32> {
+    state.number(PROJECT).and_then(|id| u32::try_from(id).ok())
+}
+
+fn is_entering(state: &BackendState) -> bool {
+    state.number(ENTERING).is_some_and(|number| number != 0)
 }
 
 impl ProjectLimits {

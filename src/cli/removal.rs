@@ -42,6 +42,9 @@ struct Candidate {
 
 /// Deletes the volumes that are not in use.
 pub(super) fn prune(flags: &Prune) -> Result<ExitCode> {
+    if flags.trash {
+        return super::trash::empty(flags);
+    }
     let mut filters = Filters::parse(&flags.filters, &["label"])?;
     filters.dangling = Some(true);
     let session = open(&flags.pools)?;
@@ -133,7 +136,7 @@ fn plan(candidates: &[Candidate]) -> String {
 }
 
 /// Asks on the terminal.
-fn is_confirmed(what: &str) -> Result<bool> {
+pub(super) fn is_confirmed(what: &str) -> Result<bool> {
     if !io::stdin().is_terminal() {
         let text =
             "there is no terminal to ask on: use --force to delete these volumes, or --dry-run to look";

@@ -19,6 +19,7 @@ use crate::config::{self, KNOWN_POOLS};
 use crate::engine::Engine;
 use crate::engine::request::{CreateVolume, OwnerSpec, PoolSettings, Tuning};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::copy::Progress;
 use crate::options::assignment::{self, Assigned};
 use crate::quantity::DockerSize;
 use crate::volume::{Name, Size, SizeRange, Source, Volume, VolumeId, shorten};
@@ -296,7 +297,9 @@ fn adopt(flags: Adopt) -> Result<()> {
         session.call(&format!("adopt {what}"), check)?;
         return print(&format!("would make {} volume {id}\n", printable(&what)));
     }
-    session.call(&format!("adopt {what}"), move |engine| engine.adopt(&request, path.as_deref()))?;
+    // With project quotas, all its files are looked at.
+    let adopt = move |engine: &Engine, _: &Progress| engine.adopt(&request, path.as_deref());
+    session.transfer(&format!("adopt {what}"), &id.pool, &Arc::new(Progress::default()), adopt)?;
     print(&format!("{id}\n"))
 }
 

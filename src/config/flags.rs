@@ -201,8 +201,9 @@ pub struct Check {
     #[arg(long)]
     pub audit: bool,
 
-    /// Put the files back that --audit finds
-    #[arg(long, requires = "audit")]
+    /// Have the project quotas of the filesystem enforce the sizes of existing pools and volumes, as far as these are not in use;
+    /// with --audit, put the files back that it finds
+    #[arg(long)]
     pub fix: bool,
 
     /// Output format

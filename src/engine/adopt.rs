@@ -12,6 +12,7 @@ use super::Engine;
 use super::create::{new_record, owner_on_disk};
 use super::locked::{LockedVolume, check_limit};
 use super::request::CreateVolume;
+use super::takeover::enter;
 use crate::backend::BackendKind;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::DirIdentity;
@@ -26,8 +27,9 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound`; `Conflict` when the name is taken; `InUse` when the directory is mounted somewhere; `Unsupported` for a
-    /// directory on another filesystem, and for a backend other than `dir`; `Invalid` for a path that is none of a
-    /// directory. The directory is where it was then.
+    /// directory on another filesystem, and in a pool on btrfs; `Invalid` for a path that is none of a directory. The directory
+    /// is where it was then. In a pool with project quotas also `Unsupported`, naming a file that cannot be counted; then it is a
+    /// volume whose size is not enforced.
     pub fn adopt(&self, request: &CreateVolume, directory: Option<&Path>) -> Result<Volume> {
         self.adopt_or_check(request, directory, false)
     }
@@ -48,9 +50,9 @@ impl Engine {
     ) -> Result<Volume> {
         let pool = self.requested_pool(request.pool.as_ref())?.get_or_open()?;
         let id = VolumeId { pool: pool.settings.name.clone(), name: Name::of(&request.name) };
-        if pool.backend.kind() != BackendKind::Dir {
+        if pool.backend.kind() == BackendKind::Btrfs {
             let text = format!(
-                "pool {} has backend {}, whose volumes are no plain directories: create a volume and copy the files",
+                "pool {} has backend {}, whose volumes are subvolumes: create a volume and copy the files",
                 pool.settings.name,
                 pool.backend.kind()
             );
@@ -68,6 +70,9 @@ impl Engine {
             }
             None => {}
         }
+        // Files of a volume that is in use are not given a project.
+        let is_counted = pool.backend.kind() == BackendKind::Quota;
+        let _unused = (is_counted && found.is_none()).then(|| self.lock_unused(&locked)).transpose()?;
         let reservation = pool.reserve(request.size.required)?;
         let mut volume = new_record(id, request, request.size.required);
         if only_check {
@@ -79,11 +84,17 @@ impl Engine {
         }
         let adopted = owner_of(&locked).and_then(|owner| {
             volume.owner = owner;
+            let state = pool.state_to_enter(&volume.id.name, &volume.backend)?;
+            volume.backend = state.unwrap_or_default();
             pool.adopt(&volume, reservation)
         });
         let id = &volume.id;
         adopted.context(|| format!("adopt unmanaged volume {id}, which has the files: orlop adopt {id}"))?;
-        Ok(volume)
+        if !is_counted {
+            return Ok(volume);
+        }
+        let text = format!("volume {id} has the files, and its size is not enforced: orlop check --fix");
+        enter(&locked, volume).context(|| text)?.required()
     }
 
     /// Checks that nothing speaks against moving a directory.

@@ -125,7 +125,8 @@ fn not_enforced(pool: &OpenPool, volume: &Volume) -> Option<String> {
     match (is_possible, volume.enforced) {
         (true, Enforced::Bytes | Enforced::Inodes | Enforced::BytesAndInodes) => None,
         (true, Enforced::No) => Some(
-            "its pool enforced no sizes when its limits were set, or it was copied or moved since: expand it"
+            "its pool enforced no sizes when its limits were set, or it was copied or moved since: expand it, or run \
+             `orlop check --fix`"
                 .to_owned(),
         ),
         (false, _) => {

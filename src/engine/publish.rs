@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::request::{Publish, Sharing};
+use super::takeover::check_usable;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::DirIdentity;
 use crate::mount::{self, MountFlags, MountInfo};
@@ -65,6 +66,7 @@ impl Engine {
         self.pauses.note_published();
         // First what may hang on a dead disk: an unpublish of the target must not wait for it.
         let data = data_of(&locked.pool, &request.id)?;
+        check_usable(&locked)?;
         let named = || format!("publish volume {}", request.id);
         // Before the used-lock, which a refused request must not turn into an exclusive one.
         if request.sharing == Sharing::OneTarget {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Engine;
 use super::health::used;
 use super::locked::{LockedVolume, read};
+use super::takeover::check_usable;
 use crate::error::{Error, Kind, Result};
 use crate::mount::users::User;
 use crate::pool::object::ObjectKind;
@@ -162,6 +163,7 @@ impl Engine {
     pub fn hold(&self, id: &VolumeId) -> Result<HeldData> {
         let locked = self.lock_volume(id)?;
         locked.require()?;
+        check_usable(&locked)?;
         if locked.pool.medium == Medium::Shared {
             let text = format!(
                 "volume {id}: several hosts share its pool, and they would not see that this command uses it"

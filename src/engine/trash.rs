@@ -71,6 +71,20 @@ impl Engine {
         Ok(found)
     }
 
+    /// Has a volume in the trash removed, whatever its retention: [`Engine::remove_remains`] removes it in this process.
+    ///
+    /// # Errors
+    /// `NotFound` when the trash has no such entry; `Busy` while another process removes it, or other hosts may use it.
+    pub fn expire(&self, pool: &PoolName, entry: &str) -> Result<()> {
+        let pool = self.pool(pool)?;
+        let busy = || Error::new(Kind::Busy, format!("trash/{entry} is being removed or restored"));
+        let key = ObjectKey::Trash(entry.to_owned());
+        let _lock = pool.store.locks().try_lock(key, Mode::Exclusive)?.ok_or_else(busy)?;
+        let found = pool.store.trash().entries()?.into_iter().find(|found| found.directory == entry);
+        let gone = || Error::new(Kind::NotFound, format!("trash/{entry} does not exist any more"));
+        pool.expire(&found.ok_or_else(gone)?)
+    }
+
     /// Moves a volume out of the trash, under this name. It is not a volume of one pod any more.
     ///
     /// # Errors

@@ -1,13 +1,16 @@
 //! Files of a tree that are not in its project, so that its limits do not count them: the owner of a file can give it another
-//! project id.
+//! project id. And trees that enter a project, or leave it.
+
+mod special;
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Statx};
 use rustix::io::{Errno, Result as ErrnoResult};
 
+use self::special::make_again;
 use super::{Budget, Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, open_directory, open_path};
 use crate::error::{Context as _, Result};
 use crate::sys::file_flags;
@@ -43,8 +46,22 @@ pub struct Audit {
     path: TreePath,
     reopen: Reopen,
     project: u32,
-    mend: bool,
+    mode: Mode,
     found: Strays,
+}
+
+/// What happens to a file that is not in the project.
+#[derive(Debug)]
+enum Mode {
+    /// It is reported.
+    Look,
+    /// It is put back.
+    Mend,
+    /// It is put into the project. One whose project cannot be set is made again in this directory, which passes on the project,
+    /// and replaced.
+    Enter(OwnedFd),
+    /// The project is 0, which no directory passes on. A file whose project cannot be set stays as it is.
+    Leave,
 }
 
 impl Audit {
@@ -53,13 +70,34 @@ impl Audit {
     /// # Errors
     /// The error of the failed system call.
     pub fn new(data: BorrowedFd<'_>, project: u32, mend: bool) -> Result<Self> {
+        Self::in_mode(data, project, if mend { Mode::Mend } else { Mode::Look })
+    }
+
+    /// Starts to put a tree that nothing uses into a project. `scratch` is an empty directory of its filesystem that passes on
+    /// the project.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn enter(data: BorrowedFd<'_>, project: u32, scratch: OwnedFd) -> Result<Self> {
+        Self::in_mode(data, project, Mode::Enter(scratch))
+    }
+
+    /// Starts to undo what [`Audit::enter`] has done.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn leave(data: BorrowedFd<'_>) -> Result<Self> {
+        Self::in_mode(data, 0, Mode::Leave)
+    }
+
+    fn in_mode(data: BorrowedFd<'_>, project: u32, mode: Mode) -> Result<Self> {
         let mut audit = Self {
             walk: Walk::of_live_tree(data).context(|| "open the data directory")?,
             budget: Budget::of_filesystem(data)?,
             path: TreePath::default(),
             reopen: Reopen::new()?,
             project,
-            mend,
+            mode,
             found: Strays::default(),
         };
         let stat = fstat(data).context(|| "stat the data directory")?;
@@ -97,15 +135,20 @@ impl Audit {
         let kind = kind_of(&stat);
         self.budget.take(if kind == FileType::Directory { 1 } else { u64::from(stat.stx_nlink) })?;
         let compared = match kind {
-            FileType::Directory => return self.enter(name, &stat),
+            FileType::Directory => return self.descend(name, &stat),
             FileType::RegularFile => self.compare_file(name),
-            _ => self.compare_name(name),
+            _ => self.compare_name(name, &stat),
+        };
+        let compared = match (&self.mode, compared) {
+            // Only directories keep programs from moving files.
+            (Mode::Leave, Ok(Compared::Stays(_)) | Err(_)) => Ok(Compared::IsInside),
+            (_, compared) => compared,
         };
         self.note(name, &stat, compared);
         Ok(())
     }
 
-    fn enter(&mut self, name: &CStr, stat: &Statx) -> Result<()> {
+    fn descend(&mut self, name: &CStr, stat: &Statx) -> Result<()> {
         Budget::check_depth(self.walk.depth())?;
         let directory = match open_directory(self.walk.dir(), name) {
             // It was deleted or replaced since, or it is a mount point.
@@ -126,10 +169,11 @@ impl Audit {
     /// Compares the project of an open file or directory.
     fn compare_open(&self, file: BorrowedFd<'_>, is_directory: bool) -> ErrnoResult<Compared> {
         let found = project(file)?;
-        if found.id == self.project && (found.is_inherited || !is_directory) {
+        let passes_on = is_directory && !matches!(self.mode, Mode::Leave);
+        if found.id == self.project && (found.is_inherited == passes_on || !is_directory) {
             return Ok(Compared::IsInside);
         }
-        let expected = Project { id: self.project, is_inherited: is_directory };
+        let expected = Project { id: self.project, is_inherited: passes_on };
         Ok(self.put_back(|| set_project(file, expected)))
     }
 
@@ -143,43 +187,50 @@ impl Audit {
         self.compare_open(self.reopen.for_reading(file.as_fd())?.as_fd(), false)
     }
 
-    /// Compares the project of a file that cannot be opened. Before Linux 6.17 nobody can change it.
-    fn compare_name(&self, name: &CStr) -> ErrnoResult<Compared> {
+    /// Compares the project of a file that cannot be opened. Before Linux 6.17 nobody can change it, and on ext4 nobody can.
+    fn compare_name(&self, name: &CStr, stat: &Statx) -> ErrnoResult<Compared> {
         let at = self.walk.dir();
         match file_flags::project_of_name(at, name) {
             Ok(found) if found != self.project => {
                 Ok(self.put_back(|| file_flags::set_project_of_name(at, name, self.project)))
             }
-            Ok(_) | Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOTTY) => Ok(Compared::IsInside),
+            Ok(_) => Ok(Compared::IsInside),
+            Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOTTY) => match &self.mode {
+                Mode::Enter(scratch) => Ok(make_again(at, name, stat, scratch.as_fd())
+                    .map_or_else(|error| Compared::Stays(error.chain()), |()| Compared::WasPutBack)),
+                Mode::Look | Mode::Mend | Mode::Leave => Ok(Compared::IsInside),
+            },
             Err(error) => Err(error),
         }
     }
 
     fn put_back(&self, set: impl FnOnce() -> ErrnoResult<()>) -> Compared {
-        if !self.mend {
+        if matches!(self.mode, Mode::Look) {
             return Compared::IsOutside;
         }
-        set().map_or_else(Compared::Stays, |()| Compared::WasPutBack)
+        set().map_or_else(|error| Compared::Stays(error.to_string()), |()| Compared::WasPutBack)
     }
 
     fn note(&mut self, name: &CStr, stat: &Statx, compared: ErrnoResult<Compared>) {
-        let failure = match compared {
+        let (is_stray, was_put_back, failure) = match compared {
             Ok(Compared::IsInside) | Err(Errno::NOENT | Errno::XDEV | Errno::LOOP) => return,
-            Ok(Compared::IsOutside | Compared::WasPutBack) => None,
-            Ok(Compared::Stays(error)) | Err(error) => Some(error),
+            Ok(Compared::IsOutside) => (true, false, None),
+            Ok(Compared::WasPutBack) => (true, true, None),
+            Ok(Compared::Stays(failure)) => (true, false, Some(failure)),
+            Err(error) => (false, false, Some(error.to_string())),
         };
         let (found, path) = (&mut self.found, self.path.join(name));
         if let Some(error) = failure {
             found.failed = found.failed.saturating_add(1);
             found.failure.get_or_insert_with(|| format!("{path}: {error}"));
         }
-        if compared.is_err() {
+        if !is_stray {
             return;
         }
         let links = if kind_of(stat) == FileType::Directory { 1 } else { u64::from(stat.stx_nlink.max(1)) };
         found.count = found.count.saturating_add(1);
         found.bytes = found.bytes.saturating_add(stat.stx_blocks.saturating_mul(512) / links);
-        found.put_back += u64::from(compared == Ok(Compared::WasPutBack));
+        found.put_back += u64::from(was_put_back);
         if found.paths.len() < MAX_PATHS {
             found.paths.push(path);
         }
@@ -187,11 +238,11 @@ impl Audit {
 }
 
 /// The project of a file, compared with that of the tree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Compared {
     IsInside,
     IsOutside,
     WasPutBack,
-    /// It could not be put back.
-    Stays(Errno),
+    /// It could not be put back, for this reason.
+    Stays(String),
 }

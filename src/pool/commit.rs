@@ -60,7 +60,7 @@ pub(super) fn prepare(store: &Store) -> Result<()> {
 
 /// How long at least the trash keeps an object that other hosts may use, in seconds: a host whose orlop was down for a while
 /// may have it mounted.
-const SHARED_RETENTION: i64 = 600;
+pub(super) const SHARED_RETENTION: i64 = 600;
 
 impl OpenPool {
     /// Makes a draft the volume of this record. When this returns, the volume exists and survives a power failure.

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use super::PoolSettings;
 use super::dirs::nonce;
 use super::known::KnownPool;
-use super::store::{parse, read_file, write_file};
-use crate::backend::kind_for_new_pool;
+use super::store::{parse, read_file, replace_file, write_file};
+use crate::backend::{BackendKind, kind_for_new_pool};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::names::rename;
+use crate::fs::project;
 use crate::volume::{PoolName, SCHEMA, Timestamp};
 
 /// The marker's name in the pool's directory.
@@ -40,6 +41,26 @@ pub struct Marker {
 pub fn read_marker(root: BorrowedFd<'_>) -> Result<Option<Marker>> {
     let bytes = read_file(root, MARKER).context(|| format!("read {MARKER}"))?;
     bytes.map(|bytes| parse(&bytes).context(|| format!("read {MARKER}"))).transpose()
+}
+
+/// Records that the pool has another backend from now on: one rename, which a crash survives or undoes. Fields that this version
+/// does not know are kept.
+///
+/// # Errors
+/// Same as [`read_marker`]; otherwise the error of the failed system call.
+pub(super) fn change_backend(root: BorrowedFd<'_>, kind: BackendKind) -> Result<()> {
+    let shown = || format!("change {MARKER}");
+    let bytes = read_file(root, MARKER).context(shown)?.unwrap_or_default();
+    let _known: Marker = parse(&bytes).context(shown)?;
+    let mut marker: serde_json::Value = parse(&bytes).context(shown)?;
+    marker["backend"] = kind.as_str().into();
+    replace_file(root, MARKER, &marker).context(shown)
+}
+
+/// The inode number of the marker, where the filesystem keeps it. A changed marker has another one.
+pub(super) fn inode(root: BorrowedFd<'_>) -> Option<u64> {
+    project::kind_of(root)?;
+    fs::statat(root, MARKER, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| stat.st_ino)
 }
 
 /// The marker of a pool's directory.

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use super::OpenPool;
 use super::capacity::Reservation;
-use super::commit::Committer;
+use super::commit::{Committer, SHARED_RETENTION};
 use super::index::VolumeEntry;
+use super::medium::Medium;
 use super::object::ObjectKind;
-use super::trash::TrashEntry;
-use crate::error::{Context as _, Result};
-use crate::volume::{Name, Volume};
+use super::trash::{Retention, TrashEntry};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::volume::{Name, Timestamp, Volume};
 
 const KIND: ObjectKind = ObjectKind::Volumes;
 
@@ -48,6 +49,22 @@ impl OpenPool {
         let name = &volume.id.name;
         self.provision(reservation, volume, Committer::Call, || self.store.restore(entry, name))?;
         self.store.sync_restored(entry, name).inspect_err(|_| self.announce_undone(KIND, name))
+    }
+
+    /// Ends the retention of an entry of the trash, whose lock the caller holds, and has it removed.
+    ///
+    /// # Errors
+    /// `Busy` while other hosts may still use it; otherwise those of [`Trash::expire`](super::trash::Trash::expire).
+    pub fn expire(&self, entry: &TrashEntry) -> Result<()> {
+        if let (Medium::Shared, Retention::For { deleted, .. }) = (self.medium, entry.retention) {
+            let left = deleted.saturating_add(SHARED_RETENTION).saturating_sub(Timestamp::now().as_second());
+            if left > 0 {
+                let text = format!("other hosts may still use trash/{}: retry in {left} s", entry.directory);
+                return Err(Error::new(Kind::Busy, text));
+            }
+        }
+        self.reaper.add([self.store.trash().expire(entry)?]);
+        Ok(())
     }
 
     /// Gives an unmanaged volume its first record. The caller holds its lock.

@@ -58,7 +58,7 @@ impl OpenPool {
 }
 
 impl ProjectIds {
-    fn take_one(&self, store: &Store) -> Result<u32> {
+    pub(super) fn take_one(&self, store: &Store) -> Result<u32> {
         let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
         if block.next == block.end {
             let size = (block.size * 2).clamp(1, LARGEST_BLOCK);

@@ -9,7 +9,7 @@ use rustix::path::Arg;
 use super::clock::Clocks;
 use super::dirs::{explain_rename, for_each_name, nonce, rename_new};
 use super::durable_dir::DurableDir;
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{Name, OnDelete, Policy};
 
 /// How long the trash keeps an object.
@@ -146,6 +146,19 @@ impl Trash {
         let new = TrashEntry::new(name, retention)?;
         explain_rename(self.add_as(from, entry, &new)).context(|| format!("move {name} into trash/"))?;
         Ok(new)
+    }
+
+    /// Ends the retention of an entry that orlop has named, whose lock the caller holds; returns its new name.
+    ///
+    /// # Errors
+    /// `Unsupported` for an entry that orlop has not named; otherwise the error of the failed system call.
+    pub fn expire(&self, entry: &TrashEntry) -> Result<TrashEntry> {
+        let shown = &entry.directory;
+        let foreign =
+            || Error::new(Kind::Unsupported, format!("trash/{shown} is not of orlop: remove it by hand"));
+        let name = entry.object().ok_or_else(foreign)?;
+        let expired = self.add(self.dir(), shown.as_str(), name.as_str(), Retention::seconds(0))?;
+        self.sync().map(|()| expired)
     }
 
     /// Moves the directory `entry` of `from` into the trash.

@@ -28,6 +28,13 @@ impl BackendState {
         self
     }
 
+    /// The same state without this field.
+    #[must_use]
+    pub fn without(mut self, field: &str) -> Self {
+        self.0.remove(field);
+        self
+    }
+
     fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use orlop::engine::Engine;
 use orlop::engine::request::Tuning;
+use orlop::error::Kind;
 use orlop::fs::audit::Strays;
 use orlop::fs::project::{self, Project};
 use orlop::sys::file_flags::{project_of_name, set_project_of_name};
 
 use crate::api::commands::{Ran, run};
+use crate::api::live_copy::LeaseHolder;
 use crate::common::disk::{self, Disk};
 use crate::common::isolation::in_own_process;
 use crate::common::pool::{
@@ -32,9 +34,11 @@ fn on_xfs(test: &str, body: impl FnOnce(&Path)) {
     in_own_process(&format!("api::audit::{test}"), || {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let disk = Disk::new(&dir.path().join("disk"), 320, &["mkfs.xfs"]);
-        drop(open(disk.path()));
-        edit_record(&disk.path().join("orlop.json"), |marker| marker["backend"] = "quota".into());
-        body(disk.path());
+        let pool = disk.path().join("pool");
+        fs::create_dir(&pool).unwrap();
+        drop(open(&pool));
+        edit_record(&pool.join("orlop.json"), |marker| marker["backend"] = "quota".into());
+        body(&pool);
     });
 }
 
@@ -100,7 +104,6 @@ fn files_that_left_their_project_are_found_and_put_back() {
         set(&v, OUTSIDE);
         assert_eq!(audit(&engine, "v", true).put_back, 1, "the root directory of the volume");
         assert_eq!(project_of(&v), Project { id: project, is_inherited: true });
-        assert_eq!(check(pool, &["--fix"]).code, 2, "of nothing");
     });
 }
 
@@ -213,5 +216,66 @@ fn the_serving_process_audits_its_volumes_and_reports_what_it_found() {
         audit(&engine, "v", true);
         within_seconds(60, "it is put back", || engine.pools()[0].strays == 0);
         assert!(never.pools()[0].audited.is_none());
+    });
+}
+
+#[test]
+fn a_file_that_cannot_get_a_project_leaves_the_volume_as_it_was() {
+    on_xfs("a_file_that_cannot_get_a_project_leaves_the_volume_as_it_was", |pool| {
+        let engine = open(pool);
+        fs::create_dir_all(pool.join("volumes/v/data/leased")).unwrap();
+        let v = data(pool, "v");
+        fs::write(v.join("leased/file"), "").unwrap();
+        fs::write(v.join("other"), "").unwrap();
+        fs::write(volume_record(pool, "v"), record_of(&engine, pool)).unwrap();
+        let holder = LeaseHolder::start(&v.join("leased"));
+        let refused = engine.take_over(&id("v")).unwrap_err();
+        // The holder of the lease is a user, or its file cannot be opened.
+        assert!(refused.chain().contains("leased/file"), "{}", refused.chain());
+        assert_eq!(refused.kind(), Kind::Unsupported);
+        assert_eq!(project_of(&v), OUTSIDE);
+        fs::rename(v.join("other"), v.join("leased/other")).unwrap();
+        drop(engine.hold(&id("v")).unwrap());
+        assert!(engine.take_over(&id("v")).is_err(), "also at the next attempt");
+        drop(holder);
+        let project = engine.take_over(&id("v")).unwrap().unwrap().volume.backend.number("project");
+        assert_eq!(audit(&engine, "v", false), Strays::default());
+        assert_eq!(Some(u64::from(project_of(&v).id)), project);
+        assert!(engine.take_over(&id("v")).unwrap().is_none(), "it has a project");
+    });
+}
+
+/// The record of a volume that a pool of plain directories had.
+fn record_of(engine: &Engine, pool: &Path) -> Vec<u8> {
+    engine.create(&request("template", 0)).unwrap();
+    edit_record(&volume_record(pool, "template"), |record| {
+        drop(record.as_object_mut().unwrap().remove("backend"))
+    });
+    fs::read(volume_record(pool, "template")).unwrap()
+}
+
+#[test]
+fn a_directory_that_is_adopted_gets_a_project_with_all_its_files() {
+    on_xfs("a_directory_that_is_adopted_gets_a_project_with_all_its_files", |pool| {
+        let srv = pool.parent().unwrap().join("srv/shop");
+        fs::create_dir_all(srv.join("d/e")).unwrap();
+        fs::write(srv.join("d/file"), "text").unwrap();
+        std::os::unix::fs::symlink("d/file", srv.join("link")).unwrap();
+        let pools = format!("p={}", pool.display());
+        let ran = run(Command::new(ORLOP).arg("adopt").arg(&srv).args(["--pool", &pools]));
+        assert_eq!((ran.code, ran.stdout.as_str()), (0, "p/shop\n"), "{}", ran.stderr);
+        let (engine, data) = (open(pool), data(pool, "shop"));
+        assert_eq!(audit(&engine, "shop", false), Strays::default());
+        assert_eq!(project_of(&data.join("d/e")), Project { id: id_of(pool, "shop"), is_inherited: true });
+        for name in ["link", "d/file"] {
+            fs::rename(data.join(name), data.join("d/e/moved")).unwrap();
+            fs::rename(data.join("d/e/moved"), data.join(name)).unwrap();
+        }
+        assert_eq!(fs::read_to_string(data.join("link")).unwrap(), "text");
+        // An unmanaged volume, too.
+        fs::create_dir_all(pool.join("volumes/mine/data/d")).unwrap();
+        let ran = run(Command::new(ORLOP).args(["adopt", "p/mine", "--pool", &pools]));
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert_eq!(audit(&engine, "mine", false), Strays::default());
     });
 }

@@ -33,11 +33,11 @@ fn copy(workspace: &Path) -> Result<Manifest> {
 }
 
 /// A process that holds a write lease on each file of a directory and gives none up. Killed on drop.
-struct LeaseHolder(Child);
+pub(crate) struct LeaseHolder(Child);
 
 impl LeaseHolder {
     #[expect(clippy::disallowed_methods, reason = "a lease belongs to a process that ignores its signal")]
-    fn start(dir: &Path) -> Self {
+    pub(crate) fn start(dir: &Path) -> Self {
         let program = "import fcntl, os, signal, sys\n\
             signal.signal(signal.SIGIO, signal.SIG_IGN)\n\
             files = [os.open(entry.path, os.O_RDWR) for entry in os.scandir(sys.argv[1])]\n\

@@ -341,6 +341,34 @@ fn answered(pools: &Pools, answer: &str) -> i32 {
 }
 
 #[test]
+fn prune_removes_what_the_trash_keeps_after_asking() {
+    let pools = Pools::with(&[], &[]);
+    let p = pools.path("p");
+    for (name, options) in [("kept", "ondelete=retain"), ("week", "ondelete=trash,trashfor=7d")] {
+        assert_eq!(pools.run(&format!("create {name} -o {options} --label of={name}")).code, 0);
+        assert_eq!(pools.run(&format!("rm {name}")).code, 0);
+    }
+    fs::create_dir(p.join("trash/backup.2024")).unwrap();
+    fs::create_dir_all(p.join("volumes/mine/data")).unwrap();
+    assert_eq!(pools.run("create alive").code, 0);
+    let before = contents_and_times(pools.dir.path());
+    let ran = pools.run("prune --trash --dry-run");
+    assert!(ran.code == 0 && ran.stdout.ends_with("would remove 2 volumes\n"), "{ran:?}");
+    assert!(ran.stdout.contains("kept") && ran.stdout.contains("week"), "{ran:?}");
+    let ran = pools.run("prune --trash");
+    assert!(ran.code == 2 && ran.stderr.contains("--force"), "{ran:?}");
+    assert_eq!(pools.run("prune --trash --all").code, 2);
+    assert_eq!(contents_and_times(pools.dir.path()), before, "nothing is changed");
+    assert_eq!(pools.run("prune --trash --force --filter label=of=week"), done("p/week\n"));
+    let left = names(&p.join("trash"));
+    assert!(left.len() == 2 && !left.iter().any(|name| name.starts_with("week")), "{left:?}");
+    assert_eq!(pools.run("prune --trash --force"), done("p/kept\n"));
+    assert_eq!(names(&p.join("trash")), ["backup.2024".to_owned()].into());
+    assert_eq!(pools.run("prune --trash --force"), done("nothing to delete\n"));
+    assert_eq!(pools.run("ls -q").stdout, "p/alive\np/mine\n");
+}
+
+#[test]
 fn df_shows_the_space_of_pools_and_volumes() {
     let pools = Pools::with(&[("a", 4 << 20)], &[]);
     assert_eq!(pools.run("snapshot create a s").code, 0);

@@ -6,14 +6,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use orlop::engine::Engine;
+use orlop::engine::request::{Publish, Sharing, Tuning};
 use orlop::error::Kind;
 use orlop::fs::audit::Strays;
 use orlop::fs::project::{self, Project};
-use orlop::volume::Enforced;
+use orlop::mount::MountFlags;
+use orlop::volume::{Enforced, SizeRange};
 
 use super::quota_pools::{as_tenant, data, each_filesystem, fill, id_of, limited, open, quota};
 use crate::common::disk::run;
-use crate::common::pool::{MIB, check, id};
+use crate::common::isolation::in_own_process;
+use crate::common::pool::{MIB, check, contents, edit_record, id, names, read_record, request, settings};
 
 const SIZE: u64 = 8 * MIB;
 
@@ -35,12 +38,9 @@ fn a_file_that_left_its_project_is_not_counted_until_an_audit_puts_it_back() {
         fs::create_dir(&directory).unwrap();
         fs::write(&file, vec![1; 3 << 20]).unwrap();
         // As its owner can, without a privilege.
-        let as_owner = format!(
-            "chown 1000 {0} {1} && setpriv --reuid 1000 --clear-groups chattr -p 0 {0} && setpriv --reuid 1000 --clear-groups chattr -p 0 -P {1}",
-            file.display(),
-            directory.display()
-        );
-        run("sh", &["-c", &as_owner]);
+        let owner = "setpriv --reuid 1000 --clear-groups chattr -p 0";
+        let leave = format!("chown 1000 file directory && {owner} file && {owner} -P directory");
+        run("sh", &["-ec", &format!("cd {} && {leave}", data(pool, "v").display())]);
         fs::write(directory.join("more"), vec![1; 1 << 20]).unwrap();
         run("sync", &["-f", pool.to_str().unwrap()]);
         let project = id_of(pool, "v");
@@ -93,5 +93,77 @@ fn a_volume_shrinks_to_what_it_uses_and_the_next_write_stops_there() {
         let written = fill(&file);
         assert!((3 * MIB..=4 * MIB).contains(&written), "{name}: {written}");
         check(&engine, pool);
+    });
+}
+
+/// Moves each entry of the tree into each of these directories and back, as a program does.
+fn move_everything(data: &Path) {
+    let directories = [data.to_owned(), data.join("a"), data.join("a/b")];
+    for from in &directories {
+        for name in names(from) {
+            for to in directories.iter().filter(|to| !to.starts_with(from.join(&name))) {
+                fs::rename(from.join(&name), to.join("moved")).unwrap();
+                fs::rename(to.join("moved"), from.join(&name)).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pool_of_plain_directories_is_taken_over_volume_by_volume() {
+    let name = "vm::limits::a_pool_of_plain_directories_is_taken_over_volume_by_volume";
+    in_own_process(name, || {
+        each_filesystem(|name, pool| {
+            drop(open(pool));
+            edit_record(&pool.join("orlop.json"), |marker| marker["backend"] = "dir".into());
+            let (server, target) = (open(pool), tempfile::tempdir().unwrap());
+            for volume in ["v", "used", "large"] {
+                assert_eq!(server.create(&request(volume, SIZE)).unwrap().enforced, Enforced::No);
+            }
+            let v = data(pool, "v");
+            fs::create_dir_all(v.join("a/b")).unwrap();
+            fs::write(v.join("a/file"), "text").unwrap();
+            std::os::unix::fs::symlink("a/file", v.join("link")).unwrap();
+            std::os::unix::fs::lchown(v.join("link"), Some(1000), Some(1000)).unwrap();
+            run("mkfifo", &[v.join("a/fifo").to_str().unwrap()]);
+            fs::write(data(pool, "large").join("file"), vec![1; 9 << 20]).unwrap();
+            let before = contents(&v);
+            let target = target.path().join("t");
+            let publish = Publish {
+                id: id("used"),
+                target: target.clone(),
+                flags: MountFlags::default(),
+                sharing: Sharing::ManyTargets,
+                ephemeral: None,
+            };
+            server.publish(&publish).unwrap();
+
+            let command = Engine::open_for_command(vec![settings(pool)], Tuning::default()).unwrap();
+            assert!(command.take_over_pool(&"p".parse().unwrap()).unwrap(), "{name}");
+            assert_eq!(read_record(&pool.join("orlop.json"))["backend"], "quota", "{name}");
+            let entered = command.take_over(&id("v")).unwrap().unwrap();
+            assert_eq!((entered.volume.enforced, entered.above_size), (Enforced::Bytes, None), "{name}");
+            assert_eq!(contents(&v), before, "{name}");
+            assert_eq!(audit(&command, "v", false), Strays::default(), "{name}");
+            move_everything(&v);
+            let refused = command.take_over(&id("used")).unwrap_err();
+            assert_eq!(refused.kind(), Kind::InUse, "{name}");
+            assert!(refused.chain().contains("in use by"), "{name}: {}", refused.chain());
+            let large = command.take_over(&id("large")).unwrap().unwrap();
+            assert!(large.above_size.is_some_and(|used| used > SIZE), "{name}: {large:?}");
+            assert_eq!(large.volume.enforced, Enforced::No, "{name}: its program goes on");
+
+            // The process that served the pool before.
+            let larger = SizeRange { required: 2 * SIZE, limit: 0 };
+            assert_eq!(server.expand(&id("v"), larger).unwrap().enforced, Enforced::Bytes, "{name}");
+            assert_eq!(quota(pool, id_of(pool, "v")).max_bytes, 2 * SIZE, "{name}");
+            assert_eq!(server.expand(&id("large"), larger).unwrap().enforced, Enforced::Bytes, "{name}");
+            assert_eq!(server.create(&request("new", SIZE)).unwrap().enforced, Enforced::Bytes, "{name}");
+            let written = fill(&v.join("a/b/large"));
+            assert!((2 * SIZE - MIB..=2 * SIZE).contains(&written), "{name}: {written}");
+            server.unpublish("p/used", &target).unwrap();
+            assert_eq!(command.take_over(&id("used")).unwrap().unwrap().volume.enforced, Enforced::Bytes);
+            check(&server, pool);
+        });
     });
 }

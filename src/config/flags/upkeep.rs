@@ -18,6 +18,10 @@ pub struct Prune {
     #[arg(long, short)]
     pub all: bool,
 
+    /// Remove the volumes in the trash for good, also those that are to be kept
+    #[arg(long, conflicts_with = "all")]
+    pub trash: bool,
+
     /// Delete only volumes with this label: label=KEY or label=KEY=VALUE. Repeat the flag for more
     #[arg(long = "filter", value_name = "FILTER")]
     pub filters: Vec<String>,

@@ -79,7 +79,7 @@ impl<'a> Handle<'a> {
 
 /// Copies attributes. Its methods return how many were not copied: the destination cannot store them, or the kernel does not
 /// list them.
-pub(super) struct Attributes {
+pub(in crate::fs) struct Attributes {
     /// Whether a copy may have attributes that its source lacks: it is brought up to date, or has inherited an ACL.
     pub(super) removes_others: bool,
     skipped: u32,
@@ -89,7 +89,7 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
-    pub(super) fn new() -> Self {
+    pub(in crate::fs) fn new() -> Self {
         let buffer = || vec![0; XATTR_MAX];
         Self { removes_others: false, skipped: 0, names: buffer(), value: buffer(), others: Vec::new() }
     }
@@ -117,7 +117,7 @@ impl Attributes {
     }
 
     /// Copies the attributes of a path-only descriptor to a file that cannot be opened, by its name.
-    pub(super) fn copy_to_name(
+    pub(in crate::fs) fn copy_to_name(
         &mut self,
         from: BorrowedFd<'_>,
         at: BorrowedFd<'_>,

@@ -1,0 +1,150 @@
+//! Volumes that get a project id are killed at every system call, on xfs, which has ids whether the kernel has quotas or not. Needs
+//! root, strace, xfsprogs and loop devices.
+#![expect(clippy::disallowed_methods, reason = "strace and the program under test are processes")]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use orlop::engine::Engine;
+use orlop::error::Kind;
+use orlop::fs::audit::Strays;
+
+use crate::common::disk::{Disk, run};
+use crate::common::isolation::{in_own_mount_namespace, is_root, skip};
+use crate::common::pool::{
+    check, contents, edit_record, id, names, open, read_record, request, volume_record,
+};
+use crate::common::server::ORLOP;
+
+/// The system calls that change something while a volume gets its project id.
+const CALLS: [&str; 5] = ["ioctl", "renameat", "fsync", "mkdirat", "unlinkat"];
+/// The most calls of a kind that one run makes.
+const MOST: usize = 300;
+
+/// A tree whose entries a program moves between directories.
+fn make_tree(data: &Path) {
+    for directory in ["a/b", "c"] {
+        fs::create_dir_all(data.join(directory)).unwrap();
+    }
+    for file in ["top", "a/file", "a/b/deep", "c/other"] {
+        fs::write(data.join(file), file).unwrap();
+    }
+    fs::hard_link(data.join("a/file"), data.join("c/second")).unwrap();
+    symlink("../top", data.join("a/link")).unwrap();
+    run("mkfifo", &[data.join("c/fifo").to_str().unwrap()]);
+}
+
+/// Moves each entry into each directory and back, as a program does.
+fn move_everything(data: &Path) {
+    let directories = [data.to_owned(), data.join("a"), data.join("a/b"), data.join("c")];
+    for from in &directories {
+        for name in names(from) {
+            for to in &directories {
+                let (old, new) = (from.join(&name), to.join("moved"));
+                if to.starts_with(&old) {
+                    continue;
+                }
+                fs::rename(&old, &new)
+                    .unwrap_or_else(|error| panic!("{} -> {}: {error}", old.display(), new.display()));
+                fs::rename(&new, &old).unwrap();
+            }
+        }
+    }
+}
+
+/// Takes over the volumes of a pool, killed at this call of each thread.
+fn take_over_killed_at(pool: &Path, call: &str, at: usize) -> ExitStatus {
+    let inject = format!("inject={call}:signal=KILL:when={at}");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject, ORLOP]);
+    strace.args(["check", "--fix", "--pool", &format!("p={}", pool.display())]);
+    strace.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap()
+}
+
+fn audit(engine: &Engine) -> Strays {
+    engine.audit(&id("v"), false).unwrap().unwrap().run(Duration::MAX).unwrap().unwrap()
+}
+
+/// A pool with the backend `quota` and, beside it, a volume of plain directories.
+struct Case {
+    pool: PathBuf,
+    template: PathBuf,
+}
+
+impl Case {
+    fn new(disk: &Path) -> Self {
+        let (pool, template) = (disk.join("pool"), disk.join("template"));
+        fs::create_dir(&pool).unwrap();
+        let engine = open(&pool);
+        engine.create(&request("v", 0)).unwrap();
+        make_tree(&pool.join("volumes/v/data"));
+        drop(engine);
+        fs::rename(pool.join("volumes/v"), &template).unwrap();
+        edit_record(&pool.join("orlop.json"), |marker| marker["backend"] = "quota".into());
+        Self { pool, template }
+    }
+
+    fn renew(&self) {
+        let volume = self.pool.join("volumes/v");
+        let _ = fs::remove_dir_all(&volume);
+        run("cp", &["-a", self.template.to_str().unwrap(), volume.to_str().unwrap()]);
+    }
+
+    /// A program that uses the volume after the kill can move its files, or it cannot use the volume. And the next attempt
+    /// completes it.
+    fn check_after(&self, what: &str) {
+        let (engine, data) = (open(&self.pool), self.pool.join("volumes/v/data"));
+        match engine.hold(&id("v")) {
+            Ok(held) => {
+                drop(held);
+                move_everything(&data);
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Unavailable, "{what}: {}", error.chain());
+                assert!(error.chain().contains("orlop check --fix"), "{what}: {}", error.chain());
+            }
+        }
+        engine.take_over(&id("v")).unwrap_or_else(|error| panic!("{what}: {}", error.chain()));
+        assert_eq!(audit(&engine), Strays::default(), "{what}");
+        assert_eq!(contents(&data), contents(&self.template.join("data")), "{what}");
+        move_everything(&data);
+        let record = read_record(&volume_record(&self.pool, "v"));
+        assert_eq!(record["backend"].as_object().unwrap().len(), 1, "{what}: {record}");
+        drop(engine.hold(&id("v")).unwrap());
+        check(&engine, &self.pool);
+    }
+}
+
+#[test]
+fn a_volume_whose_takeover_is_killed_is_usable_or_refused_until_it_is_completed() {
+    if !is_root() {
+        return;
+    }
+    if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
+        return skip("this test needs strace");
+    }
+    in_own_mount_namespace(|| {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let disk = Disk::new(&dir.path().join("disk"), 320, &["mkfs.xfs"]);
+        let case = Case::new(disk.path());
+        for call in CALLS {
+            let mut kills = 0;
+            for at in 1..MOST {
+                case.renew();
+                let status = take_over_killed_at(&case.pool, call, at);
+                case.check_after(&format!("{call} {at}"));
+                // strace ends as its child did.
+                if status.signal().is_none() && status.code() != Some(137) {
+                    break;
+                }
+                kills = at;
+            }
+            assert!(kills < MOST - 1, "{call}: it never ended");
+            assert!(kills > 0 || call != "ioctl", "strace has killed nothing");
+        }
+    });
+}
