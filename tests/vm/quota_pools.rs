@@ -274,7 +274,7 @@ pub(super) fn project_limits(pool: &Path) -> BTreeSet<u32> {
     let next = read_record(&pool.join("projects.json"))["next"].as_u64().unwrap();
     let next = u32::try_from(next).unwrap();
     let (root, mut found, mut from) = (File::open(pool).unwrap(), BTreeSet::new(), next - 2000);
-    while let Some(id) = project::next_used(root.as_fd(), from).unwrap().filter(|id| *id < next) {
+    while let Some(id) = project::first_used(root.as_fd(), from..next).unwrap() {
         let quota = quota(pool, id);
         if quota.max_bytes != 0 || quota.max_inodes != 0 {
             found.insert(id);
@@ -282,6 +282,22 @@ pub(super) fn project_limits(pool: &Path) -> BTreeSet<u32> {
         from = id + 1;
     }
     found
+}
+
+#[test]
+fn ids_with_limits_are_found_wherever_the_search_begins() {
+    each_filesystem(|name, pool| {
+        let root = File::open(pool).unwrap();
+        // Near the beginning of a block of 256 ids, and outside of the range from which pools take theirs.
+        let used = 0x3000_0305;
+        project::limit(root.as_fd(), used, SIZE, 0).unwrap();
+        for from in [used - 1000, used - 300, used - 5, used] {
+            let found = project::first_used(root.as_fd(), from..used + 100).unwrap();
+            assert_eq!(found, Some(used), "{name}: from {} before it", used - from);
+        }
+        assert_eq!(project::first_used(root.as_fd(), used + 1..used + 100).unwrap(), None, "{name}");
+        project::limit(root.as_fd(), used, 0, 0).unwrap();
+    });
 }
 
 #[test]
