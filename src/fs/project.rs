@@ -138,7 +138,9 @@ mod tests {
         let block = |id: u32| id / IDS_OF_A_BLOCK;
         let has = |wanted: u32| used.iter().any(|id| block(*id) == wanted);
         let last = block(*used.last()?);
-        let first = if has(block(from)) { from } else {
+        let first = if has(block(from)) {
+            from
+        } else {
             let found = (block(from)..=last).find(|wanted| has(*wanted))?;
             found * IDS_OF_A_BLOCK + from % IDS_OF_A_BLOCK
         };

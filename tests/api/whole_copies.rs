@@ -17,7 +17,8 @@ fn data(pool: &Path, kind: &str, name: &str) -> PathBuf {
 
 #[test]
 fn snapshots_restores_and_clones_are_the_same_as_their_source_on_each_backend() {
-    let test = "api::whole_copies::snapshots_restores_and_clones_are_the_same_as_their_source_on_each_backend";
+    let test =
+        "api::whole_copies::snapshots_restores_and_clones_are_the_same_as_their_source_on_each_backend";
     on_each_backend(test, |ground| {
         let dir = ground.new_dir();
         let pool = dir.path();

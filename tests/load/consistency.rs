@@ -18,9 +18,9 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use self::history::last_step;
+use crate::common::backends::{Ground, on_each_backend};
 use crate::common::container::Container;
 use crate::common::csi::{MIB, capability, create_request, from_volume, map, size};
-use crate::common::backends::{Ground, on_each_backend};
 use crate::common::disk::run;
 use crate::common::isolation::skip;
 use crate::common::pool::read_record;
@@ -143,11 +143,10 @@ impl Copy {
     }
 }
 
-/// Runs a test under load on each backend that copies files. An instant copy has another promise, and orlop pauses the
-/// containers of this host only.
+/// Runs a test under load on each backend that copies files. An instant copy has another promise.
 fn under_load(test: &str, body: impl AsyncFn(Load)) {
     on_each_backend(test, |ground| {
-        if ground.backend.kind == "btrfs" || ground.backend.is_shared() {
+        if ground.backend.kind == "btrfs" {
             return;
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

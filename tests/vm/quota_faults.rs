@@ -13,11 +13,14 @@ use orlop::volume::{Enforced, Limit, Policy, SizeRange};
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::quota_pools::{
-    as_tenant, data, fill, id_of, limited, new_filesystem, open, patient, project_limits, quota, wait_until_reaped,
+    as_tenant, data, fill, id_of, limited, new_filesystem, open, patient, project_limits, quota,
+    wait_until_reaped,
 };
 use crate::common::disk::run;
 use crate::common::isolation::in_own_process;
-use crate::common::pool::{MIB, check, clone_request, id, names, open_settings, request, settings, snapshot_request};
+use crate::common::pool::{
+    MIB, check, clone_request, id, names, open_settings, request, settings, snapshot_request,
+};
 use crate::common::wait::{sleep_ms, within_seconds};
 
 const SIZE: u64 = 8 * MIB;
@@ -110,7 +113,12 @@ fn refuses(engine: &Engine, kind: Kind, words: &str) {
     ];
     for (call, result) in calls {
         let error = result.unwrap_err();
-        assert!(error.kind() == kind && error.chain().to_lowercase().contains(words), "{call}: {:?} {}", error.kind(), error.chain());
+        assert!(
+            error.kind() == kind && error.chain().to_lowercase().contains(words),
+            "{call}: {:?} {}",
+            error.kind(),
+            error.chain()
+        );
     }
 }
 
@@ -125,7 +133,7 @@ fn a_full_pool_is_told_from_a_full_volume_and_loses_nothing() {
         for volume in ["large", "copied"] {
             engine.create(&limited(volume, 300 * MIB, 0)).unwrap();
         }
-        run("fallocate", &["-l", "40M", data(&pool, "copied").join("file").to_str().unwrap()]);
+        run("fallocate", &["-l", "100M", data(&pool, "copied").join("file").to_str().unwrap()]);
         let filler = data(&pool, "large").join("file");
         let fill_up = format!(
             "for size in 64M 16M 4M 1M 64k 4k; do while fallocate -o $(stat -c %s {f}) -l $size {f}; do :; done; done",
@@ -137,7 +145,10 @@ fn a_full_pool_is_told_from_a_full_volume_and_loses_nothing() {
         assert!(used.bytes > 100 * MIB && used.bytes < used.max_bytes, "{}: {used:?}", disk.name);
 
         let before = project_limits(&pool);
-        let copy = CreateVolume { policy: Policy { limit: Limit::Hard, ..Policy::default() }, ..clone_request("new", &id("copied")) };
+        let copy = CreateVolume {
+            policy: Policy { limit: Limit::Hard, ..Policy::default() },
+            ..clone_request("new", &id("copied"))
+        };
         for _ in 0..3 {
             let error = engine.create(&copy).unwrap_err();
             assert_eq!(error.kind(), Kind::NoSpace, "{}: {}", disk.name, error.chain());
@@ -186,13 +197,16 @@ fn a_disk_that_is_unmounted_and_mounted_again_loses_nothing() {
 
 #[test]
 fn a_disk_that_fails_under_the_pool_loses_nothing_that_was_acknowledged() {
-    on_removable_disks("a_disk_that_fails_under_the_pool_loses_nothing_that_was_acknowledged", |disk, engine| {
-        // All that follows fails with EIO, as if the disk were gone.
-        run("xfs_io", &["-x", "-c", "shutdown", disk.text()]);
-        refuses(&engine, Kind::Unavailable, "the log of the kernel");
-        disk.detach();
-        drop(engine);
-        disk.mount();
-        check_all(disk, &open(&disk.pool()), &["a", "b"]);
-    });
+    on_removable_disks(
+        "a_disk_that_fails_under_the_pool_loses_nothing_that_was_acknowledged",
+        |disk, engine| {
+            // All that follows fails with EIO, as if the disk were gone.
+            run("xfs_io", &["-x", "-c", "shutdown", disk.text()]);
+            refuses(&engine, Kind::Unavailable, "the log of the kernel");
+            disk.detach();
+            drop(engine);
+            disk.mount();
+            check_all(disk, &open(&disk.pool()), &["a", "b"]);
+        },
+    );
 }

@@ -199,7 +199,8 @@ fn root_of_a_user_namespace_is_stopped_and_cannot_leave_its_project() {
         engine.create(&limited("v", SIZE, 50)).unwrap();
         let dir = data(pool, "v");
         let project = project_of(&dir);
-        let write = format!("cd {} && head -c 64M /dev/zero 2>/dev/null >file; stat -c %s file", dir.display());
+        let write =
+            format!("cd {} && head -c 64M /dev/zero 2>/dev/null >file; stat -c %s file", dir.display());
         let written: u64 = as_root_of_a_namespace(&write).parse().unwrap();
         assert!((SIZE - MIB..=SIZE).contains(&written), "{name}: {written} bytes");
         let create = "rm file; for n in $(seq 200); do true >$n || break; done 2>/dev/null; ls | wc -l";
@@ -511,7 +512,7 @@ fn child_process() {
 
 #[test]
 fn no_two_volumes_share_an_id_after_two_processes_were_killed_again_and_again() {
-    const VOLUMES: usize = 1200;
+    let volumes: usize = std::env::var("ORLOP_STORM_VOLUMES").map_or(300, |text| text.parse().unwrap());
     let dir = tempfile::tempdir_in("/mnt/xfs").unwrap();
     let pool = dir.path();
     drop(open(pool));
@@ -524,7 +525,7 @@ fn no_two_volumes_share_an_id_after_two_processes_were_killed_again_and_again() 
                     ChildProcess::start("vm::quota_pools::child_process", &variables)
                 };
                 let mut child = start();
-                for n in 0..VOLUMES / 2 {
+                for n in 0..volumes / 2 {
                     let name = format!("v{process}-{n}");
                     if n % 40 == 39 {
                         // The process is killed during the call, at another step each time.
@@ -541,12 +542,12 @@ fn no_two_volumes_share_an_id_after_two_processes_were_killed_again_and_again() 
             });
         }
     });
-    eprintln!("{VOLUMES} creates, and kills among them, took {} s", began.elapsed().as_secs());
+    eprintln!("{volumes} creates, and kills among them, took {} s", began.elapsed().as_secs());
     let engine = open(pool);
     wait_until_reaped(&engine, pool);
     check(&engine, pool);
-    let volumes = names(&pool.join("volumes"));
-    let ids: BTreeSet<_> = volumes
+    let made = names(&pool.join("volumes"));
+    let ids: BTreeSet<_> = made
         .iter()
         .map(|name| {
             let recorded = id_of(pool, name);
@@ -555,13 +556,13 @@ fn no_two_volumes_share_an_id_after_two_processes_were_killed_again_and_again() 
         })
         .collect();
     assert!(
-        volumes.len() >= 1000 && ids.len() == volumes.len(),
+        made.len() * 6 >= volumes * 5 && ids.len() == made.len(),
         "{} volumes, {} ids",
-        volumes.len(),
+        made.len(),
         ids.len()
     );
     assert_eq!(project_limits(pool), ids, "no removed volume has left a limit");
-    let first = volumes.first().unwrap();
+    let first = made.first().unwrap();
     engine.create(&copy_request("copy", Source::Volume(id(first)))).unwrap();
     assert!(!ids.contains(&id_of(pool, "copy")), "an id is never used again");
 }
