@@ -168,6 +168,9 @@ pub(super) fn check_limit(pool: &OpenPool, policy: Policy) -> Result<()> {
     if policy.limit != Limit::Hard {
         return Ok(());
     }
+    // While ext4 is read-only, its quotas are off.
+    pool.check_accepts(pool.fs_stats()?)
+        .context(|| format!("pool {} refuses new and larger volumes", pool.settings.name))?;
     let text = format!(
         "limit=hard: pool {} (backend {}) cannot enforce {what}; use limit=auto or limit=none{}",
         pool.settings.name,

@@ -86,13 +86,31 @@ pub fn clear_limits(dir: BorrowedFd<'_>, project: u32) {
     }
 }
 
-/// The smallest project id from this one on that has limits or files; `None` if there is none, or the kernel cannot tell.
+/// The smallest project id in this range that has limits or files; `None` if there is none, or the kernel cannot tell.
 ///
 /// # Errors
 /// The error of the failed system call.
-pub fn next_used(dir: BorrowedFd<'_>, from: u32) -> Result<Option<u32>> {
-    let found = none_without_quotas(quota::next_used(dir, from)).context(|| "list the projects")?;
-    Ok(found.flatten())
+pub fn first_used(dir: BorrowedFd<'_>, range: Range<u32>) -> Result<Option<u32>> {
+    first_of(range, |from| {
+        none_without_quotas(quota::next_used(dir, from)).map(Option::flatten).context(|| "list the projects")
+    })
+}
+
+/// The ids that ext4 keeps in one block. From an id on, the kernel finds all others of its block; of a later block, it passes
+/// over those whose place in the block is before that of the id.
+const IDS_OF_A_BLOCK: u32 = 256;
+
+/// The first id of a range, by a search that is exact within one block of ids.
+fn first_of(range: Range<u32>, next: impl Fn(u32) -> Result<Option<u32>>) -> Result<Option<u32>> {
+    let mut from = range.start;
+    while from < range.end {
+        let end_of_block = (from - from % IDS_OF_A_BLOCK).saturating_add(IDS_OF_A_BLOCK);
+        if let Some(found) = next(from)?.filter(|id| *id < range.end && *id < end_of_block) {
+            return Ok(Some(found));
+        }
+        from = end_of_block;
+    }
+    Ok(None)
 }
 
 /// The largest limit up to this size that the filesystem can keep: a whole number of blocks, at least one.
@@ -108,5 +126,36 @@ fn none_without_quotas<T>(found: ErrnoResult<T>) -> ErrnoResult<Option<T>> {
     match found {
         Err(Errno::NOSYS | Errno::SRCH) => Ok(None),
         found => found.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Searches as the kernel does: if the block of `from` is not there, the place in the block stays.
+    fn search(used: &[u32], from: u32) -> Option<u32> {
+        let block = |id: u32| id / IDS_OF_A_BLOCK;
+        let has = |wanted: u32| used.iter().any(|id| block(*id) == wanted);
+        let last = block(*used.last()?);
+        let first = if has(block(from)) {
+            from
+        } else {
+            let found = (block(from)..=last).find(|wanted| has(*wanted))?;
+            found * IDS_OF_A_BLOCK + from % IDS_OF_A_BLOCK
+        };
+        used.iter().copied().find(|id| *id >= first)
+    }
+
+    #[test]
+    fn an_id_at_the_beginning_of_a_later_block_is_found() {
+        let used = [1029, 1290];
+        assert_eq!(search(&used, 800), Some(1290), "the kernel passes over one");
+        let first = |range| first_of(range, |from| Ok(search(&used, from))).unwrap();
+        assert_eq!(first(800..2000), Some(1029));
+        assert_eq!(first(1030..2000), Some(1290));
+        assert_eq!(first(800..1029), None);
+        assert_eq!(first(1291..2000), None);
+        assert_eq!(first(u32::MAX - 3..u32::MAX), None);
     }
 }

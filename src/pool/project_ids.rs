@@ -4,6 +4,7 @@
 //! before an id of the block is used, so that neither a kill nor a power failure gives an id to two volumes. Ids are those of
 //! the filesystem: one that has limits or files already, as those of another pool there, is left out.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -13,7 +14,7 @@ use super::OpenPool;
 use super::object::ObjectKey;
 use super::store::{Store, parse, read_file, replace_file};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::fs::project::{OWN_IDS, next_used};
+use crate::fs::project::{OWN_IDS, first_used};
 use crate::volume::{BackendState, SCHEMA};
 
 /// The counter's name in the pool's directory.
@@ -79,7 +80,7 @@ fn take_block(store: &Store, size: u32) -> Result<Block> {
         Some(Counter { next, .. }) => next,
         None => random_start()?,
     };
-    let start = unused(from, size, |from| next_used(store.root(), from))?;
+    let start = unused(from, size, |ids| first_used(store.root(), ids))?;
     let end = start + size;
     replace_file(store.root(), FILE, &Counter { schema: SCHEMA, next: end })?;
     Ok(Block { next: start, end, size })
@@ -94,15 +95,15 @@ fn random_start() -> Result<u32> {
 
 /// The first of `size` ids that no file and no limit has, from `from` on. After the last id, the search goes on with the
 /// first one.
-fn unused(from: u32, size: u32, next_used: impl Fn(u32) -> Result<Option<u32>>) -> Result<u32> {
+fn unused(from: u32, size: u32, first_used: impl Fn(Range<u32>) -> Result<Option<u32>>) -> Result<u32> {
     let mut start = if (FIRST..END).contains(&from) { from } else { FIRST };
     for _ in 0..MOST_STEPS {
         if start > END - size {
             start = FIRST;
         }
-        match next_used(start)? {
-            Some(used) if used < start + size => start = used + 1,
-            Some(_) | None => return Ok(start),
+        match first_used(start..start + size)? {
+            Some(used) => start = used + 1,
+            None => return Ok(start),
         }
     }
     let text =
@@ -119,7 +120,7 @@ mod tests {
     use super::*;
 
     fn unused_beside(from: u32, size: u32, used: &[u32]) -> u32 {
-        unused(from, size, |from| Ok(used.iter().copied().find(|id| *id >= from))).unwrap()
+        unused(from, size, |ids| Ok(used.iter().copied().find(|id| ids.contains(id)))).unwrap()
     }
 
     #[test]
@@ -131,7 +132,7 @@ mod tests {
         assert_eq!(unused_beside(END - 4, 4, &[]), END - 4);
         assert_eq!(unused_beside(END - 3, 4, &[FIRST]), FIRST + 1, "after the last id");
         assert_eq!(unused_beside(END - 4, 4, &[END - 1]), FIRST);
-        let none = unused(FIRST, 1, |from| Ok(Some(from))).unwrap_err();
+        let none = unused(FIRST, 1, |ids| Ok(Some(ids.start))).unwrap_err();
         assert_eq!(none.kind(), Kind::NoSpace);
     }
 

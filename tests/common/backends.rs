@@ -9,14 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use orlop::engine::Engine;
-use orlop::engine::request::{PoolSettings, Tuning};
-use orlop::remote::NfsShare;
+use orlop::engine::request::Tuning;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use tempfile::TempDir;
 
 use super::disk::{Disk, QUOTA_GROUPS, SIMPLE_QUOTAS, enable_quotas};
 use super::isolation::{CHILD, in_own_process};
-use super::pool::{long_waits, memory_dir, open_settings, settings};
+use super::pool::{long_waits, memory_dir, open_with};
 
 pub(crate) const ALL: &[Backend] = &[
     Backend { name: "tmpfs", kind: "dir", place: Place::Memory, calls: &[] },
@@ -24,20 +23,12 @@ pub(crate) const ALL: &[Backend] = &[
     Backend { name: "xfs", kind: "dir", place: Place::Disk(&["mkfs.xfs"]), calls: &["ioctl"] },
     Backend { name: "btrfs", kind: "btrfs", place: Place::Disk(&["mkfs.btrfs"]), calls: &["ioctl"] },
     Backend { name: "btrfs-quota", kind: "btrfs", place: Place::BtrfsWithQuotas, calls: &["ioctl"] },
-    Backend {
-        name: "xfs-quota",
-        kind: "quota",
-        place: Place::Virtual("/mnt/xfs"),
-        calls: &["ioctl", "quotactl_fd"],
-    },
-    Backend {
-        name: "ext4-quota",
-        kind: "quota",
-        place: Place::Virtual("/mnt/ext4"),
-        calls: &["ioctl", "quotactl_fd"],
-    },
-    Backend { name: "nfs", kind: "dir", place: Place::Nfs, calls: &[] },
+    Backend { name: "xfs-quota", kind: "quota", place: Place::Virtual("/mnt/xfs"), calls: QUOTA_CALLS },
+    Backend { name: "ext4-quota", kind: "quota", place: Place::Virtual("/mnt/ext4"), calls: QUOTA_CALLS },
 ];
+
+/// System calls of project quotas.
+const QUOTA_CALLS: &[&str] = &["ioctl", "quotactl_fd"];
 
 /// A kind of filesystem, and the backend that a new pool gets there.
 #[derive(Debug)]
@@ -61,12 +52,7 @@ enum Place {
     BtrfsWithQuotas,
     /// On a filesystem of the virtual machine.
     Virtual(&'static str),
-    /// On the NFS server of the virtual machine.
-    Nfs,
 }
-
-/// The directory that the NFS server of the virtual machine exports.
-const EXPORT: &str = "/mnt/xfs";
 
 /// A filesystem for the pools of a backend.
 pub(crate) struct Ground {
@@ -100,7 +86,6 @@ impl Ground {
                 ground
             }
             Place::Virtual(dir) => at(Path::new(dir)),
-            Place::Nfs => at(Path::new(EXPORT)),
         }
     }
 
@@ -123,33 +108,9 @@ impl Backend {
         self.place == Place::Memory
     }
 
-    /// Whether the kernel enforces the sizes of volumes.
-    pub(crate) fn enforces_sizes(&self) -> bool {
-        matches!(self.place, Place::BtrfsWithQuotas | Place::Virtual(_))
-    }
-
-    /// Whether several hosts may have its pools open.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.place == Place::Nfs
-    }
-
-    /// Settings of the pool `p` in this directory of the filesystem.
-    pub(crate) fn settings(&self, pool: &Path) -> PoolSettings {
-        if !self.is_shared() {
-            return settings(pool);
-        }
-        let inside = pool.strip_prefix(EXPORT).unwrap();
-        let path = format!("/{}", inside.display());
-        let share = NfsShare::new("10.80.0.1", &path, "soft,timeo=300", None).unwrap();
-        PoolSettings {
-            share: Some(share.clone()),
-            ..PoolSettings::new("p".parse().unwrap(), share.location())
-        }
-    }
-
     /// Opens the pool `p`, and waits until it is available.
     pub(crate) fn open(&self, pool: &Path, tuning: Tuning) -> Engine {
-        open_settings(self.settings(pool), tuning)
+        open_with(pool, tuning)
     }
 
     /// Opens the pool `p` with [`long_waits`].
@@ -158,7 +119,7 @@ impl Backend {
     }
 
     fn is_default(&self) -> bool {
-        !matches!(self.place, Place::Virtual(_) | Place::Nfs)
+        !matches!(self.place, Place::Virtual(_))
     }
 }
 
@@ -184,7 +145,7 @@ pub(crate) fn on_each_backend(test: &str, body: impl Fn(&Ground)) {
 #[expect(clippy::disallowed_methods, reason = "the process is this program again")]
 pub(crate) fn rerun_on_each_backend(test: &str, prefix: &str) {
     on_each_backend(test, |ground| {
-        if ground.backend.is_in_memory() || ground.backend.is_shared() {
+        if ground.backend.is_in_memory() {
             return;
         }
         let dir = ground.new_dir();

@@ -22,7 +22,6 @@ use self::history::last_step;
 use crate::common::backends::{Backend, Ground, on_each_backend};
 use crate::common::container::Container;
 use crate::common::csi::{MIB, capability, create_request, from_volume, map, size};
-
 use crate::common::disk::run;
 use crate::common::isolation::skip;
 use crate::common::pool::read_record;
@@ -224,11 +223,9 @@ impl Copy {
     }
 }
 
-/// Runs a test under load on each backend that copies files. An instant copy has another promise, and orlop pauses the
-/// containers of this host only.
+/// Runs a test under load on each backend that copies files. An instant copy has another promise.
 fn under_load(test: &str, body: impl AsyncFn(Load)) {
-    let copies_files = |backend: &Backend| backend.kind != "btrfs" && !backend.is_shared();
-    under_load_on(copies_files, &["source"], test, body);
+    under_load_on(|backend| backend.kind != "btrfs", &["source"], test, body);
 }
 
 /// Runs a test under load on each of these backends.

@@ -275,7 +275,7 @@ pub(super) fn project_limits(pool: &Path) -> BTreeSet<u32> {
     let next = read_record(&pool.join("projects.json"))["next"].as_u64().unwrap();
     let next = u32::try_from(next).unwrap();
     let (root, mut found, mut from) = (File::open(pool).unwrap(), BTreeSet::new(), next - 2000);
-    while let Some(id) = project::next_used(root.as_fd(), from).unwrap().filter(|id| *id < next) {
+    while let Some(id) = project::first_used(root.as_fd(), from..next).unwrap() {
         let quota = quota(pool, id);
         if quota.max_bytes != 0 || quota.max_inodes != 0 {
             found.insert(id);
@@ -283,6 +283,22 @@ pub(super) fn project_limits(pool: &Path) -> BTreeSet<u32> {
         from = id + 1;
     }
     found
+}
+
+#[test]
+fn ids_with_limits_are_found_wherever_the_search_begins() {
+    each_filesystem(|name, pool| {
+        let root = File::open(pool).unwrap();
+        // Near the beginning of a block of 256 ids, and outside of the range from which pools take theirs.
+        let used = 0x3000_0305;
+        project::limit(root.as_fd(), used, SIZE, 0).unwrap();
+        for from in [used - 1000, used - 300, used - 5, used] {
+            let found = project::first_used(root.as_fd(), from..used + 100).unwrap();
+            assert_eq!(found, Some(used), "{name}: from {} before it", used - from);
+        }
+        assert_eq!(project::first_used(root.as_fd(), used + 1..used + 100).unwrap(), None, "{name}");
+        project::limit(root.as_fd(), used, 0, 0).unwrap();
+    });
 }
 
 #[test]
@@ -496,7 +512,7 @@ fn child_process() {
 
 #[test]
 fn no_two_volumes_share_an_id_after_two_processes_were_killed_again_and_again() {
-    const VOLUMES: usize = 1200;
+    let volumes: usize = std::env::var("ORLOP_STORM_VOLUMES").map_or(300, |text| text.parse().unwrap());
     let dir = tempfile::tempdir_in("/mnt/xfs").unwrap();
     let pool = dir.path();
     drop(open(pool));
@@ -509,7 +525,7 @@ fn no_two_volumes_share_an_id_after_two_processes_were_killed_again_and_again() 
                     ChildProcess::start("vm::quota_pools::child_process", &variables)
                 };
                 let mut child = start();
-                for n in 0..VOLUMES / 2 {
+                for n in 0..volumes / 2 {
                     let name = format!("v{process}-{n}");
                     if n % 40 == 39 {
                         // The process is killed during the call, at another step each time.
@@ -526,12 +542,12 @@ fn no_two_volumes_share_an_id_after_two_processes_were_killed_again_and_again() 
             });
         }
     });
-    eprintln!("{VOLUMES} creates, and kills among them, took {} s", began.elapsed().as_secs());
+    eprintln!("{volumes} creates, and kills among them, took {} s", began.elapsed().as_secs());
     let engine = open(pool);
     wait_until_reaped(&engine, pool);
     check(&engine, pool);
-    let volumes = names(&pool.join("volumes"));
-    let ids: BTreeSet<_> = volumes
+    let made = names(&pool.join("volumes"));
+    let ids: BTreeSet<_> = made
         .iter()
         .map(|name| {
             let recorded = id_of(pool, name);
@@ -540,13 +556,13 @@ fn no_two_volumes_share_an_id_after_two_processes_were_killed_again_and_again() 
         })
         .collect();
     assert!(
-        volumes.len() >= 1000 && ids.len() == volumes.len(),
+        made.len() * 6 >= volumes * 5 && ids.len() == made.len(),
         "{} volumes, {} ids",
-        volumes.len(),
+        made.len(),
         ids.len()
     );
     assert_eq!(project_limits(pool), ids, "no removed volume has left a limit");
-    let first = volumes.first().unwrap();
+    let first = made.first().unwrap();
     engine.create(&copy_request("copy", Source::Volume(id(first)))).unwrap();
     assert!(!ids.contains(&id_of(pool, "copy")), "an id is never used again");
 }
