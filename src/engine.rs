@@ -22,6 +22,7 @@ mod list;
 mod locked;
 mod publish;
 mod rename;
+mod replace;
 mod snapshot;
 mod source;
 
@@ -301,6 +302,12 @@ impl Engine {
     #[must_use]
     pub fn active_jobs(&self) -> usize {
         self.jobs.count()
+    }
+
+    /// Entries and bytes that the running copies have copied so far.
+    #[must_use]
+    pub fn copied_so_far(&self) -> (u64, u64) {
+        self.jobs.progress()
     }
 
     /// What this process does and did.
