@@ -26,6 +26,7 @@ mod list;
 mod locked;
 mod publish;
 mod rename;
+mod replace;
 mod shrink;
 mod snapshot;
 mod source;
@@ -306,6 +307,12 @@ impl Engine {
     #[must_use]
     pub fn active_jobs(&self) -> usize {
         self.jobs.count()
+    }
+
+    /// Entries and bytes that the running copies have copied so far.
+    #[must_use]
+    pub fn copied_so_far(&self) -> (u64, u64) {
+        self.jobs.progress()
     }
 
     /// What this process does and did.

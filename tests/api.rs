@@ -25,9 +25,11 @@ mod api {
     mod random_updates;
     mod records;
     mod removal;
+    mod replace;
     mod semantics;
     mod shares;
     mod sharing;
+    mod terminal;
     mod trees;
     mod upkeep;
     mod verbs;

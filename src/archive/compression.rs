@@ -15,8 +15,8 @@ use crate::error::{Context as _, Error, Kind, Result};
 
 /// Fast, as the source of a backup should not wait for the compressor.
 const LEVEL: i32 = 1;
-/// The largest window of zstd that is accepted, as a power of two: more memory is refused.
-const WINDOW_LOG: u32 = 23;
+/// The largest window of zstd that is accepted, as a power of two: that of `zstd --long`. More memory is refused.
+const WINDOW_LOG: u32 = 27;
 
 /// The compression of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,7 +235,7 @@ fn decompress<R: Read>(input: &mut Hashing<R>, out: &mut PipeWriter) -> Result<(
     } else if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
         zstd::Decoder::with_buffer(&mut whole).and_then(|mut decoder| {
             decoder.window_log_max(WINDOW_LOG)?;
-            copy(&mut decoder, out)
+            copy(&mut decoder, out).map_err(explain_window)
         })
     } else if magic.starts_with(b"BZh") || magic.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
         return Err(bad(
@@ -245,6 +245,19 @@ fn decompress<R: Read>(input: &mut Hashing<R>, out: &mut PipeWriter) -> Result<(
         copy(&mut whole, out)
     };
     copied.map_err(explain)
+}
+
+/// Names the cause if the window of the compressed data is too large: the library has a text for it only.
+fn explain_window(error: io::Error) -> io::Error {
+    if error.raw_os_error().is_some() || !error.to_string().contains("too much memory") {
+        return error;
+    }
+    let text = format!(
+        "the archive needs more than {} MiB of memory, by `zstd --long`: decompress it first, such as by \
+         `zstd -dc --long=31 FILE`",
+        1 << (WINDOW_LOG - 20)
+    );
+    io::Error::other(bad(text))
 }
 
 /// Copies a stream, in larger parts than the standard library does.

@@ -25,6 +25,12 @@ impl<W: Write> Writer<W> {
         Self { out, written: 0, left: 0 }
     }
 
+    /// Bytes that were written, without compression.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.written
+    }
+
     /// Notes where the data comes from. Other programs ignore it.
     ///
     /// # Errors

@@ -9,11 +9,11 @@ use super::{print, print_error, report};
 use crate::archive::compression::{Compressor, Decompressor};
 use crate::archive::{Reader, Writer, name};
 use crate::command::archive::{
-    NewArchive, compare, compression_for, is_standard, line, open, shown_path, standard_output, summary,
-    taken_for, warnings,
+    NewArchive, compare, compression_for, is_standard, line, open, restored, shown_path, standard_output,
+    summary, warnings,
 };
 use crate::command::printable;
-use crate::config::flags::{ArchiveFile, Archives, BackUp, Backup, NewCopy, Restore};
+use crate::config::flags::{ArchiveFile, Archives, Backup, NewBackup, NewCopy, Restore};
 use crate::engine::request::{ConsistencySpec, CreateVolume};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
@@ -31,8 +31,8 @@ pub(super) fn run(flags: Backup) -> ExitCode {
     report(result.err().as_slice())
 }
 
-fn back_up(flags: BackUp) -> Result<()> {
-    let BackUp { pools, source, output, format, consistency, dry_run } = flags;
+fn back_up(flags: NewBackup) -> Result<()> {
+    let NewBackup { pools, source, output, format, consistency, dry_run } = flags;
     let compression = format.map_or_else(|| compression_for(&output), |format| Ok(format.into()))?;
     let session = open_to_copy(&pools, true)?;
     let source = source_of(&session, &source.unwrap_or_default())?;
@@ -108,16 +108,27 @@ fn list(flags: &ArchiveFile) -> Result<()> {
 /// Whether `orlop restore` is asked for an archive. Refuses what only an archive has for a snapshot.
 pub(super) fn is_archive(flags: &Restore) -> Result<bool> {
     let is_archive = name::is_archive(&flags.source);
-    if !is_archive && (flags.devices || flags.prefix.is_some()) {
-        let text = format!("{:?} is no archive: --devices and --prefix are for archives", flags.source);
+    if !is_archive && (flags.devices || flags.prefix.is_some() || flags.replace) {
+        let text =
+            format!("{:?} is no archive: --devices, --prefix and --replace are for archives", flags.source);
         return Err(Error::new(Kind::Invalid, text));
     }
     Ok(is_archive)
 }
 
-/// Creates a volume from an archive.
+/// Creates a volume from an archive, or replaces one.
 pub(super) fn restore(flags: Restore) -> Result<()> {
-    let Restore { source, copy: NewCopy { pools, name, new }, devices, prefix } = flags;
+    let spec = UnpackSpec {
+        devices: flags.devices,
+        prefix: flags.prefix.as_deref().map(prefix_of).transpose()?,
+        ..UnpackSpec::default()
+    };
+    let archive = PathBuf::from(flags.source);
+    if flags.replace { replace(flags.copy, archive, spec) } else { restore_new(flags.copy, archive, spec) }
+}
+
+fn restore_new(copy: NewCopy, path: PathBuf, spec: UnpackSpec) -> Result<()> {
+    let NewCopy { pools, name, new } = copy;
     let Assigned { size, options, from } = assignment::parse(&new.options, &new.labels)?;
     if from.is_some() {
         return Err(Error::new(Kind::Invalid, "option from: the source is an argument of this command"));
@@ -127,15 +138,9 @@ pub(super) fn restore(flags: Restore) -> Result<()> {
     let pool = session.pool(options.pool)?;
     let id = VolumeId { pool: pool.clone(), name: directory };
     session.refuse_volume_name_of_other_pool(&id)?;
-    let path = PathBuf::from(source);
     let input = open(&path)?;
     let progress = Arc::new(Progress::default());
     let stop = stop(&progress);
-    let spec = UnpackSpec {
-        devices,
-        prefix: prefix.as_deref().map(prefix_of).transpose()?,
-        ..UnpackSpec::default()
-    };
     let mut request = CreateVolume {
         name,
         pool: Some(pool.clone()),
@@ -162,17 +167,34 @@ pub(super) fn restore(flags: Restore) -> Result<()> {
         request.size = SizeRange { required: size, limit: size };
         let made = engine.create_from_archive(&request, &mut reader, &spec, progress);
         let (volume, unpacked) = made.context(|| shown_path(&shown))?;
-        let mut text = vec![taken_for(&shown, origin.as_ref(), &unpacked)];
-        if unpacked.skipped_xattrs > 0 {
-            let skipped = unpacked.skipped_xattrs;
-            text.push(format!(
-                "{skipped} extended attributes were left out, since the filesystem cannot store them"
-            ));
-        }
-        Ok((volume.id, text))
+        Ok((volume.id, restored(&shown, origin.as_ref(), &unpacked)))
     })?;
     text.iter().for_each(|line| print_error(line));
     print(&format!("{made}\n"))
+}
+
+fn replace(copy: NewCopy, path: PathBuf, spec: UnpackSpec) -> Result<()> {
+    let session = open_to_copy(&copy.pools, true)?;
+    let id = session.volume(&copy.name)?;
+    let input = open(&path)?;
+    let (what, shown) = (format!("replace volume {id}"), path.clone());
+    let checked = id.clone();
+    session.call(&what, move |engine| engine.check_replace(&checked))?;
+    if copy.new.dry_run {
+        return print(&format!("would replace volume {id} by {}\n", shown_path(&path)));
+    }
+    let progress = Arc::new(Progress::default());
+    let stop = stop(&progress);
+    let pool = id.pool.clone();
+    let (replaced, text) = session.transfer(&what, &pool, &progress, move |engine, progress| {
+        let mut reader = Reader::new(Decompressor::start(input, stop)?);
+        let origin = reader.start().context(|| shown_path(&shown))?.cloned();
+        let made = engine.replace_from_archive(&id, &mut reader, &spec, progress);
+        let (volume, unpacked) = made.context(|| shown_path(&shown))?;
+        Ok((volume.id, restored(&shown, origin.as_ref(), &unpacked)))
+    })?;
+    text.iter().for_each(|line| print_error(line));
+    print(&format!("{replaced}\n"))
 }
 
 /// The directory of an archive that a user names.

@@ -201,7 +201,7 @@ pub fn warnings(done: &BackedUp) -> Vec<String> {
 
 /// What an archive was taken for.
 #[must_use]
-pub fn taken_for(path: &Path, origin: Option<&Origin>, unpacked: &Unpacked) -> String {
+fn taken_for(path: &Path, origin: Option<&Origin>, unpacked: &Unpacked) -> String {
     let dir = String::from_utf8_lossy(unpacked.layout.prefix());
     let what = match (&unpacked.layout, origin) {
         (Layout::Prefix(_), _) => format!("the directory {dir}/ of an archive"),
@@ -230,6 +230,19 @@ pub fn taken_for(path: &Path, origin: Option<&Origin>, unpacked: &Unpacked) -> S
         }
     };
     printable(&format!("{} is {what}", shown_path(path)))
+}
+
+/// What is said after a restore.
+#[must_use]
+pub fn restored(path: &Path, origin: Option<&Origin>, unpacked: &Unpacked) -> Vec<String> {
+    let mut text = vec![taken_for(path, origin, unpacked)];
+    if unpacked.skipped_xattrs > 0 {
+        let skipped = unpacked.skipped_xattrs;
+        text.push(format!(
+            "{skipped} extended attributes were left out, since the filesystem cannot store them"
+        ));
+    }
+    text
 }
 
 /// The name of an archive for messages.

@@ -5,6 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::progress::ProgressLine;
 use crate::engine::Engine;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
@@ -66,7 +67,9 @@ impl Session {
         what: &str,
         work: impl Fn(&Engine) -> Result<Option<T>> + Clone + Send + 'static,
     ) -> Result<T> {
+        let mut line = ProgressLine::new();
         loop {
+            line.update(self.engine.copied_so_far());
             let is_running = self.engine.active_jobs() > 0;
             let result = self.call(what, work.clone());
             match result {
@@ -100,7 +103,9 @@ impl Session {
         let shared = Arc::clone(progress);
         let call = self.begin(self.limit, move |engine| work(engine, &shared))?;
         let (mut probed, mut end) = (Instant::now(), None);
+        let mut line = ProgressLine::new();
         loop {
+            line.update((progress.entries(), progress.bytes()));
             match call.result.recv_timeout(POLL) {
                 Ok(Ok(made)) => return Ok(made),
                 Ok(Err(_)) if end.is_some() => break,
@@ -121,7 +126,10 @@ impl Session {
                 probed = Instant::now();
             }
         }
-        Err(self.cleaned_up(Error::new(Kind::Busy, format!("{what}: interrupted; nothing was created"))))
+        Err(self.cleaned_up(Error::new(
+            Kind::Busy,
+            format!("{what}: interrupted; nothing was created or changed"),
+        )))
     }
 
     /// Removes the copy that a backup was made from, or that a call has left behind, and nothing else.

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::pause::HELPER_COMMAND;
 use crate::volume::{PoolName, shorten};
 use crate::worker::WORKER_COMMAND;
-pub use archive::{ArchiveFile, Archives, BackUp, Backup, Format};
+pub use archive::{ArchiveFile, Archives, Backup, Format, NewBackup};
 pub use listing::{Inspect, Ls, LsOutput};
 pub use upkeep::{Adopt, Df, Exec, Prune, Rename, Undelete};
 pub use volumes::{

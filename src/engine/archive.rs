@@ -21,8 +21,9 @@ use crate::fs::unpack::{UnpackSpec, Unpacked, unpack};
 use crate::pause::sees_host_processes;
 use crate::pool::locks::{LockGuard, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
+use crate::pool::store::Draft;
 use crate::pool::{Committer, OpenPool};
-use crate::volume::{Consistency, CopyRecord, Name, Owner, Source, Timestamp, Volume, VolumeId};
+use crate::volume::{Consistency, CopyRecord, Name, Source, Timestamp, Volume, VolumeId};
 
 /// The result of a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,11 +53,10 @@ impl Engine {
         let (pool, id) = (self.pool(&source.id().pool)?, source.id());
         let kind = kind_of(source);
         let data = ObjectKey::Data(kind, id.name.clone());
-        let _source = pool
-            .store
-            .locks()
-            .try_lock(data, Mode::Shared)?
-            .ok_or_else(|| Error::new(Kind::Busy, format!("{source} is being deleted: retry")))?;
+        let _source =
+            pool.store.locks().try_lock(data, Mode::Shared)?.ok_or_else(|| {
+                Error::new(Kind::Busy, format!("{source} is being deleted or replaced: retry"))
+            })?;
         let size = match source {
             Source::Volume(_) => self.require_without_lock(&pool, id)?.size,
             Source::Snapshot(_) => self.require_snapshot(&pool, id)?.size,
@@ -125,15 +125,30 @@ fn make_from_archive<R: Read>(
     let reservation = pool.reserve(size)?;
     let mut volume = new_record(id, request, size);
     let draft = pool.store.draft()?;
-    volume.backend = pool.allot()?;
-    volume.enforced = pool.backend.create(draft.dir(), &volume.backend, limits(&volume))?;
-    let data = draft.data()?;
-    let spec = UnpackSpec { max_bytes: (size != 0).then_some(size), ..spec.clone() };
-    let unpacked = unpack(from, data.as_fd(), draft.dir(), &spec, progress)?;
-    let owner = if unpacked.has_top { owner_on_disk(data.as_fd())? } else { Owner::default() };
-    volume.owner = merged_owner(request.owner, owner);
+    let unpacked = extract(pool, &draft, &mut volume, from, spec, progress)?;
+    volume.owner = merged_owner(request.owner, volume.owner);
     finish_volume(pool, draft, &volume, reservation, Committer::Job)?;
     Ok((volume, unpacked))
+}
+
+/// Extracts an archive into a draft with the limits of a volume. Sets the owner of the volume if the archive has one.
+pub(super) fn extract<R: Read>(
+    pool: &OpenPool,
+    draft: &Draft<'_>,
+    volume: &mut Volume,
+    from: &mut Reader<R>,
+    spec: &UnpackSpec,
+    progress: &Progress,
+) -> Result<Unpacked> {
+    volume.backend = pool.allot()?;
+    volume.enforced = pool.backend.create(draft.dir(), &volume.backend, limits(volume))?;
+    let data = draft.data()?;
+    let spec = UnpackSpec { max_bytes: (volume.size != 0).then_some(volume.size), ..spec.clone() };
+    let unpacked = unpack(from, data.as_fd(), draft.dir(), &spec, progress)?;
+    if unpacked.has_top {
+        volume.owner = owner_on_disk(data.as_fd())?;
+    }
+    Ok(unpacked)
 }
 
 fn kind_of(source: &Source) -> ObjectKind {
@@ -185,11 +200,7 @@ impl<W: Write> Export<'_, W> {
         result
     }
 
-    fn copy_to(
-        &mut self,
-        draft: &crate::pool::store::Draft<'_>,
-        consistency: ConsistencySpec,
-    ) -> Result<BackedUp> {
+    fn copy_to(&mut self, draft: &Draft<'_>, consistency: ConsistencySpec) -> Result<BackedUp> {
         let source = self.from.source();
         let spec = CopySpec {
             state: self.pool.allot()?,

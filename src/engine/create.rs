@@ -267,10 +267,15 @@ pub(super) fn finish_volume(
     reservation: Reservation,
     committer: Committer,
 ) -> Result<()> {
+    finish_data(pool, &draft, volume)?;
+    pool.commit_volume(draft, volume, reservation, committer)
+}
+
+/// Sets the owner of the data, and makes it survive a power failure.
+pub(super) fn finish_data(pool: &OpenPool, draft: &Draft<'_>, volume: &Volume) -> Result<()> {
     let data = draft.data()?;
     set_owner(data.as_fd(), volume.owner)?;
-    pool.backend.sync_data_directory(data.as_fd())?;
-    pool.commit_volume(draft, volume, reservation, committer)
+    pool.backend.sync_data_directory(data.as_fd())
 }
 
 /// The requested owner and mode, with missing fields taken from `other`.

@@ -121,6 +121,14 @@ impl Jobs {
         self.lock().jobs.values().filter(|job| !job.has_ended()).count()
     }
 
+    /// Entries and bytes that the jobs have copied so far.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        let state = self.lock();
+        let progress = state.jobs.values().map(|job| (job.progress.entries(), job.progress.bytes()));
+        progress.fold((0, 0), |sum, job| (sum.0 + job.0, sum.1 + job.1))
+    }
+
     /// Returns the key of a waiting or running job that copies this source.
     #[must_use]
     pub fn reader_of(&self, from: &Source) -> Option<JobKey> {

@@ -136,7 +136,8 @@ impl CopyLocks {
         let busy = |text: String| Error::new(Kind::Busy, text);
         Ok(Self {
             _to: to.ok_or_else(|| being_copied(kind, &id.name))?,
-            _source: data.ok_or_else(|| busy(format!("{source_kind} {source} is being deleted: retry")))?,
+            _source: data
+                .ok_or_else(|| busy(format!("{source_kind} {source} is being deleted or replaced: retry")))?,
         })
     }
 }

@@ -115,12 +115,15 @@ impl Engine {
         let mut found: BTreeMap<Name, Uses> = BTreeMap::new();
         let mounted = self.users.entries_mounted(pool.store.directory(ObjectKind::Volumes))?;
         let names = mounted.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse::<Name>().ok());
+        let mut used = Vec::new();
         for name in names {
-            let Some(data) = pool.store.data(ObjectKind::Volumes, &name)? else { continue };
-            let users = self.users.of(data.as_fd())?;
-            if !users.is_empty() {
-                found.entry(name).or_default().users = users;
-            }
+            used.extend(pool.store.data(ObjectKind::Volumes, &name)?.map(|data| (name, data)));
+        }
+        // One scan for all of them.
+        let directories: Vec<_> = used.iter().map(|(_, data)| data.as_fd()).collect();
+        let users = if directories.is_empty() { Vec::new() } else { self.users.of_each(&directories)? };
+        for ((name, _), users) in used.into_iter().zip(users).filter(|(_, users)| !users.is_empty()) {
+            found.entry(name).or_default().users = users;
         }
         if let Some(used) = pool.used() {
             for name in pool.store.names(ObjectKind::Volumes)? {

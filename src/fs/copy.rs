@@ -91,6 +91,12 @@ impl Progress {
         self.cancelled.load(Ordering::Relaxed)
     }
 
+    /// Counts what was read or written.
+    pub(super) fn add(&self, entries: u64, bytes: u64) {
+        self.entries.fetch_add(entries, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         if self.is_cancelled() {
             return Err(Error::new(Kind::Busy, "cancelled"));

@@ -174,6 +174,7 @@ impl<W: Write> Packer<'_, W> {
             return Ok(false);
         }
         self.packed.entries += 1;
+        self.progress.add(1, 0);
         if kind.is_dir() {
             Budget::check_depth(self.walk.depth())?;
             let directory = open_directory(file.as_fd(), c".").context(|| "open the directory")?;
@@ -295,6 +296,7 @@ impl<W: Write> Packer<'_, W> {
                 read = length;
             }
             self.to.data(&self.buffer[..read])?;
+            self.progress.add(0, read as u64);
             start += read as u64;
         }
         Ok(is_complete)

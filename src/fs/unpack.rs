@@ -2,12 +2,12 @@
 //! below the directory, without symbolic links, and an entry that leads elsewhere fails the whole.
 
 mod attributes;
+mod directories;
 mod layout;
 mod paths;
 
 use std::ffi::CString;
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek as _, SeekFrom};
+use std::io::Read;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
@@ -17,12 +17,13 @@ use rustix::fs::{
 use rustix::io::{Errno, Result as ErrnoResult, pwrite};
 
 use self::attributes::Attributes;
+use self::directories::Directories;
 pub use self::layout::Layout;
 use self::paths::Parents;
 use super::copy::Progress;
 use super::copy::room::Room;
 use super::{open_directory, open_path};
-use crate::archive::{Entry, EntryKind, Reader, Writer, shown};
+use crate::archive::{Entry, EntryKind, Reader, shown};
 use crate::error::{Context as _, Error, Kind, Result};
 
 const BUFFER: usize = 128 << 10;
@@ -70,7 +71,7 @@ pub fn unpack<R: Read>(
     let top = open_directory(to, c".").context(|| "open the new directory")?;
     let mut unpacker = Unpacker {
         parents: Parents::new(&top)?,
-        directories: Writer::new(BufWriter::new(unnamed_file(scratch)?)),
+        directories: Directories::new(scratch)?,
         room: Room::new(to)?,
         attributes: Attributes::default(),
         buffer: vec![0; BUFFER],
@@ -88,20 +89,11 @@ pub fn unpack<R: Read>(
     unpacker.finish(from.origin().is_some())
 }
 
-/// A file that is gone when it is closed.
-fn unnamed_file(dir: BorrowedFd<'_>) -> Result<File> {
-    const NAME: &str = "directories";
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = openat(dir, NAME, flags, Mode::RUSR | Mode::WUSR).context(|| "create a temporary file")?;
-    unlinkat(dir, NAME, AtFlags::empty()).context(|| "unlink the temporary file")?;
-    Ok(File::from(file))
-}
-
 struct Unpacker<'a> {
     top: OwnedFd,
     parents: Parents,
     /// The directories, which get their attributes at the end: new entries would change their times and inherit their ACLs.
-    directories: Writer<BufWriter<File>>,
+    directories: Directories,
     room: Room,
     attributes: Attributes,
     buffer: Vec<u8>,
@@ -125,6 +117,7 @@ impl Unpacker<'_> {
         self.parents.enter(parent, &mut self.room)?;
         let name = CString::new(name).map_err(|_| paths::refused("its name has a NUL"))?;
         self.entries += 1;
+        self.progress.add(1, 0);
         match &entry.kind {
             EntryKind::Directory => self.directory(&name, path, entry),
             EntryKind::File => self.file(from, &name, entry),
@@ -149,7 +142,7 @@ impl Unpacker<'_> {
             return Err(paths::refused("it stands for the top directory, and is none"));
         }
         self.has_top = true;
-        self.directories.entry(&Entry { path: b".".to_vec(), ..entry.clone() })
+        self.directories.add(b"", entry, self.room.created())
     }
 
     fn directory(&mut self, name: &CString, path: &[u8], entry: &Entry) -> Result<()> {
@@ -158,7 +151,7 @@ impl Unpacker<'_> {
             Err(Errno::EXIST) => drop(paths::open(self.parents.dir(), name)?),
             Err(error) => return Err(error).context(|| "create the directory"),
         }
-        self.directories.entry(&Entry { path: path.to_vec(), ..entry.clone() })
+        self.directories.add(path, entry, self.room.created())
     }
 
     fn file<R: Read>(&mut self, from: &mut Reader<R>, name: &CString, entry: &Entry) -> Result<()> {
@@ -177,6 +170,7 @@ impl Unpacker<'_> {
                 while !rest.is_empty() {
                     let written = pwrite(&file, rest, at).context(|| "write")?;
                     rest = &rest[written..];
+                    self.progress.add(0, written as u64);
                     at += written as u64;
                 }
             }
@@ -193,8 +187,8 @@ impl Unpacker<'_> {
         self.bytes = self.bytes.saturating_add(bytes);
         match self.spec.max_bytes {
             Some(max) if self.bytes > max => {
-                let text =
-                    "the archive has more data than the size of the volume: use a larger one (-o size=…)";
+                let text = "the archive has more data than the size of the volume: use a larger one (-o size=…), or expand the one \
+                     that is to be replaced";
                 Err(Error::new(Kind::OutOfRange, text))
             }
             Some(_) | None => Ok(()),
@@ -212,7 +206,10 @@ impl Unpacker<'_> {
         }
         let target_name = CString::new(target_name).map_err(|_| missing())?;
         // A path-only descriptor: a symbolic link itself is linked.
-        drop(open_path(dir.as_fd(), &target_name).map_err(|_| missing())?);
+        match open_path(dir.as_fd(), &target_name) {
+            Err(Errno::NOENT) => return Err(missing()),
+            opened => drop(opened.context(|| "open the file that it links to")?),
+        }
         self.create(name, |at| linkat(&dir, &target_name, at, name, AtFlags::empty()))
     }
 
@@ -259,18 +256,10 @@ impl Unpacker<'_> {
         let moved = if self.spec.prefix.is_some() { b"" } else { layout.prefix() };
         layout::move_up(self.top.as_fd(), moved)?;
         self.parents = Parents::new(&self.top)?;
-        let (directories, _) = self.directories.finish()?;
-        let mut directories = directories.into_inner().map_err(|error| error.into_error());
-        let mut spool = directories
-            .as_mut()
-            .map_err(|error| std::io::Error::from(error.kind()))
-            .context(|| "write a temporary file")?;
-        spool.seek(SeekFrom::Start(0)).context(|| "read a temporary file")?;
-        let mut entries = Reader::new(BufReader::new(&mut spool));
-        while let Some(entry) = entries.next_entry()? {
+        let mut directories = self.directories.finish()?;
+        while let Some((path, entry)) = directories.next()? {
             self.progress.check()?;
-            let path = paths::normalized(&entry.path)?;
-            let Some(path) = paths::below(&path, moved) else { continue };
+            let Some(path) = paths::below(path, moved) else { continue };
             self.has_top |= path.is_empty();
             let set = self.parents.open(path).and_then(|dir| {
                 let missing = || paths::refused("a later entry has replaced the directory");

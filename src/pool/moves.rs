@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::OpenPool;
 use super::capacity::Reservation;
 use super::commit::{Committer, SHARED_RETENTION};
-use super::index::VolumeEntry;
+use super::index::{Index, VolumeEntry};
 use super::medium::Medium;
 use super::object::ObjectKind;
+use super::store::Draft;
 use super::trash::{Retention, TrashEntry};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{Name, Timestamp, Volume};
@@ -65,6 +66,28 @@ impl OpenPool {
         }
         self.reaper.add([self.store.trash().expire(entry)?]);
         Ok(())
+    }
+
+    /// Makes a draft the volume of this record, in place of the existing one, which goes to the trash. The caller holds the
+    /// locks of the volume and of its data.
+    ///
+    /// # Errors
+    /// `Unsupported` when the filesystem exchanges no directories; otherwise the error of the failed system call. The old
+    /// volume is in place then.
+    pub fn replace_volume(
+        &self,
+        mut draft: Draft<'_>,
+        volume: &Volume,
+        retention: Retention,
+    ) -> Result<TrashEntry> {
+        let name = &volume.id.name;
+        draft.write_next_record(volume)?;
+        let entry = VolumeEntry::from(volume);
+        let exchange = || draft.exchange(name, retention);
+        let update = |index: &mut Index| index.put_volume(name.clone(), entry);
+        let discarded = self.rename_objects(KIND, &[name], Committer::Job, exchange, update)?;
+        drop(draft);
+        self.store.sync_exchanged(name, discarded)
     }
 
     /// Gives an unmanaged volume its first record. The caller holds its lock.

@@ -9,6 +9,7 @@ mod draft;
 mod in_place;
 mod moves;
 mod record;
+mod replace;
 mod unmanaged;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -196,6 +196,18 @@ fn more_data_than_the_volume_may_have_is_refused() {
     assert_eq!(fs::metadata(workspace.path().join("to/a")).unwrap().len(), 1 << 40, "a hole takes no space");
 }
 
+#[test]
+fn a_directory_that_is_repeated_with_large_attributes_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let xattrs = vec![(b"user.large".to_vec(), vec![7; 1_000_000])];
+    let repeated = vec![Entry { xattrs, ..entry("a", EntryKind::Directory) }; 80];
+    let error = refused(&archive(&repeated), &UnpackSpec::default());
+    assert_eq!(error.kind(), Kind::Unreadable, "{}", error.chain());
+    assert!(error.chain().contains("repeats directories"), "{}", error.chain());
+}
+
 /// A header of this type and size, with a valid checksum.
 fn raw_header(kind: u8, size: &str) -> Vec<u8> {
     let mut block = archive(&[file("x")])[..512].to_vec();

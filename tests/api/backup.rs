@@ -18,12 +18,12 @@ use crate::common::isolation::is_root;
 use crate::common::pool::{names, read_record, request, settings_of, volume_record};
 use crate::common::wait::within_seconds;
 
-fn data(pools: &Pools, volume: &str) -> PathBuf {
+pub(super) fn data(pools: &Pools, volume: &str) -> PathBuf {
     pools.path("p").join("volumes").join(volume).join("data")
 }
 
 /// A pool with the volume `a`, which has a little of everything.
-fn pools_with_data() -> Pools {
+pub(super) fn pools_with_data() -> Pools {
     let pools = Pools::with(&[("a", 1 << 30)], &[]);
     let root = data(&pools, "a");
     fs::create_dir(root.join("dir")).unwrap();
@@ -37,12 +37,12 @@ fn pools_with_data() -> Pools {
     pools
 }
 
-fn ran_well(ran: &Ran) {
+pub(super) fn ran_well(ran: &Ran) {
     assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
 }
 
 /// The same pools in memory, the first with an empty volume `a`.
-fn pools_in_memory() -> Pools {
+pub(super) fn pools_in_memory() -> Pools {
     let pools = Pools { dir: tempfile::tempdir_in("/dev/shm").unwrap() };
     for pool in ["p", "q"] {
         fs::create_dir(pools.path(pool)).unwrap();
@@ -55,7 +55,7 @@ fn pools_in_memory() -> Pools {
 }
 
 /// Checks that a failed or interrupted command has left nothing in the pool `p`.
-fn assert_nothing_left(pools: &Pools, volumes: &[&str]) {
+pub(super) fn assert_nothing_left(pools: &Pools, volumes: &[&str]) {
     for directory in ["work", "trash", "snapshots"] {
         assert_eq!(names(&pools.path("p").join(directory)), Default::default(), "{directory}");
     }
@@ -63,7 +63,7 @@ fn assert_nothing_left(pools: &Pools, volumes: &[&str]) {
     assert_eq!(names(&pools.path("p").join("volumes")), expected);
 }
 
-fn shell(script: &str, dir: &Path) {
+pub(super) fn shell(script: &str, dir: &Path) {
     assert!(
         Command::new("sh").args(["-ec", script]).current_dir(dir).status().unwrap().success(),
         "{script}"
@@ -178,7 +178,7 @@ fn the_copy_of_a_backup_is_removed_also_after_a_kill() {
     assert_nothing_left(&pools, &["a"]);
 }
 
-fn interrupt(child: Child) -> String {
+pub(super) fn interrupt(child: Child) -> String {
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -403,6 +403,31 @@ fn a_device_is_restored_only_if_asked_for() {
     assert_nothing_left(&pools, &["a"]);
     ran_well(&pools.run(&format!("restore {} b --devices", file.display())));
     assert_eq!(facts(&data(&pools, "b")), facts(&data(&pools, "a")));
+}
+
+#[test]
+fn archives_with_a_large_window_are_read_up_to_that_of_zstd() {
+    if !is_root() {
+        return;
+    }
+    let pools = Pools::with(&[], &[]);
+    let dir = pools.dir.path();
+    // Its length is unknown to zstd, so that the window is not reduced to it.
+    let compress = |log: u32| {
+        shell(
+            &format!(
+                "mkdir -p t; echo 1 >t/file; tar -C t -cf - . | zstd -q -f -1 --long={log} -o {log}.tar.zst"
+            ),
+            dir,
+        );
+        format!("{}/{log}.tar.zst", dir.display())
+    };
+    let ran = pools.run(&format!("restore {} v", compress(27)));
+    ran_well(&ran);
+    assert_eq!(fs::read(data(&pools, "v").join("file")).unwrap(), b"1\n");
+    let ran = pools.run(&format!("restore {} w", compress(28)));
+    assert!(ran.code == 1 && ran.stderr.contains("zstd -dc --long=31 FILE"), "{}", ran.stderr);
+    assert_nothing_left(&pools, &["v"]);
 }
 
 /// The most memory that a command has used, in KiB.

@@ -25,12 +25,13 @@ use crate::common::csi::{MIB, capability, create_request, from_volume, map, size
 use crate::common::disk::run;
 use crate::common::isolation::skip;
 use crate::common::pool::read_record;
-use crate::common::server::{Options, Server, connect};
+use crate::common::server::{ORLOP, Options, Server, connect};
 
 /// How often a copy without a pause is tried until one mixes several instants.
 const TRIES: u32 = 20;
 /// A copy of every this many is a clone, and the others are snapshots.
 const CLONES: u32 = 10;
+const BACKUPS: u32 = 5;
 /// A busy machine needs longer than the default: the test is about order and not about time.
 const PAUSED: [(&str, &str); 2] = [("consistency", "crash"), ("maxPause", "60s")];
 const NOT_PAUSED: [(&str, &str); 1] = [("consistency", "none")];
@@ -205,6 +206,33 @@ impl Load {
     }
 }
 
+impl Load {
+    /// Backs the volume up by the command line and extracts the archive by tar, with these arguments. Returns the last step in
+    /// it, or why there is none.
+    fn backup(&self, dir: &Path, arguments: &[&str]) -> Result<u64, String> {
+        let archive = dir.join("backup.tar");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut command = Command::new(ORLOP);
+            command.args(["backup", "source", "-o"]).arg(&archive).args(arguments);
+            command.arg(format!("--pool=p={}", self.server.pool().display()));
+            let output = command.env_remove("ORLOP_POOL").env_remove("ORLOP_CONFIG").output().unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            if output.status.success() {
+                break;
+            }
+            // The writer may not freeze in time on a busy machine.
+            assert!(Instant::now() < deadline, "{stderr}");
+        }
+        let extracted = dir.join("extracted");
+        std::fs::create_dir(&extracted).unwrap();
+        run("tar", &["-xf", archive.to_str().unwrap(), "-C", extracted.to_str().unwrap()]);
+        let step = last_step(&extracted);
+        std::fs::remove_dir_all(&extracted).unwrap();
+        step
+    }
+}
+
 /// Whether the sidecars of Kubernetes repeat a request after this answer: also one that was refused, for example because the
 /// writer did not freeze within a second on a busy disk.
 fn is_retried(status: &Status, deadline: Instant) -> bool {
@@ -286,6 +314,27 @@ fn every_copy_under_load_shows_one_instant() {
             pauses[pauses.len() - 1],
         );
     });
+}
+
+#[test]
+fn a_backup_under_load_shows_one_instant_if_it_is_asked_to() {
+    under_load(
+        "load::consistency::a_backup_under_load_shows_one_instant_if_it_is_asked_to",
+        async |mut load| {
+            let dir = tempfile::tempdir().unwrap();
+            let mut last = 0;
+            for number in 1..=BACKUPS {
+                let step = load.backup(dir.path(), &[]);
+                let step =
+                    step.unwrap_or_else(|torn| panic!("backup {number} mixes several instants: {torn}"));
+                assert!(step > last, "backup {number} shows step {step}, and an earlier one showed {last}");
+                last = step;
+                assert!(load.container.is_running());
+            }
+            let is_torn = |_| load.backup(dir.path(), &["--consistency", "none"]).is_err();
+            assert!((0..TRIES).any(is_torn), "{TRIES} backups without a pause show one instant each");
+        },
+    );
 }
 
 #[test]

@@ -17,12 +17,12 @@ pub struct Backup {
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
-    pub backup: BackUp,
+    pub backup: NewBackup,
 }
 
-/// Flags of a backup.
+/// Flags of a new backup.
 #[derive(Debug, Args)]
-pub struct BackUp {
+pub struct NewBackup {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
     pub pools: Pools,

@@ -127,6 +127,11 @@ pub struct Restore {
     /// The directory of the archive that becomes the volume; . for the whole archive [default: recognized]
     #[arg(long, value_name = "DIR")]
     pub prefix: Option<PathBuf>,
+
+    /// Replace the contents of the existing volume NAME by those of the archive, at once and completely. The old contents go
+    /// to the trash if the policy of the volume says so
+    #[arg(long, conflicts_with_all = ["options", "labels"])]
+    pub replace: bool,
 }
 
 /// The volume that a copy becomes.

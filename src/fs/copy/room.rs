@@ -17,11 +17,12 @@ pub(in crate::fs) struct Room {
     budget: Budget,
     /// Entries until the free inodes are read again.
     unchecked: u64,
+    created: u64,
 }
 
 impl Room {
     pub(in crate::fs) fn new(to: BorrowedFd<'_>) -> Result<Self> {
-        Ok(Self { budget: Budget::of_filesystem(to)?, unchecked: 0 })
+        Ok(Self { budget: Budget::of_filesystem(to)?, unchecked: 0, created: 0 })
     }
 
     /// Starts to count the entries of the source anew.
@@ -38,11 +39,17 @@ impl Room {
         self.budget.take(links)
     }
 
+    /// The entries that were created.
+    pub(in crate::fs) fn created(&self) -> u64 {
+        self.created
+    }
+
     /// Counts an entry that was created.
     ///
     /// # Errors
     /// `NoSpace` when few inodes are left.
     pub(in crate::fs) fn take(&mut self, to: BorrowedFd<'_>) -> Result<()> {
+        self.created += 1;
         if let Some(left) = self.unchecked.checked_sub(1) {
             self.unchecked = left;
             return Ok(());

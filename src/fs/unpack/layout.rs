@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use rustix::fs::{AtFlags, Mode, mkdirat, renameat, unlinkat};
+use rustix::io::Errno;
 
 use super::paths::{refused, split};
 use crate::error::{Context as _, Result};
@@ -64,7 +65,10 @@ fn names(dir: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, bool)>> {
     let mut walk = Walk::new(dir).context(|| "open a directory")?;
     let mut names = Vec::new();
     while let Some(entry) = walk.next().context(|| "read a directory")? {
-        let is_directory = open_directory(walk.dir(), &entry.name).is_ok();
+        let is_directory = match open_directory(walk.dir(), &entry.name) {
+            Err(Errno::NOTDIR | Errno::LOOP) => false,
+            opened => opened.context(|| "open an entry").map(|_| true)?,
+        };
         names.push((entry.name.into_bytes(), is_directory));
         if names.len() > 8 {
             break;

@@ -4,16 +4,20 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use orlop::archive::{Entry, EntryKind, Reader, Writer};
 use orlop::engine::Engine;
 use orlop::engine::request::{CreateVolume, OwnerSpec, Publish, Sharing, Tuning};
 use orlop::error::{Error, Kind, Result};
+use orlop::fs::copy::Progress;
+use orlop::fs::unpack::UnpackSpec;
 use orlop::mount::{self, MountFlags};
-use orlop::volume::{OnDelete, Policy, PolicyChange, SizeRange, Source};
+use orlop::volume::{OnDelete, Policy, PolicyChange, SizeRange, Source, VolumeId};
 
 use crate::common::backends::Backend;
 use crate::common::pool::{
@@ -47,6 +51,8 @@ pub(super) enum Operation {
     DeleteSnapshot,
     Rename,
     Undelete,
+    Replace,
+    ReplaceTrashed,
     Publish,
     Unpublish,
     PublishEphemeral,
@@ -68,6 +74,8 @@ pub(super) const ALL: &[Operation] = &[
     Operation::DeleteSnapshot,
     Operation::Rename,
     Operation::Undelete,
+    Operation::Replace,
+    Operation::ReplaceTrashed,
     Operation::Publish,
     Operation::Unpublish,
     Operation::PublishEphemeral,
@@ -113,6 +121,31 @@ fn ephemeral() -> CreateVolume {
     request(INLINE, 1 << 20)
 }
 
+fn replace(engine: &Engine, name: &str) -> Result<VolumeId> {
+    let entry = |path: &str, kind, size| Entry {
+        path: path.into(),
+        kind,
+        mode: 0o755,
+        uid: 1,
+        gid: 2,
+        modified: (1, 2),
+        accessed: None,
+        xattrs: Vec::new(),
+        size,
+        data: None,
+    };
+    let mut archive = Writer::new(Vec::new());
+    archive.entry(&entry(".", EntryKind::Directory, 0))?;
+    archive.entry(&entry("new", EntryKind::Directory, 0))?;
+    archive.entry(&entry("new/file", EntryKind::File, 3))?;
+    archive.data(b"new")?;
+    archive.entry(&entry("new/link", EntryKind::HardLink(b"new/file".to_vec()), 0))?;
+    let (archive, _) = archive.finish()?;
+    let mut reader = Reader::new(&archive[..]);
+    let spec = UnpackSpec::default();
+    Ok(engine.replace_from_archive(&id(name), &mut reader, &spec, &Progress::default())?.0.id)
+}
+
 fn publish(engine: &Engine, base: &Base, name: &str, ephemeral: Option<CreateVolume>) -> Result<()> {
     engine.publish(&Publish {
         id: id(name),
@@ -146,8 +179,10 @@ impl Operation {
             Self::Create | Self::Clone | Self::Restore | Self::Rename => ("volumes", FRESH),
             Self::PublishEphemeral | Self::UnpublishEphemeral => ("volumes", INLINE_NAME.as_str()),
             Self::Snapshot => ("snapshots", FRESH),
-            Self::Expand | Self::Modify | Self::Delete | Self::Publish | Self::Unpublish => ("volumes", OLD),
-            Self::DeleteToTrash | Self::Undelete => ("volumes", TRASHED),
+            Self::Expand | Self::Modify | Self::Delete | Self::Replace | Self::Publish | Self::Unpublish => {
+                ("volumes", OLD)
+            }
+            Self::DeleteToTrash | Self::Undelete | Self::ReplaceTrashed => ("volumes", TRASHED),
             Self::DeleteRetained => ("volumes", RETAINED),
             Self::DeleteSnapshot => ("snapshots", SNAPSHOT),
         }
@@ -219,6 +254,8 @@ impl Operation {
                 None => engine.get(&id(TRASHED))?.id,
                 Some(trashed) => engine.undelete(&trashed.id.pool, &trashed.entry, &trashed.id.name)?.id,
             },
+            Self::Replace => replace(engine, OLD)?,
+            Self::ReplaceTrashed => replace(engine, TRASHED)?,
             Self::Publish => publish(engine, base, OLD, None).map(|()| id(OLD))?,
             Self::Unpublish => engine.unpublish(&id(OLD).to_string(), &base.target()).map(|()| id(OLD))?,
             Self::PublishEphemeral => {
@@ -230,8 +267,13 @@ impl Operation {
     }
 
     /// The number of entries that it leaves in the trash.
-    pub(super) fn kept(self) -> usize {
-        usize::from(matches!(self, Self::DeleteToTrash | Self::DeleteRetained))
+    pub(super) fn kept(self) -> RangeInclusive<usize> {
+        match self {
+            Self::DeleteToTrash | Self::DeleteRetained => 1..=1,
+            // It is repeated, and an interrupted one may leave the new volume there.
+            Self::ReplaceTrashed => 1..=4,
+            _ => 0..=0,
+        }
     }
 
     /// Whether the target is a mount point, before or after the operation.
@@ -267,6 +309,19 @@ impl Operation {
                     return false;
                 }
                 assert!(new.unwrap().contains(&word));
+                return true;
+            }
+            Self::Replace | Self::ReplaceTrashed => {
+                if object(&now) == object(before) {
+                    return false;
+                }
+                let data: Vec<_> = subtree(&now, &format!("{directory}/{name}/data")).into_keys().collect();
+                assert_eq!(data, ["", "new", "new/file", "new/link"], "the new contents are complete");
+                assert_eq!(fs::read(base.data(directory, name).join("new/file")).unwrap(), b"new");
+                let old = subtree(before, &format!("{directory}/{name}/data"));
+                let in_trash = |entry: &String| subtree(&now, &format!("trash/{entry}/data")) == old;
+                let is_kept = self == Self::Replace || names(&base.pool().join("trash")).iter().any(in_trash);
+                assert!(is_kept, "the old contents are in the trash");
                 return true;
             }
             _ if exists == existed => assert_eq!(object(&now), object(before)),
