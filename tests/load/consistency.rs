@@ -227,7 +227,7 @@ impl Load {
         let extracted = dir.join("extracted");
         std::fs::create_dir(&extracted).unwrap();
         run("tar", &["-xf", archive.to_str().unwrap(), "-C", extracted.to_str().unwrap()]);
-        let step = last_step(&extracted);
+        let step = last_step(&[&extracted]);
         std::fs::remove_dir_all(&extracted).unwrap();
         step
     }
