@@ -22,7 +22,7 @@ pub(super) struct Servers(Mutex<HashMap<String, Arc<Calls>>>);
 
 impl Servers {
     pub(super) fn calls(&self, server: &str, lane: &Lane, timeout: Duration) -> Arc<Calls> {
-        let new = || Arc::new(Calls::new(lane.subject(), timeout));
+        let new = || Arc::new(Calls::new(lane.subject(), lane.to_check(&[]), timeout));
         Arc::clone(self.lock().entry(server.to_owned()).or_insert_with(new))
     }
 
@@ -106,6 +106,7 @@ mod tests {
         let error = dispatch.run(&dead, hang).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Unresponsive);
         assert!(error.chain().starts_with("NFS server dead does not respond"), "{}", error.chain());
+        assert!(error.chain().ends_with("; check the server and the network"), "{}", error.chain());
         dispatch.run(&alive, |_| Ok(())).await.unwrap();
         dispatch.run(&Lane::NoPool, |_| Ok(())).await.unwrap();
         drop(resume);
