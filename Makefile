@@ -4,7 +4,7 @@ SHELL := bash
 # Architectures of the static binaries and the image: amd64, arm64 or both.
 ARCH ?= $(shell uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 
-.PHONY: help demo test test-docker test-vm fuzz lint deny sanity bench static image deb manifest chart cluster-up cluster-down e2e e2e-storage figures
+.PHONY: help demo test test-docker test-vm test-vm-cluster fuzz lint deny sanity bench static image deb manifest chart cluster-up cluster-down e2e e2e-storage figures
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,13 @@ test-vm: ## run the tests that need NFS or project quotas, in a virtual machine
 	@tests/install rust test vm
 	tests/vm/build
 	tests/vm/suite
+
+test-vm-cluster: image ## run a Kubernetes cluster with an NFS server in the virtual machine, and use the chart with nfs.enabled there
+	@tests/install rust test vm
+	tests/cluster/install
+	tests/cluster/build cluster
+	tests/vm/build
+	tests/vm/cluster/suite
 
 bench: ## run the benchmarks, compared with the least driver and with bare system calls
 	@tests/install rust

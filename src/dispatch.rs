@@ -57,7 +57,8 @@ impl Dispatch {
         let timeout = engine.tuning().call_timeout;
         let names: Vec<_> = pools.iter().map(|pool| pool.name.clone()).collect();
         let lanes = lane::all(&names).into_iter();
-        let lanes = lanes.map(|lane| (lane.clone(), Arc::new(Calls::new(lane.subject(), timeout))));
+        let calls = |lane: &Lane| Arc::new(Calls::new(lane.subject(), lane.to_check(&pools), timeout));
+        let lanes = lanes.map(|lane| (lane.clone(), calls(&lane)));
         let lanes = Arc::new(lanes.collect());
         let servers = Arc::default();
         Self { timeout, lanes, servers, engine, pools: pools.into(), groups: groups.into() }

@@ -208,7 +208,7 @@ impl Watched {
         let mut status = match hangs_since {
             None => state.last.clone(),
             Some(since) => {
-                let cause = format!("has not responded since {since:.0}: check its disk");
+                let cause = format!("has not responded since {since:.0}: {}", self.settings.to_check());
                 let trash_failure = state.last.trash_failure.clone();
                 PoolStatus { unavailable: Some(cause), trash_failure, ..PoolStatus::new(&self.settings) }
             }
@@ -311,6 +311,16 @@ mod tests {
         assert_eq!(pool.status(None).since, first.since);
         available(&pool);
         assert_eq!((pool.status(None).unavailable, pool.status(None).since), (None, None));
+    }
+
+    #[test]
+    fn a_pool_on_nfs_that_hangs_names_the_server_to_check() {
+        let share = crate::remote::NfsShare::new("nas", "/pool", "", None).unwrap();
+        let settings =
+            PoolSettings { share: Some(share), ..PoolSettings::new("p".parse().unwrap(), "/p".into()) };
+        let status = Watched::new(&settings).status(Some(Timestamp::now()));
+        let cause = status.unavailable.unwrap();
+        assert!(cause.ends_with(": check the server and the network"), "{cause}");
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Setup {
     /// What its calls wait for, as the subject of a message, and what to check when that does not respond.
     fn subject(&self) -> (String, &'static str) {
         match self.pools.iter().find_map(|pool| pool.share.as_ref()) {
-            Some(share) => (format!("NFS server {}", share.server), "check the server and the network"),
+            Some(share) => (format!("NFS server {}", share.server), PoolSettings::CHECK_SERVER),
             None => (format!("pool {}", self.group), "check its disk"),
         }
     }

@@ -24,6 +24,8 @@ pub(super) const MAX_THREADS: usize = MAX_CALLS + SPARE_CALLS;
 pub(super) struct Calls {
     /// What they wait for.
     subject: String,
+    /// What to do when it does not respond.
+    to_check: &'static str,
     /// Time after which a running call is overdue.
     timeout: Duration,
     /// Number of permits.
@@ -62,14 +64,20 @@ pub(super) struct Running {
 }
 
 impl Calls {
-    pub(super) fn new(subject: String, timeout: Duration) -> Self {
-        Self::with_permits(subject, timeout, MAX_CALLS)
+    pub(super) fn new(subject: String, to_check: &'static str, timeout: Duration) -> Self {
+        Self::with_permits(subject, to_check, timeout, MAX_CALLS)
     }
 
     /// The calls of a lane with this number of permits.
-    pub(super) fn with_permits(subject: String, timeout: Duration, most: usize) -> Self {
+    pub(super) fn with_permits(
+        subject: String,
+        to_check: &'static str,
+        timeout: Duration,
+        most: usize,
+    ) -> Self {
         Self {
             subject,
+            to_check,
             timeout,
             most,
             permits: Arc::new(Semaphore::new(most)),
@@ -139,8 +147,8 @@ impl Calls {
         };
         let since = state.running.values().next().map_or_else(Timestamp::now, |started| started.at);
         drop(state);
-        let text =
-            format!("{} does not respond: {waiting} waited since {since:.0}; check its disk", self.subject);
+        let Self { subject, to_check, .. } = self;
+        let text = format!("{subject} does not respond: {waiting} waited since {since:.0}; {to_check}");
         Error::new(Kind::Unresponsive, text)
     }
 
@@ -274,7 +282,7 @@ mod tests {
     }
     #[tokio::test]
     async fn a_second_trial_is_refused_at_once() {
-        let calls = Arc::new(Calls::new("pool p".to_owned(), SECOND / 10));
+        let calls = Arc::new(Calls::new("pool p".to_owned(), "check its disk", SECOND / 10));
         let enter = || calls.enter(Instant::now() + SECOND);
         let _hung = enter().await.unwrap();
         tokio::time::sleep(SECOND / 10).await;
@@ -301,7 +309,7 @@ mod tests {
     #[tokio::test]
     async fn a_lane_whose_calls_never_end_is_used_again_when_the_pool_works() {
         let timeout = SECOND / 5;
-        let calls = Arc::new(Calls::new("pool p".to_owned(), timeout));
+        let calls = Arc::new(Calls::new("pool p".to_owned(), "check its disk", timeout));
         let enter = || calls.enter(Instant::now() + timeout / 10);
         let mut hung = Vec::new();
         for _ in 0..MAX_CALLS {

@@ -1,7 +1,7 @@
 //! Lanes: which calls can wait for the same disk.
 
 use super::Dispatch;
-use crate::engine::request::CreateVolume;
+use crate::engine::request::{CreateVolume, PoolSettings};
 use crate::volume::{PoolName, VolumeId};
 
 /// Calls that can wait for the same disks. Calls of different lanes do not wait for each other.
@@ -71,6 +71,17 @@ impl Lane {
             Self::AllPools => "at least one pool (see /readyz)".to_owned(),
             Self::NoPool => "this host".to_owned(),
         }
+    }
+
+    /// What to do when that does not respond.
+    pub(super) fn to_check(&self, pools: &[PoolSettings]) -> &'static str {
+        let pool = match self {
+            Self::Server(_) => return PoolSettings::CHECK_SERVER,
+            Self::Pool(pool) | Self::Unmount(pool) | Self::Copy { from: pool, .. } => Some(pool),
+            Self::AllPools | Self::NoPool => None,
+        };
+        let settings = pools.iter().find(|settings| Some(&settings.name) == pool);
+        settings.map_or("check its disk", PoolSettings::to_check)
     }
 }
 

@@ -36,7 +36,9 @@ impl Default for Servers {
 
 impl Servers {
     pub(super) fn calls(&self, server: &str, lane: &Lane, timeout: Duration) -> Arc<Calls> {
-        let new = || Arc::new(Calls::with_permits(lane.subject(), timeout, CALLS_OF_SERVER));
+        let new = || {
+            Arc::new(Calls::with_permits(lane.subject(), lane.to_check(&[]), timeout, CALLS_OF_SERVER))
+        };
         Arc::clone(self.lock().entry(server.to_owned()).or_insert_with(new))
     }
 
@@ -139,6 +141,7 @@ mod tests {
         let error = dispatch.run(&dead, hang).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Unresponsive);
         assert!(error.chain().starts_with("NFS server dead does not respond"), "{}", error.chain());
+        assert!(error.chain().ends_with("; check the server and the network"), "{}", error.chain());
         dispatch.run(&alive, |_| Ok(())).await.unwrap();
         dispatch.run(&Lane::NoPool, |_| Ok(())).await.unwrap();
         drop(resume);

@@ -40,6 +40,15 @@ pub struct PoolSettings {
 }
 
 impl PoolSettings {
+    /// What to do when a server does not respond.
+    pub const CHECK_SERVER: &str = "check the server and the network";
+
+    /// What to do when the pool does not respond.
+    #[must_use]
+    pub fn to_check(&self) -> &'static str {
+        if self.share.is_some() { Self::CHECK_SERVER } else { "check its disk" }
+    }
+
     /// A pool without overcommit, reserve or checks of its directory.
     #[must_use]
     pub fn new(name: PoolName, path: PathBuf) -> Self {

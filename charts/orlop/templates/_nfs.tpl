@@ -105,5 +105,5 @@ resources: {{- toYaml .values.resources | nindent 2 }}
 
 {{- define "orlop.nfs.config" -}}
 # orlop reads the pools at startup: a change of the pools replaces the pods.
-orlop.dev/config: {{ include "orlop.nfs.pools" . | sha256sum | trunc 16 }}
+orlop.dev/config: {{ list (include "orlop.nfs.pools" .) .Values.callTimeout | toJson | sha256sum | trunc 16 }}
 {{- end -}}

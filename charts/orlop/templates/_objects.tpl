@@ -113,6 +113,14 @@ reserve = {{ . | quote }}
 {{ end }}
 {{- end -}}
 
+{{/* The section of the configuration file for all pools. */}}
+{{- define "orlop.tuning" -}}
+{{- with .Values.callTimeout }}
+[tuning]
+call-timeout = {{ . | quote }}
+{{ end }}
+{{- end -}}
+
 {{/* A role of a ServiceAccount and its binding: (dict "root" $ "kind" ClusterRole or Role "name" … "serviceAccount" …
      "rules" text). */}}
 {{- define "orlop.role" -}}
