@@ -156,12 +156,6 @@ impl Pool {
         Self { settings, purpose, lock_wait, known, kept, reaper, auditor, usage, open, opening }
     }
 
-    /// The same pool, whose volumes are audited again and again while it is served.
-    #[must_use]
-    pub fn with_audits(self, every: Duration) -> Self {
-        Self { auditor: Auditor::new(every), ..self }
-    }
-
     /// The same pool, with its record in this directory of the host. An empty directory whose path has a record never
     /// becomes a pool.
     #[must_use]
@@ -186,12 +180,6 @@ impl Pool {
     #[must_use]
     pub fn reaper(&self) -> &Reaper {
         &self.reaper
-    }
-
-    /// What the last audit of its volumes has found.
-    #[must_use]
-    pub fn last_audit(&self) -> Option<LastAudit> {
-        self.auditor.last()
     }
 
     /// Returns the pool if it is open and its directory is still at its path.

@@ -211,9 +211,13 @@ fn expand(flags: &Expand) -> Result<()> {
     let what = format!("expand volume {id}");
     // The limit refuses a smaller size: a volume shrinks only on request.
     let range = SizeRange { required: size, limit: size };
-    let with_next_step = |error: Error| match error.kind() {
-        Kind::OutOfRange => Error::caused(Kind::OutOfRange, "--shrink makes a volume smaller", error),
-        _ => error,
+    let with_next_step = |error: Error| {
+        let is_smaller = error.kind() == Kind::OutOfRange;
+        if is_smaller {
+            Error::caused(Kind::OutOfRange, "--shrink makes a volume smaller", error)
+        } else {
+            error
+        }
     };
     if flags.dry_run {
         let checked = session.call(&what, move |engine| engine.check_expand(&id, range));

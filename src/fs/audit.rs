@@ -137,7 +137,12 @@ impl Audit {
         let compared = match kind {
             FileType::Directory => return self.descend(name, &stat),
             FileType::RegularFile => self.compare_file(name),
-            _ => self.compare_name(name, &stat),
+            FileType::Symlink
+            | FileType::Fifo
+            | FileType::Socket
+            | FileType::CharacterDevice
+            | FileType::BlockDevice
+            | FileType::Unknown => self.compare_name(name, &stat),
         };
         let compared = match (&self.mode, compared) {
             // Only directories keep programs from moving files.

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::OpenPool;
 use super::object::ObjectKind;
 use super::store::FoundVolume;
+use super::{OpenPool, Pool};
 use crate::backend::BackendKind;
 use crate::error::{Context as _, Result};
 use crate::fs::audit::{Audit, Strays};
@@ -60,6 +60,20 @@ struct State {
 struct Schedule {
     every: Duration,
     offset: Duration,
+}
+
+impl Pool {
+    /// The same pool, whose volumes are audited again and again while it is served.
+    #[must_use]
+    pub fn with_audits(self, every: Duration) -> Self {
+        Self { auditor: Auditor::new(every), ..self }
+    }
+
+    /// What the last audit of its volumes has found.
+    #[must_use]
+    pub fn last_audit(&self) -> Option<LastAudit> {
+        self.auditor.last()
+    }
 }
 
 impl OpenPool {

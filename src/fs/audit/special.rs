@@ -33,16 +33,14 @@ pub(super) fn make_again(
         removed => removed.context(|| "remove an unfinished file")?,
     }
     let old = open_path(at, name).context(|| "open")?;
-    match kind_of(stat) {
-        FileType::Symlink => {
-            let target = readlinkat(&old, c"", Vec::new()).context(|| "read the symlink")?;
-            symlinkat(target, scratch, NEW).context(|| "make the symlink again")?;
-        }
-        kind => {
-            let device = rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
-            let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o777);
-            mknodat(scratch, NEW, kind, mode, device).context(|| "make the node again")?;
-        }
+    let kind = kind_of(stat);
+    if kind == FileType::Symlink {
+        let target = readlinkat(&old, c"", Vec::new()).context(|| "read the symlink")?;
+        symlinkat(target, scratch, NEW).context(|| "make the symlink again")?;
+    } else {
+        let device = rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
+        let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o777);
+        mknodat(scratch, NEW, kind, mode, device).context(|| "make the node again")?;
     }
     Attributes::new().copy_to_name(old.as_fd(), scratch, NEW, stat)?;
     renameat(scratch, NEW, at, name).context(|| "replace the old file")
