@@ -12,6 +12,7 @@ mod archive;
 mod claims;
 mod consistency;
 mod copy;
+mod cost;
 mod create;
 mod described;
 mod dry_run;

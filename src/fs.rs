@@ -6,6 +6,7 @@
 pub mod copy;
 pub mod pack;
 pub mod project;
+pub mod reflink;
 pub mod remove;
 pub mod subvolume;
 pub mod unpack;

@@ -27,6 +27,7 @@ mod api {
     mod semantics;
     mod shares;
     mod sharing;
+    mod snapshot_cost;
     mod trees;
     mod upkeep;
     mod verbs;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use orlop::csi::proto::group_controller_client::GroupControllerClient;
 use orlop::csi::proto::*;
 use orlop::engine::Engine;
-use orlop::engine::request::{CreateGroup, SnapshotGroup, Tuning};
+use orlop::engine::request::{ConsistencySpec, CreateGroup, SnapshotGroup, Tuning};
 use orlop::error::Kind;
 use orlop::volume::{Labels, Source};
 use tonic::{Code, Status};
@@ -20,14 +20,14 @@ use crate::common::pool::{
     MIB, check, contents, copy_request, id, is_subvolume, kind, listed_snapshots, long_waits, names, open,
     open_with, read_record, request, settings_of, snapshot_record, snapshot_request,
 };
-use crate::common::server::{Server, connect};
+use crate::common::server::{ORLOP, Server, connect};
 
 fn group_request(name: &str, volumes: &[&str]) -> CreateGroup {
     CreateGroup {
         name: name.into(),
         pool: "p".parse().unwrap(),
         source_volumes: volumes.iter().map(|volume| id(volume)).collect(),
-        max_pause: Duration::from_secs(2),
+        consistency: ConsistencySpec { max_pause: Duration::from_secs(2), ..ConsistencySpec::default() },
         labels: Labels::new(),
     }
 }
@@ -235,6 +235,32 @@ fn a_group_that_takes_longer_than_a_call_completes_over_retries() {
     assert!(waited && group.snapshots.len() == 2);
     let data = |name: &str| contents(&dir.path().join(name).join("data"));
     assert_eq!(data("snapshots/g.2"), data("volumes/b"));
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "runs orlop")]
+fn a_group_is_removed_by_hand_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    make_volumes(&engine, dir.path(), &["a", "b"]);
+    engine.create_group(&group_request("g", &["a", "b"])).unwrap();
+    let rm = |arguments: &[&str]| {
+        let mut orlop = std::process::Command::new(ORLOP);
+        let ran = orlop.args(["snapshot", "rm", "--pool"]).arg(format!("p={}", dir.path().display()));
+        let ran = ran.args(arguments).output().unwrap();
+        (
+            ran.status.success(),
+            String::from_utf8(ran.stdout).unwrap() + &String::from_utf8(ran.stderr).unwrap(),
+        )
+    };
+    let (done, said) = rm(&["p/g.1"]);
+    assert!(!done && said.contains("belongs to group snapshot p/g"), "{said}");
+    let (done, said) = rm(&["p/none"]);
+    assert!(!done && said.contains("snapshot p/none does not exist"), "{said}");
+    assert_eq!(rm(&["--dry-run", "p/g"]), (true, "would delete snapshot p/g\n".to_owned()));
+    assert_eq!(snapshots_on_disk(dir.path()).len(), 2);
+    assert_eq!(rm(&["p/g"]), (true, "p/g\n".to_owned()));
+    assert!(snapshots_on_disk(dir.path()).is_empty());
 }
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, word: &str) {
