@@ -66,10 +66,9 @@ fn rm(flags: &RmSnapshots) -> Result<ExitCode> {
         session.call(&what, move |engine| match engine.check_removable_snapshot(&id) {
             // There is no such snapshot, but there may be a group.
             Err(error) if error.kind() == Kind::NotFound => {
-                engine.check_removable_group(&id).map_err(|of_group| match of_group.kind() {
-                    Kind::NotFound => error,
-                    _ => of_group,
-                })?;
+                engine
+                    .check_removable_group(&id)
+                    .map_err(|of_group| if of_group.kind() == Kind::NotFound { error } else { of_group })?;
                 if is_dry { Ok(()) } else { engine.delete_group(&id, &[]) }
             }
             removable => {

@@ -5,12 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use orlop::csi::proto::controller_client::ControllerClient;
 use orlop::csi::proto::group_controller_client::GroupControllerClient;
 use orlop::csi::proto::*;
 use orlop::engine::Engine;
 use orlop::engine::request::{ConsistencySpec, CreateGroup, SnapshotGroup, Tuning};
 use orlop::error::Kind;
 use orlop::volume::{Labels, Source};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::common::csi::{create_request, from_snapshot, map};
@@ -269,24 +271,42 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, word: &str
     assert!(status.message().contains(word), "{:?} lacks {word:?}", status.message());
 }
 
-#[tokio::test]
-async fn the_group_controller_answers_as_the_specification_says() {
+type Groups = GroupControllerClient<Channel>;
+
+/// A server with the volumes `p/v` and `p/w`.
+async fn start() -> (Server, ControllerClient<Channel>, Groups) {
     let server = Server::start(true);
     let mut controller = server.controller().await;
     for name in ["v", "w"] {
         controller.create_volume(create_request(name)).await.unwrap();
     }
-    let mut groups = GroupControllerClient::new(connect(&server.socket()).await);
+    let groups = GroupControllerClient::new(connect(&server.socket()).await);
+    (server, controller, groups)
+}
+
+fn create(name: &str, volumes: &[&str], parameters: &[(&str, &str)]) -> CreateVolumeGroupSnapshotRequest {
+    CreateVolumeGroupSnapshotRequest {
+        name: name.to_owned(),
+        source_volume_ids: volumes.iter().map(|volume| (*volume).to_owned()).collect(),
+        parameters: map(parameters),
+        ..Default::default()
+    }
+}
+
+fn get(id: &str, snapshots: &[&str]) -> GetVolumeGroupSnapshotRequest {
+    GetVolumeGroupSnapshotRequest {
+        group_snapshot_id: id.to_owned(),
+        snapshot_ids: snapshots.iter().map(|id| (*id).to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn the_group_controller_answers_as_the_specification_says() {
+    let (_server, _, mut groups) = start().await;
     let capabilities =
         groups.group_controller_get_capabilities(GroupControllerGetCapabilitiesRequest {}).await.unwrap();
     assert_eq!(capabilities.into_inner().capabilities.len(), 1);
-    let create =
-        |name: &str, volumes: &[&str], parameters: &[(&str, &str)]| CreateVolumeGroupSnapshotRequest {
-            name: name.to_owned(),
-            source_volume_ids: volumes.iter().map(|volume| (*volume).to_owned()).collect(),
-            parameters: map(parameters),
-            ..Default::default()
-        };
     for (request, code, word) in [
         (create("", &["p/v"], &[]), Code::InvalidArgument, "name is required"),
         (create("g", &[], &[]), Code::InvalidArgument, "source_volume_ids is required"),
@@ -299,6 +319,11 @@ async fn the_group_controller_answers_as_the_specification_says() {
     ] {
         refused(groups.create_volume_group_snapshot(request).await, code, word);
     }
+}
+
+#[tokio::test]
+async fn a_group_is_created_listed_and_deleted_over_csi() {
+    let (server, mut controller, mut groups) = start().await;
     let labels = [("csi.storage.k8s.io/volumegroupsnapshot/name", "nightly"), ("maxPause", "5s")];
     let group = groups.create_volume_group_snapshot(create("g", &["p/w", "p/v"], &labels)).await.unwrap();
     let group = group.into_inner().group_snapshot.unwrap();
@@ -325,11 +350,6 @@ async fn the_group_controller_answers_as_the_specification_says() {
         CreateVolumeRequest { volume_content_source: from_snapshot("p/g.2"), ..create_request("r") };
     controller.create_volume(restore).await.unwrap();
 
-    let get = |id: &str, snapshots: &[&str]| GetVolumeGroupSnapshotRequest {
-        group_snapshot_id: id.to_owned(),
-        snapshot_ids: snapshots.iter().map(|id| (*id).to_owned()).collect(),
-        ..Default::default()
-    };
     let found = groups.get_volume_group_snapshot(get("p/g", &["p/g.1", "p/g.2"])).await.unwrap();
     assert_eq!(found.into_inner().group_snapshot.unwrap(), group);
     for (request, code) in [

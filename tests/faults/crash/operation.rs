@@ -314,16 +314,7 @@ impl Operation {
                 let copy = contents(&base.data(directory, name));
                 assert_eq!(copy, subtree(before, &format!("volumes/{OLD}/data")), "the copy is complete");
             }
-            Self::CreateGroup => {
-                for (snapshot, volume) in GROUP.into_iter().zip([RETAINED, TRASHED]) {
-                    let copy = contents(&base.data(directory, snapshot));
-                    assert_eq!(
-                        copy,
-                        subtree(before, &format!("volumes/{volume}/data")),
-                        "the group is complete"
-                    );
-                }
-            }
+            Self::CreateGroup => check_group(base, before),
             Self::Rename => {
                 assert!(!base.pool().join("volumes").join(OLD).exists());
                 let renamed = contents(&base.data(directory, name));
@@ -369,6 +360,14 @@ impl Operation {
             kept.map(|(path, text)| (path.clone(), text.clone())).collect()
         };
         assert_eq!(others(&now), others(before), "an object that was acknowledged before changed");
+    }
+}
+
+/// Checks that both snapshots of the group are complete.
+fn check_group(base: &Base, before: &BTreeMap<String, String>) {
+    for (snapshot, volume) in GROUP.into_iter().zip([RETAINED, TRASHED]) {
+        let copy = contents(&base.data("snapshots", snapshot));
+        assert_eq!(copy, subtree(before, &format!("volumes/{volume}/data")), "the group is complete");
     }
 }
 
