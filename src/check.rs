@@ -4,8 +4,7 @@ pub mod audit;
 pub mod takeover;
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -17,6 +16,7 @@ use crate::backend::{self, Backend, LimitSupport};
 use crate::command::printable;
 use crate::engine::request::PoolSettings;
 use crate::fs::project;
+use crate::fs::reflink::shares_blocks;
 use crate::mount::users::Users;
 use crate::mount::{MountInfo, mount_of};
 use crate::pool::{KeptFiles, PoolRoot, check_outside_pools, check_projects, check_shareable, read_marker};
@@ -182,7 +182,7 @@ fn check_pool(facts: &mut Vec<Fact>, settings: &PoolSettings) {
         Ok(()) => fact(Verdict::Ok, &pool, "project ids", "none that forbid renames within the pool"),
         Err(error) => fact(Verdict::Bad, &pool, "project ids", error.chain()),
     });
-    facts.push(match supports_reflink(directory.as_fd()) {
+    facts.push(match shares_blocks(directory.as_fd()) {
         Ok(true) => fact(Verdict::Ok, &pool, "reflink", "yes: snapshots and clones share blocks"),
         Ok(false) => fact(Verdict::Note, &pool, "reflink", "no: snapshots and clones are full copies"),
         Err(error) => fact(Verdict::Note, &pool, "reflink", format!("unknown: {error}")),
@@ -245,15 +245,6 @@ fn count_entries(root: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(count)
 }
 
-/// Reports whether files in a directory can share blocks. It tries that with two unnamed temporary files.
-fn supports_reflink(directory: BorrowedFd<'_>) -> io::Result<bool> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let temporary = || rustix::fs::openat(directory, ".", flags, Mode::RUSR | Mode::WUSR);
-    let (mut from, to) = (File::from(temporary()?), temporary()?);
-    from.write_all(&[1; 4096])?;
-    Ok(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
-}
-
 /// The mount that a path is on; `None` if it was not found.
 fn mount_at(path: &Path) -> Option<MountInfo> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -273,6 +264,8 @@ fn describe(mount: &MountInfo) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
     use crate::volume::SCHEMA;
 

@@ -15,6 +15,7 @@ mod audit;
 mod claims;
 mod consistency;
 mod copy;
+mod cost;
 mod create;
 mod described;
 mod dry_run;

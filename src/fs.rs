@@ -8,6 +8,7 @@ pub mod copy;
 pub mod names;
 pub mod pack;
 pub mod project;
+pub mod reflink;
 pub mod remove;
 pub mod subvolume;
 pub mod unpack;

@@ -16,7 +16,9 @@ use serde::{Deserialize, Deserializer};
 use crate::engine::request::{ConsistencySpec, OwnerSpec};
 use crate::error::{Error, Kind, Result};
 use crate::quantity::HumanDuration;
-use crate::volume::{Consistency, Labels, Limit, OnDelete, Policy, PolicyChange, PoolName, shorten};
+use crate::volume::{
+    Consistency, Labels, Limit, OnDelete, Policy, PolicyChange, PoolName, SnapshotCost, shorten,
+};
 
 /// Default of `trashFor`.
 pub const DEFAULT_TRASH_FOR: Duration = Duration::from_secs(7 * 86_400);
@@ -24,10 +26,21 @@ pub const DEFAULT_TRASH_FOR: Duration = Duration::from_secs(7 * 86_400);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// The options of a volume, as `StorageClass.parameters` names them.
-const VOLUME: &[&str] =
-    &["pool", "onDelete", "trashFor", "mode", "uid", "gid", "limit", "inodes", "consistency", "maxPause"];
+const VOLUME: &[&str] = &[
+    "pool",
+    "onDelete",
+    "trashFor",
+    "mode",
+    "uid",
+    "gid",
+    "limit",
+    "inodes",
+    "consistency",
+    "maxPause",
+    "snapshotCost",
+];
 /// Those of a copy: `VolumeSnapshotClass.parameters`.
-const COPY: &[&str] = &["consistency", "maxPause"];
+const COPY: &[&str] = &["consistency", "maxPause", "snapshotCost"];
 /// Those that can be changed later: `VolumeAttributesClass.parameters`.
 const MUTABLE: &[&str] = &["onDelete", "trashFor", "limit", "inodes"];
 
@@ -66,6 +79,9 @@ struct Parameters {
     /// The longest pause of the containers that use the volume, such as `5s`. Default: 2s. Not with `consistency: none`.
     #[serde(deserialize_with = "from_text")]
     max_pause: Option<HumanDuration>,
+    /// What snapshots may cost: `any` (the default) or `cheap` (what would copy all bytes is refused).
+    #[serde(deserialize_with = "variant")]
+    snapshot_cost: Option<SnapshotCost>,
 }
 
 /// How the author of a request writes options, for errors.
@@ -192,7 +208,8 @@ fn consistency(spelling: Spelling, parameters: &Parameters) -> Result<Consistenc
         Some(HumanDuration(pause)) if pause > LONGEST_PAUSE => invalid("must be at most 5m"),
         max_pause => {
             let max_pause = max_pause.map_or(default.max_pause, |duration| duration.0);
-            Ok(ConsistencySpec { consistency, max_pause })
+            let cost = parameters.snapshot_cost.unwrap_or_default();
+            Ok(ConsistencySpec { consistency, max_pause, cost })
         }
     }
 }

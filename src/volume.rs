@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
-pub use consistency::{Consistency, CopyRecord};
+pub use consistency::{Consistency, CopyRecord, SnapshotCost};
 pub use id::{Name, PoolName, VolumeId, shorten};
 pub use jiff::Timestamp;
 pub use record::{BackendState, GroupMembership, SCHEMA, Snapshot, Volume};

@@ -29,6 +29,7 @@ mod api {
     mod semantics;
     mod shares;
     mod sharing;
+    mod snapshot_cost;
     mod terminal;
     mod trees;
     mod upkeep;

@@ -9,7 +9,7 @@ use crate::command::snapshots;
 use crate::config::flags::{CreateSnapshot, LsSnapshots, Output, RmSnapshots, Snapshots};
 use crate::engine::Engine;
 use crate::engine::request::{self, ConsistencySpec};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::options::assignment;
 use crate::volume::{Timestamp, VolumeId};
 
@@ -63,9 +63,18 @@ fn rm(flags: &RmSnapshots) -> Result<ExitCode> {
     let remove = |text: &String| {
         let id = session.snapshot(text)?;
         let (what, shown, is_dry) = (format!("delete snapshot {id}"), id.clone(), flags.dry_run);
-        session.call(&what, move |engine| {
-            engine.check_removable_snapshot(&id)?;
-            if is_dry { Ok(()) } else { engine.delete_snapshot(&id) }
+        session.call(&what, move |engine| match engine.check_removable_snapshot(&id) {
+            // There is no such snapshot, but there may be a group.
+            Err(error) if error.kind() == Kind::NotFound => {
+                engine
+                    .check_removable_group(&id)
+                    .map_err(|of_group| if of_group.kind() == Kind::NotFound { error } else { of_group })?;
+                if is_dry { Ok(()) } else { engine.delete_group(&id, &[]) }
+            }
+            removable => {
+                removable?;
+                if is_dry { Ok(()) } else { engine.delete_snapshot(&id) }
+            }
         })?;
         print(&if is_dry { format!("would delete snapshot {shown}\n") } else { format!("{shown}\n") })
     };

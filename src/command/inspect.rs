@@ -29,6 +29,8 @@ struct Details<'a> {
     enforced: Enforced,
     #[serde(skip_serializing_if = "Option::is_none")]
     not_enforced: Option<&'a str>,
+    /// `cheap`, or `copy`: all bytes are copied.
+    snapshot_cost: &'static str,
     owner: Option<Owner>,
     policy: Policy,
     labels: &'a Labels,
@@ -65,7 +67,8 @@ struct UserDetails<'a> {
 }
 
 impl<'a> From<&'a Inspected> for Details<'a> {
-    fn from(Inspected { volume, path, not_enforced, users, hosts }: &'a Inspected) -> Self {
+    fn from(inspected: &'a Inspected) -> Self {
+        let Inspected { volume, path, not_enforced, has_cheap_snapshots, users, hosts } = inspected;
         let Volume { id, managed, copied, .. } = volume;
         let copied = copied.as_ref();
         Self {
@@ -78,6 +81,7 @@ impl<'a> From<&'a Inspected> for Details<'a> {
             size: volume.size,
             enforced: volume.enforced,
             not_enforced: not_enforced.as_deref(),
+            snapshot_cost: if *has_cheap_snapshots { "cheap" } else { "copy" },
             owner: managed.then_some(volume.owner),
             policy: volume.policy,
             labels: &volume.labels,

@@ -18,7 +18,7 @@ fn create(request: proto::CreateVolumeGroupSnapshotRequest) -> Result<CreateGrou
     telemetry::record_volume_id(&request.name);
     let field = "source_volume_ids";
     let name = fields::name(request.name)?;
-    let (max_pause, labels) = params::group_options(request.parameters)?;
+    let (consistency, labels) = params::group_options(request.parameters)?;
     let mut source_volumes = BTreeSet::new();
     for text in request.source_volume_ids {
         let volume: VolumeId = fields::raw_id(field, text)?.parse()?;
@@ -27,7 +27,7 @@ fn create(request: proto::CreateVolumeGroupSnapshotRequest) -> Result<CreateGrou
         }
     }
     let pool = fields::required(field, source_volumes.first())?.pool.clone();
-    Ok(CreateGroup { name, pool, source_volumes, max_pause, labels })
+    Ok(CreateGroup { name, pool, source_volumes, consistency, labels })
 }
 
 impl Driver {

@@ -3,7 +3,6 @@
 //! [`crate::options`] parses them. Keys that Kubernetes adds, `csi.storage.k8s.io/…`, become labels of the record.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use super::fields;
 use crate::engine::request::{ConsistencySpec, CreateVolume};
@@ -48,10 +47,10 @@ pub(super) fn snapshot_options(parameters: HashMap<String, String>) -> Result<(C
 }
 
 /// Parses the parameters of CreateVolumeGroupSnapshot: those of CreateSnapshot. The snapshots of a group show one instant.
-pub(super) fn group_options(parameters: HashMap<String, String>) -> Result<(Duration, Labels)> {
+pub(super) fn group_options(parameters: HashMap<String, String>) -> Result<(ConsistencySpec, Labels)> {
     let (spec, labels) = snapshot_options(parameters)?;
     match spec.consistency {
-        Consistency::Crash => Ok((spec.max_pause, labels)),
+        Consistency::Crash => Ok((spec, labels)),
         Consistency::None => {
             let reason = "key \"consistency\": the snapshots of a group show one instant: use crash, or single snapshots";
             Err(fields::invalid("parameters:", reason))
@@ -99,10 +98,12 @@ fn split_labels(field: &str, map: HashMap<String, String>) -> Result<(Labels, Ha
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::engine::request::OwnerSpec;
     use crate::options::DEFAULT_TRASH_FOR;
-    use crate::volume::{Limit, OnDelete, Policy};
+    use crate::volume::{Limit, OnDelete, Policy, SnapshotCost};
 
     type Pairs<'p> = &'p [(&'p str, &'p str)];
 
@@ -126,6 +127,7 @@ mod tests {
                 ("gid", "0"),
                 ("limit", "none"),
                 ("maxPause", "5s"),
+                ("snapshotCost", "any"),
                 ("csi.storage.k8s.io/pvc/name", "data"),
                 ("csi.storage.k8s.io/anything", "else"),
             ],
@@ -224,12 +226,21 @@ mod tests {
         assert_eq!(spec.consistency, Consistency::None);
         let (spec, _) = snapshot_options(map(&[("consistency", "crash"), ("maxPause", "1m")])).unwrap();
         assert_eq!(spec.max_pause, Duration::from_secs(60));
+        let (spec, _) = snapshot_options(map(&[("snapshotCost", "cheap")])).unwrap();
+        assert_eq!(spec.cost, SnapshotCost::Cheap);
         for (bad, expected) in [
-            (("pool", "p"), "unknown field `pool`, expected one of `consistency`, `maxPause`"),
+            (
+                ("pool", "p"),
+                "unknown field `pool`, expected one of `consistency`, `maxPause`, `snapshotCost`",
+            ),
             (("consistency", "Crash"), "key \"consistency\""),
             (("maxPause", "2"), "key \"maxPause\""),
             (("maxPause", "0s"), "maxPause must not be zero; use consistency: none"),
             (("maxPause", "301s"), "maxPause must be at most 5m"),
+            (
+                ("snapshotCost", "free"),
+                "key \"snapshotCost\": unknown variant `free`, expected `any` or `cheap`",
+            ),
         ] {
             let error = snapshot_options(map(&[bad])).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid);

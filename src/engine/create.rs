@@ -8,6 +8,7 @@ use rustix::fs::{self, Gid, Mode, Uid};
 use super::Engine;
 use super::claims::NameClaim;
 use super::copy::{Copied, CopyTask, log_copy, max_bytes, too_large};
+use super::cost::check_snapshot_cost;
 use super::jobs::{Job, JobKey};
 use super::locked::{CopyLocks, LockedVolume, check_limit, ensure_no_copy_creates, limits};
 use super::request::{CreateVolume, OwnerSpec};
@@ -46,6 +47,7 @@ impl Engine {
         }
         self.refuse_name_of_other_pool(&id)?;
         check_limit(&pool, request.policy)?;
+        check_snapshot_cost(&pool, request.consistency.cost)?;
         match &request.source {
             None => self.create_empty(&locked, request, ephemeral),
             Some(source) => {

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use super::claims::NameClaim;
 use super::consistency::{Part, Pauses};
 use super::copy::{Copied, exclude_other_hosts, max_bytes};
+use super::cost::check_snapshot_cost;
 use super::jobs::{Job, JobKey};
 use super::locked::{CopyLocks, ensure_no_copy_creates};
 use super::request::{ConsistencySpec, CreateGroup, SnapshotGroup};
@@ -19,7 +20,8 @@ use crate::backend::{CopySpec, CopyStats};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
 use crate::pool::OpenPool;
-use crate::pool::object::ObjectKind;
+use crate::pool::locks::LockGuard;
+use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::store::Draft;
 use crate::pool::trash::Retention;
 use crate::volume::{Consistency, CopyRecord, GroupMembership, Size, Snapshot, Source, VolumeId};
@@ -85,16 +87,17 @@ impl Engine {
         request: &CreateGroup,
         claims: Vec<NameClaim>,
     ) -> Result<Arc<Job>> {
+        check_snapshot_cost(pool, request.consistency.cost)?;
         pool.discard_partial_group(&id.name)?;
         let mut members = self.members(pool, id, request)?;
-        let (max_pause, pauses) = (request.max_pause, Arc::clone(&self.pauses));
+        let pauses = Arc::clone(&self.pauses);
+        let spec = ConsistencySpec { consistency: Consistency::Crash, ..request.consistency };
         let (key, pool_of_job) = (JobKey::Group(id.clone()), Arc::clone(pool));
         let id = id.clone();
         let mut sources = sources(request);
         let first = sources.remove(0);
         self.jobs.start_for_all(key, (first, sources), move |job| {
             let _held = claims;
-            let spec = ConsistencySpec { consistency: Consistency::Crash, max_pause };
             let made = make_group(&pool_of_job, &mut members, &pauses, spec, &job.progress);
             pool_of_job.reaper.add(pool_of_job.store.trash().take_abandoned());
             log_group(&id, &made);
@@ -145,23 +148,51 @@ impl Engine {
     pub fn delete_group(&self, id: &VolumeId, snapshots: &[String]) -> Result<()> {
         self.check_pool_is_configured(id)?;
         let (pool, first) = (self.pool(&id.pool)?, first_of(id));
-        let _guard = lock_snapshot(&pool, &first)?;
+        let guard = lock_snapshot(&pool, &first)?;
         self.jobs.cancel(&JobKey::Group(id.clone()), self.tuning.lock_wait)?;
         ensure_no_copy_creates(&pool, ObjectKind::Snapshots, &first.name)?;
         let Some((_, group)) = load_first(&pool, id)? else { return pool.discard_partial_group(&id.name) };
         check_snapshots(id, group.snapshots, snapshots)?;
-        let others: Vec<_> = (2..=group.snapshots).map(|number| member_of(id, number)).collect();
-        let _guards: Vec<_> =
-            others.iter().map(|other| lock_snapshot(&pool, other)).collect::<Result<_>>()?;
+        let (all, _locks) = lock_to_delete(&pool, id, &group, guard)?;
+        // Without those that were removed by hand.
+        let mut own = Vec::with_capacity(all.len());
+        for snapshot in &all {
+            if is_of(&pool, snapshot, &group)? {
+                own.push(snapshot);
+            }
+        }
         // The first one first: then the group does not exist any more.
-        let all: Vec<_> = std::iter::once(&first).chain(&others).collect();
-        let _data: Vec<_> = all
-            .iter()
-            .map(|snapshot| lock_data(&pool, ObjectKind::Snapshots, snapshot))
-            .collect::<Result<_>>()?;
-        discard(&pool, all.iter().copied().filter(|snapshot| is_of(&pool, snapshot, &group)))
-            .context(|| format!("delete group snapshot {id}"))
+        discard(&pool, own).context(|| format!("delete group snapshot {id}"))
     }
+
+    /// Whether [`Engine::delete_group`] would delete the group now.
+    ///
+    /// # Errors
+    /// `NotFound`; otherwise same as [`Engine::delete_group`].
+    pub fn check_removable_group(&self, id: &VolumeId) -> Result<()> {
+        let (pool, first) = (self.pool(&id.pool)?, first_of(id));
+        let guard = lock_snapshot(&pool, &first)?;
+        let (_, group) = load_first(&pool, id)?.ok_or_else(|| not_found(id))?;
+        lock_to_delete(&pool, id, &group, guard).map(drop)
+    }
+}
+
+/// Locks all snapshots of a group, of which the first one is locked already, and their data. Returns them in order.
+fn lock_to_delete(
+    pool: &OpenPool,
+    id: &VolumeId,
+    group: &GroupMembership,
+    first: LockGuard<ObjectKey>,
+) -> Result<(Vec<VolumeId>, Vec<LockGuard<ObjectKey>>)> {
+    let (all, mut locks): (Vec<_>, _) =
+        ((1..=group.snapshots).map(|number| member_of(id, number)).collect(), vec![first]);
+    for other in all.iter().skip(1) {
+        locks.push(lock_snapshot(pool, other)?);
+    }
+    for snapshot in &all {
+        locks.push(lock_data(pool, ObjectKind::Snapshots, snapshot)?);
+    }
+    Ok((all, locks))
 }
 
 fn check_volumes(request: &CreateGroup) -> Result<()> {
@@ -225,8 +256,8 @@ fn load_group(pool: &OpenPool, id: &VolumeId) -> Result<Option<SnapshotGroup>> {
     Ok(Some(SnapshotGroup { id: id.clone(), snapshots, created }))
 }
 
-fn is_of(pool: &OpenPool, id: &VolumeId, group: &GroupMembership) -> bool {
-    read(pool, id).is_ok_and(|found| found.is_some_and(|found| found.group.as_ref() == Some(group)))
+fn is_of(pool: &OpenPool, id: &VolumeId, group: &GroupMembership) -> Result<bool> {
+    Ok(read(pool, id)?.is_some_and(|found| found.group.as_ref() == Some(group)))
 }
 
 /// Refuses a list of snapshots that is not that of the group. An empty one says nothing.

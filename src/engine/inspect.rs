@@ -3,6 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use super::Engine;
+use super::cost::has_cheap_snapshots;
 use super::locked::{not_found, read};
 use super::request::{Inspected, StoredSnapshot, StoredVolume};
 use super::snapshot;
@@ -109,7 +110,8 @@ impl Engine {
         let hosts = pool.used().map(|used| used.users(&id.name)).transpose();
         let hosts = hosts.context(|| format!("find the hosts that use volume {id}"))?.unwrap_or_default();
         let (path, not_enforced) = (pool.path_of_data(&id.name), not_enforced(&pool, &volume));
-        Ok(Inspected { volume, path, not_enforced, users, hosts })
+        let has_cheap_snapshots = has_cheap_snapshots(&pool);
+        Ok(Inspected { volume, path, not_enforced, has_cheap_snapshots, users, hosts })
     }
 }
 

@@ -1,18 +1,22 @@
 //! Requests to the engine and its results. A frontend checks the form of a request when it builds one of these.
 
+mod group;
+
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::group::{CreateGroup, SnapshotGroup};
 use crate::error::Result;
 use crate::mount::options::MountFlags;
 use crate::mount::users::User;
 pub use crate::pool::{HostUse, Keeper, KeptFiles, PoolSettings};
 use crate::volume::{
-    Consistency, Labels, Name, Policy, PoolName, SizeRange, Snapshot, Source, Timestamp, Volume, VolumeId,
+    Consistency, Labels, Name, Policy, PoolName, SizeRange, Snapshot, SnapshotCost, Source, Timestamp,
+    Volume, VolumeId,
 };
 
 /// A request to create a volume, or to return the one that an earlier request created.
@@ -50,19 +54,25 @@ pub struct OwnerSpec {
     pub mode: Option<u32>,
 }
 
-/// How consistent a copy must be.
+/// How consistent a copy must be, and what it may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsistencySpec {
     /// What it shows.
     pub consistency: Consistency,
     /// The longest pause of the containers that use the source.
     pub max_pause: Duration,
+    /// What a snapshot may cost. For a new volume: what snapshots in its pool may.
+    pub cost: SnapshotCost,
 }
 
 impl Default for ConsistencySpec {
     /// A pause that probes and leases bear.
     fn default() -> Self {
-        Self { consistency: Consistency::default(), max_pause: Duration::from_secs(2) }
+        Self {
+            consistency: Consistency::default(),
+            max_pause: Duration::from_secs(2),
+            cost: SnapshotCost::default(),
+        }
     }
 }
 
@@ -77,41 +87,6 @@ pub struct CreateSnapshot {
     pub consistency: ConsistencySpec,
     /// Labels for the record.
     pub labels: Labels,
-}
-
-/// A request to create snapshots of several volumes that show the same instant, or to return those that an earlier request
-/// created.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct CreateGroup {
-    /// The requested name.
-    pub name: String,
-    /// The pool of all volumes.
-    pub pool: PoolName,
-    /// The volumes to copy, in any order.
-    pub source_volumes: BTreeSet<VolumeId>,
-    /// The longest pause of the containers that use the volumes.
-    pub max_pause: Duration,
-    /// Labels for the records.
-    pub labels: Labels,
-}
-
-impl CreateGroup {
-    /// The id of the group.
-    #[must_use]
-    pub fn id(&self) -> VolumeId {
-        VolumeId { pool: self.pool.clone(), name: Name::of(&self.name) }
-    }
-}
-
-/// Snapshots that show the same instant.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SnapshotGroup {
-    /// `<pool>/<name>`.
-    pub id: VolumeId,
-    /// The snapshots, in the order of their volumes' ids; at least one.
-    pub snapshots: Vec<Snapshot>,
-    /// Time at which the copies started.
-    pub created: Timestamp,
 }
 
 /// A filter for snapshots. An empty filter matches all.
@@ -185,6 +160,8 @@ pub struct Inspected {
     pub path: PathBuf,
     /// Why its limits are not enforced now; `None` if they are, or it has none.
     pub not_enforced: Option<String>,
+    /// Whether a snapshot of it shares blocks with it. Otherwise all bytes are copied.
+    pub has_cheap_snapshots: bool,
     /// The mounts of its data, in any mount namespace of this host.
     pub users: Vec<User>,
     /// The hosts that use it, if its pool is shared by several.

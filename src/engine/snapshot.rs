@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::claims::NameClaim;
 use super::copy::{Copied, CopyTask, max_bytes, too_large};
+use super::cost::check_snapshot_cost;
 use super::jobs::{Job, JobKey};
 use super::list::collect;
 use super::locked::{CopyLocks, ensure_no_copy_creates};
@@ -61,6 +62,7 @@ impl Engine {
         request: &CreateSnapshot,
         claim: NameClaim,
     ) -> Result<Arc<Job>> {
+        check_snapshot_cost(pool, request.consistency.cost)?;
         let (volume, locks) = self.source_of_snapshot(pool, id, &request.source_volume)?;
         let mut snapshot = new_record(id, request.name.clone(), &volume, &request.labels);
         let source = Source::Volume(volume.id);
@@ -117,6 +119,7 @@ impl Engine {
         if find_snapshot(&pool, &id, request)?.is_some() {
             return Ok(false);
         }
+        check_snapshot_cost(&pool, request.consistency.cost)?;
         self.source_of_snapshot(&pool, &id, &request.source_volume).map(|_| true)
     }
 

@@ -26,6 +26,17 @@ impl Consistency {
     }
 }
 
+/// What a snapshot may cost, in bytes that are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotCost {
+    /// Any number: all bytes, where the filesystem cannot share blocks.
+    #[default]
+    Any,
+    /// None: the snapshot shares blocks with its volume.
+    Cheap,
+}
+
 /// The most bytes of the names of containers in a record, since records have a bound.
 const MAX_NAMES: usize = 16 << 10;
 

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -10,6 +11,7 @@ use orlop::csi::proto::volume_capability::access_mode::Mode;
 use orlop::csi::proto::{CreateVolumeRequest, ListVolumesRequest, NodePublishVolumeRequest};
 use orlop::engine::Engine;
 use orlop::engine::request::Tuning;
+use orlop::fs::reflink::shares_blocks;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -277,6 +279,8 @@ fn inspect_prints_the_record_the_path_and_the_users() {
         record["ephemeral"] = json!(true);
     });
     fs::write(volume_record(&pools.path("p"), "copy"), "{").unwrap();
+    let pool = fs::File::open(pools.path("p")).unwrap();
+    let cost = if shares_blocks(pool.as_fd()).unwrap_or(false) { "cheap" } else { "copy" };
     let expected = json!([{
         "id": "p/a",
         "pool": "p",
@@ -287,6 +291,7 @@ fn inspect_prints_the_record_the_path_and_the_users() {
         "size": 4096,
         "enforced": "no",
         "notEnforced": "limit=none",
+        "snapshotCost": cost,
         "owner": {"uid": 0, "gid": 0, "mode": "0750"},
         "policy": {"onDelete": "trash", "trashFor": 60, "limit": "none"},
         "labels": {"kind": "\u{1b}[31mred\u{9b}"},

@@ -5,12 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use orlop::csi::proto::controller_client::ControllerClient;
 use orlop::csi::proto::group_controller_client::GroupControllerClient;
 use orlop::csi::proto::*;
 use orlop::engine::Engine;
-use orlop::engine::request::{CreateGroup, SnapshotGroup, Tuning};
+use orlop::engine::request::{ConsistencySpec, CreateGroup, SnapshotGroup, Tuning};
 use orlop::error::Kind;
 use orlop::volume::{Labels, Source};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::common::csi::{create_request, from_snapshot, map};
@@ -20,14 +22,14 @@ use crate::common::pool::{
     MIB, check, contents, copy_request, id, is_subvolume, kind, listed_snapshots, long_waits, names, open,
     open_with, read_record, request, settings_of, snapshot_record, snapshot_request,
 };
-use crate::common::server::{Server, connect};
+use crate::common::server::{ORLOP, Server, connect};
 
 fn group_request(name: &str, volumes: &[&str]) -> CreateGroup {
     CreateGroup {
         name: name.into(),
         pool: "p".parse().unwrap(),
         source_volumes: volumes.iter().map(|volume| id(volume)).collect(),
-        max_pause: Duration::from_secs(2),
+        consistency: ConsistencySpec { max_pause: Duration::from_secs(2), ..ConsistencySpec::default() },
         labels: Labels::new(),
     }
 }
@@ -237,30 +239,74 @@ fn a_group_that_takes_longer_than_a_call_completes_over_retries() {
     assert_eq!(data("snapshots/g.2"), data("volumes/b"));
 }
 
+#[test]
+#[expect(clippy::disallowed_methods, reason = "runs orlop")]
+fn a_group_is_removed_by_hand_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    make_volumes(&engine, dir.path(), &["a", "b"]);
+    engine.create_group(&group_request("g", &["a", "b"])).unwrap();
+    let rm = |arguments: &[&str]| {
+        let mut orlop = std::process::Command::new(ORLOP);
+        let ran = orlop.args(["snapshot", "rm", "--pool"]).arg(format!("p={}", dir.path().display()));
+        let ran = ran.args(arguments).output().unwrap();
+        (
+            ran.status.success(),
+            String::from_utf8(ran.stdout).unwrap() + &String::from_utf8(ran.stderr).unwrap(),
+        )
+    };
+    let (done, said) = rm(&["p/g.1"]);
+    assert!(!done && said.contains("belongs to group snapshot p/g"), "{said}");
+    let (done, said) = rm(&["p/none"]);
+    assert!(!done && said.contains("snapshot p/none does not exist"), "{said}");
+    assert_eq!(rm(&["--dry-run", "p/g"]), (true, "would delete snapshot p/g\n".to_owned()));
+    assert_eq!(snapshots_on_disk(dir.path()).len(), 2);
+    assert_eq!(rm(&["p/g"]), (true, "p/g\n".to_owned()));
+    assert!(snapshots_on_disk(dir.path()).is_empty());
+}
+
 fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, word: &str) {
     let status = answer.unwrap_err();
     assert_eq!(status.code(), code, "{}", status.message());
     assert!(status.message().contains(word), "{:?} lacks {word:?}", status.message());
 }
 
-#[tokio::test]
-async fn the_group_controller_answers_as_the_specification_says() {
+type Groups = GroupControllerClient<Channel>;
+
+/// A server with the volumes `p/v` and `p/w`.
+async fn start() -> (Server, ControllerClient<Channel>, Groups) {
     let server = Server::start(true);
     let mut controller = server.controller().await;
     for name in ["v", "w"] {
         controller.create_volume(create_request(name)).await.unwrap();
     }
-    let mut groups = GroupControllerClient::new(connect(&server.socket()).await);
+    let groups = GroupControllerClient::new(connect(&server.socket()).await);
+    (server, controller, groups)
+}
+
+fn create(name: &str, volumes: &[&str], parameters: &[(&str, &str)]) -> CreateVolumeGroupSnapshotRequest {
+    CreateVolumeGroupSnapshotRequest {
+        name: name.to_owned(),
+        source_volume_ids: volumes.iter().map(|volume| (*volume).to_owned()).collect(),
+        parameters: map(parameters),
+        ..Default::default()
+    }
+}
+
+fn get(id: &str, snapshots: &[&str]) -> GetVolumeGroupSnapshotRequest {
+    GetVolumeGroupSnapshotRequest {
+        group_snapshot_id: id.to_owned(),
+        snapshot_ids: snapshots.iter().map(|id| (*id).to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn the_group_controller_answers_as_the_specification_says() {
+    let (_server, _, mut groups) = start().await;
     let capabilities =
         groups.group_controller_get_capabilities(GroupControllerGetCapabilitiesRequest {}).await.unwrap();
     assert_eq!(capabilities.into_inner().capabilities.len(), 1);
-    let create =
-        |name: &str, volumes: &[&str], parameters: &[(&str, &str)]| CreateVolumeGroupSnapshotRequest {
-            name: name.to_owned(),
-            source_volume_ids: volumes.iter().map(|volume| (*volume).to_owned()).collect(),
-            parameters: map(parameters),
-            ..Default::default()
-        };
     for (request, code, word) in [
         (create("", &["p/v"], &[]), Code::InvalidArgument, "name is required"),
         (create("g", &[], &[]), Code::InvalidArgument, "source_volume_ids is required"),
@@ -273,6 +319,11 @@ async fn the_group_controller_answers_as_the_specification_says() {
     ] {
         refused(groups.create_volume_group_snapshot(request).await, code, word);
     }
+}
+
+#[tokio::test]
+async fn a_group_is_created_listed_and_deleted_over_csi() {
+    let (server, mut controller, mut groups) = start().await;
     let labels = [("csi.storage.k8s.io/volumegroupsnapshot/name", "nightly"), ("maxPause", "5s")];
     let group = groups.create_volume_group_snapshot(create("g", &["p/w", "p/v"], &labels)).await.unwrap();
     let group = group.into_inner().group_snapshot.unwrap();
@@ -299,11 +350,6 @@ async fn the_group_controller_answers_as_the_specification_says() {
         CreateVolumeRequest { volume_content_source: from_snapshot("p/g.2"), ..create_request("r") };
     controller.create_volume(restore).await.unwrap();
 
-    let get = |id: &str, snapshots: &[&str]| GetVolumeGroupSnapshotRequest {
-        group_snapshot_id: id.to_owned(),
-        snapshot_ids: snapshots.iter().map(|id| (*id).to_owned()).collect(),
-        ..Default::default()
-    };
     let found = groups.get_volume_group_snapshot(get("p/g", &["p/g.1", "p/g.2"])).await.unwrap();
     assert_eq!(found.into_inner().group_snapshot.unwrap(), group);
     for (request, code) in [

@@ -23,12 +23,12 @@ use std::time::{Duration, Instant};
 
 use orlop::engine::Engine;
 
-use self::operation::{ALL, Base, OLD, Operation, SNAPSHOT};
+use self::operation::{ALL, Base, GROUP, OLD, Operation, RETAINED, SNAPSHOT, TRASHED};
 use self::tracer::Tracer;
 use crate::common::backends::{Backend, Ground, on_each_backend};
 use crate::common::child::{ChildProcess, serve};
 use crate::common::isolation::{enter_new_mount_namespace, skip, unmount_all};
-use crate::common::pool::{check, check_listings, contents, long_waits, names, settings};
+use crate::common::pool::{check, check_listings, contents, listed_snapshots, long_waits, names, settings};
 use crate::common::wait::sleep_ms;
 
 /// System calls that change something, and calls whose failure an operation must report.
@@ -216,8 +216,13 @@ impl Scene<'_> {
 
     /// Checks that the process that was not interrupted knows the state of the pool.
     fn check_other_process(&self) {
-        if let Some(other) = &self.other {
-            check_listings(other, &self.base.pool());
+        let Some(other) = &self.other else { return };
+        let (operation, pool) = (self.operation, self.base.pool());
+        if operation.is_of_group() {
+            let on_disk = operation.without_rest_of_group(names(&pool.join("snapshots")));
+            assert_eq!(listed_snapshots(other), on_disk);
+        } else {
+            check_listings(other, &pool);
         }
     }
 
@@ -266,7 +271,7 @@ impl Scene<'_> {
             assert!(operation.is_open() || done, "{rest}");
         } else {
             check_error(case, answer);
-            assert!(operation.mounts() || !done, "refused but done: {answer}");
+            assert!(operation.may_fail_when_done() || !done, "refused but done: {answer}");
             if !operation.is_open() && case.call != "unlinkat" {
                 assert_eq!(names(&base.pool().join("work")), BTreeSet::new(), "left in work/: {answer}");
             }
@@ -299,7 +304,7 @@ fn check_error(case: Case, answer: &str) {
     let kind = if case.operation.is_open() { "Unavailable" } else { kind };
     assert!(answer.starts_with(kind) && answer.contains(text), "expected {kind}: {answer}");
     let (_, name) = case.operation.object();
-    let named = [name, OLD, SNAPSHOT, "target", "pool p"]
+    let named = [name, OLD, RETAINED, TRASHED, SNAPSHOT, GROUP[1], "group snapshot", "target", "pool p"]
         .iter()
         .any(|word| !word.is_empty() && answer.contains(word));
     assert!(named, "the error does not name its object: {answer}");

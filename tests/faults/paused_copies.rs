@@ -170,7 +170,11 @@ fn a_copy_that_would_pause_too_long_is_refused_before_the_pause() {
             let Some(mut container) = Container::start(mounts, &target, &writer(dir.path())) else {
                 return skip("no cgroup can be frozen");
             };
-            let spec = |consistency, max_pause| ConsistencySpec { consistency, max_pause };
+            let spec = |consistency, max_pause| ConsistencySpec {
+                consistency,
+                max_pause,
+                ..ConsistencySpec::default()
+            };
             let short = spec(Consistency::Crash, Duration::from_nanos(1));
             let refused = CreateSnapshot { consistency: short, ..snapshot_request("s", &volume) };
             let error = engine.create_snapshot(&refused).unwrap_err();

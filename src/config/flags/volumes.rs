@@ -63,7 +63,7 @@ pub enum Snapshots {
 /// Options of a new volume.
 #[derive(Debug, Args)]
 pub struct NewVolume {
-    /// An option: size=10G, pool, mode, uid, gid, ondelete, trashfor, limit, consistency, maxpause, label.KEY. Repeat the
+    /// An option: size=10G, pool, mode, uid, gid, ondelete, trashfor, limit, consistency, maxpause, snapshotcost, label.KEY. Repeat the
     /// flag or separate options by commas
     #[arg(long = "opt", short = 'o', value_name = "NAME=VALUE", value_delimiter = ',')]
     pub options: Vec<String>,

@@ -1,7 +1,7 @@
 //! The operations that are interrupted, and what each must have done or not done afterwards.
 #![expect(clippy::wildcard_enum_match_arm, reason = "most operations share the last arm")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::ops::RangeInclusive;
@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use orlop::archive::{Entry, EntryKind, Reader, Writer};
 use orlop::engine::Engine;
-use orlop::engine::request::{CreateVolume, OwnerSpec, Publish, Sharing, Tuning};
+use orlop::engine::request::{
+    ConsistencySpec, CreateGroup, CreateVolume, OwnerSpec, Publish, Sharing, Tuning,
+};
 use orlop::error::{Error, Kind, Result};
 use orlop::fs::copy::Progress;
 use orlop::fs::unpack::UnpackSpec;
@@ -27,8 +29,10 @@ use crate::common::wait::within_seconds;
 
 const FRESH: &str = "fresh-object";
 pub(super) const OLD: &str = "old-volume";
-const RETAINED: &str = "old-retained";
-const TRASHED: &str = "old-trashed";
+pub(super) const RETAINED: &str = "old-retained";
+pub(super) const TRASHED: &str = "old-trashed";
+/// The snapshots of a group, of [`RETAINED`] and [`TRASHED`]. The first one makes the group exist.
+pub(super) const GROUP: [&str; 2] = ["group.1", "group.2"];
 pub(super) const SNAPSHOT: &str = "old-snapshot";
 /// An id as the kubelet generates it for an inline volume, and the name of its directory.
 const INLINE: &str = "csi-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -49,6 +53,8 @@ pub(super) enum Operation {
     DeleteToTrash,
     DeleteRetained,
     DeleteSnapshot,
+    CreateGroup,
+    DeleteGroup,
     Rename,
     Undelete,
     Replace,
@@ -72,6 +78,8 @@ pub(super) const ALL: &[Operation] = &[
     Operation::DeleteToTrash,
     Operation::DeleteRetained,
     Operation::DeleteSnapshot,
+    Operation::CreateGroup,
+    Operation::DeleteGroup,
     Operation::Rename,
     Operation::Undelete,
     Operation::Replace,
@@ -146,6 +154,16 @@ fn replace(engine: &Engine, name: &str) -> Result<VolumeId> {
     Ok(engine.replace_from_archive(&id(name), &mut reader, &spec, &Progress::default())?.0.id)
 }
 
+fn group() -> CreateGroup {
+    CreateGroup {
+        name: "group".into(),
+        pool: id(OLD).pool,
+        source_volumes: [id(RETAINED), id(TRASHED)].into(),
+        consistency: ConsistencySpec { max_pause: Duration::from_secs(60), ..ConsistencySpec::default() },
+        labels: Default::default(),
+    }
+}
+
 fn publish(engine: &Engine, base: &Base, name: &str, ephemeral: Option<CreateVolume>) -> Result<()> {
     engine.publish(&Publish {
         id: id(name),
@@ -168,6 +186,23 @@ impl Operation {
         matches!(self, Self::FirstOpen | Self::OpenAfterCrash)
     }
 
+    pub(super) fn is_of_group(self) -> bool {
+        matches!(self, Self::CreateGroup | Self::DeleteGroup)
+    }
+
+    /// Whether its error may be about what it leaves after it took effect, which a retry removes.
+    pub(super) fn may_fail_when_done(self) -> bool {
+        self.mounts() || self == Self::DeleteGroup
+    }
+
+    /// Removes from the pool's snapshots what an interrupted group has left: it exists while its first snapshot does.
+    pub(super) fn without_rest_of_group(self, mut snapshots: BTreeSet<String>) -> BTreeSet<String> {
+        if self.is_of_group() && !snapshots.contains(GROUP[0]) {
+            snapshots.remove(GROUP[1]);
+        }
+        snapshots
+    }
+
     pub(super) fn mounts(self) -> bool {
         matches!(self, Self::Publish | Self::Unpublish | Self::PublishEphemeral | Self::UnpublishEphemeral)
     }
@@ -185,6 +220,7 @@ impl Operation {
             Self::DeleteToTrash | Self::Undelete | Self::ReplaceTrashed => ("volumes", TRASHED),
             Self::DeleteRetained => ("volumes", RETAINED),
             Self::DeleteSnapshot => ("snapshots", SNAPSHOT),
+            Self::CreateGroup | Self::DeleteGroup => ("snapshots", GROUP[0]),
         }
     }
 
@@ -209,6 +245,7 @@ impl Operation {
         engine.create_snapshot(&snapshot_request(SNAPSHOT, &id(OLD))).unwrap();
         match self {
             Self::Undelete => engine.delete(&id(TRASHED)).unwrap(),
+            Self::DeleteGroup => drop(engine.create_group(&group()).unwrap()),
             Self::Unpublish => publish(&engine, base, OLD, None).unwrap(),
             Self::UnpublishEphemeral => publish(&engine, base, INLINE, Some(ephemeral())).unwrap(),
             Self::OpenAfterCrash => {
@@ -245,6 +282,12 @@ impl Operation {
             Self::DeleteToTrash => engine.delete(&id(TRASHED)).map(|()| id(TRASHED))?,
             Self::DeleteRetained => engine.delete(&id(RETAINED)).map(|()| id(RETAINED))?,
             Self::DeleteSnapshot => engine.delete_snapshot(&id(SNAPSHOT)).map(|()| id(SNAPSHOT))?,
+            Self::CreateGroup => {
+                let group = engine.create_group(&group())?;
+                assert_eq!(group.snapshots.len(), 2);
+                id(GROUP[0])
+            }
+            Self::DeleteGroup => engine.delete_group(&group().id(), &[]).map(|()| id(GROUP[0]))?,
             // Repeated after it was done, it does not find its source.
             Self::Rename => match engine.rename(&id(OLD), &id(FRESH).name) {
                 Err(error) if error.kind() == Kind::NotFound => engine.get(&id(FRESH))?.id,
@@ -333,6 +376,7 @@ impl Operation {
                 let copy = contents(&base.data(directory, name));
                 assert_eq!(copy, subtree(before, &format!("volumes/{OLD}/data")), "the copy is complete");
             }
+            Self::CreateGroup => check_group(base, before),
             Self::Rename => {
                 assert!(!base.pool().join("volumes").join(OLD).exists());
                 let renamed = contents(&base.data(directory, name));
@@ -353,7 +397,7 @@ impl Operation {
                     "the kept volume is complete"
                 );
             }
-            Self::Delete | Self::DeleteSnapshot | Self::UnpublishEphemeral => {}
+            Self::Delete | Self::DeleteSnapshot | Self::DeleteGroup | Self::UnpublishEphemeral => {}
         }
         let moved = exists != existed || matches!(self, Self::Publish | Self::Unpublish);
         moved && base.is_mounted() == self.mounted(true)
@@ -369,7 +413,8 @@ impl Operation {
         let others = |all: &BTreeMap<String, String>| -> BTreeMap<String, String> {
             let kept = all.iter().filter(|(path, _)| {
                 let is_at = |top: &str| path.as_str() == top || path.starts_with(&format!("{top}/"));
-                let is_own = is_at(&own) || (is_renamed && is_at(&renamed));
+                let is_of_group = self.is_of_group() && is_at(&format!("{directory}/{}", GROUP[1]));
+                let is_own = is_at(&own) || is_of_group || (is_renamed && is_at(&renamed));
                 // A new record that is not in place yet belongs to the operation.
                 let is_new_record = path.starts_with("volumes/.");
                 (path.starts_with("volumes/") || path.starts_with("snapshots/")) && !is_own && !is_new_record
@@ -377,6 +422,14 @@ impl Operation {
             kept.map(|(path, text)| (path.clone(), text.clone())).collect()
         };
         assert_eq!(others(&now), others(before), "an object that was acknowledged before changed");
+    }
+}
+
+/// Checks that both snapshots of the group are complete.
+fn check_group(base: &Base, before: &BTreeMap<String, String>) {
+    for (snapshot, volume) in GROUP.into_iter().zip([RETAINED, TRASHED]) {
+        let copy = contents(&base.data("snapshots", snapshot));
+        assert_eq!(copy, subtree(before, &format!("volumes/{volume}/data")), "the group is complete");
     }
 }
 
