@@ -1,5 +1,6 @@
 //! Faults under pools with project quotas: a full filesystem, one that is read-only, one that is gone. Each test has a
 //! filesystem of its own.
+#![expect(clippy::disallowed_methods, reason = "remounts a filesystem")]
 
 use std::collections::BTreeSet;
 use std::fs;
