@@ -1,5 +1,4 @@
 //! `orlop restore --replace`: the contents of an existing volume are replaced by those of an archive.
-#![expect(clippy::disallowed_methods, reason = "the program under test is a process")]
 
 use std::fs;
 use std::io::Write as _;

@@ -213,7 +213,9 @@ impl Load {
         let archive = dir.join("backup.tar");
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let mut command = Command::new(ORLOP);
+            // In the namespace of the server, which would be a consumer otherwise.
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--mount={}", self.server.mounts().display())).arg(ORLOP);
             command.args(["backup", "source", "-o"]).arg(&archive).args(arguments);
             command.arg(format!("--pool=p={}", self.server.pool().display()));
             let output = command.env_remove("ORLOP_POOL").env_remove("ORLOP_CONFIG").output().unwrap();

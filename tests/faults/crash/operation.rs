@@ -354,19 +354,7 @@ impl Operation {
                 assert!(new.unwrap().contains(&word));
                 return true;
             }
-            Self::Replace | Self::ReplaceTrashed => {
-                if object(&now) == object(before) {
-                    return false;
-                }
-                let data: Vec<_> = subtree(&now, &format!("{directory}/{name}/data")).into_keys().collect();
-                assert_eq!(data, ["", "new", "new/file", "new/link"], "the new contents are complete");
-                assert_eq!(fs::read(base.data(directory, name).join("new/file")).unwrap(), b"new");
-                let old = subtree(before, &format!("{directory}/{name}/data"));
-                let in_trash = |entry: &String| subtree(&now, &format!("trash/{entry}/data")) == old;
-                let is_kept = self == Self::Replace || names(&base.pool().join("trash")).iter().any(in_trash);
-                assert!(is_kept, "the old contents are in the trash");
-                return true;
-            }
+            Self::Replace | Self::ReplaceTrashed => return self.is_replaced(base, before, &now),
             _ if exists == existed => assert_eq!(object(&now), object(before)),
             Self::Create => {
                 let data = fs::metadata(base.data(directory, name)).unwrap();
@@ -401,6 +389,29 @@ impl Operation {
         }
         let moved = exists != existed || matches!(self, Self::Publish | Self::Unpublish);
         moved && base.is_mounted() == self.mounted(true)
+    }
+
+    /// Reports whether the volume has the new contents. Checks that it has them or the old ones, and that the trash has the old
+    /// ones as long as they are to be kept.
+    fn is_replaced(
+        self,
+        base: &Base,
+        before: &BTreeMap<String, String>,
+        now: &BTreeMap<String, String>,
+    ) -> bool {
+        let (directory, name) = self.object();
+        let volume = format!("{directory}/{name}");
+        if subtree(now, &volume) == subtree(before, &volume) {
+            return false;
+        }
+        let data: Vec<_> = subtree(now, &format!("{volume}/data")).into_keys().collect();
+        assert_eq!(data, ["", "new", "new/file", "new/link"], "the new contents are complete");
+        assert_eq!(fs::read(base.data(directory, name).join("new/file")).unwrap(), b"new");
+        let old = subtree(before, &format!("{volume}/data"));
+        let in_trash = |entry: &String| subtree(now, &format!("trash/{entry}/data")) == old;
+        let is_kept = self == Self::Replace || names(&base.pool().join("trash")).iter().any(in_trash);
+        assert!(is_kept, "the old contents are in the trash");
+        true
     }
 
     /// Checks that all other objects are unchanged.
