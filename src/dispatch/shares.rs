@@ -36,9 +36,8 @@ impl Default for Servers {
 
 impl Servers {
     pub(super) fn calls(&self, server: &str, lane: &Lane, timeout: Duration) -> Arc<Calls> {
-        let new = || {
-            Arc::new(Calls::with_permits(lane.subject(), lane.to_check(&[]), timeout, CALLS_OF_SERVER))
-        };
+        let new =
+            || Arc::new(Calls::with_permits(lane.subject(), lane.to_check(&[]), timeout, CALLS_OF_SERVER));
         Arc::clone(self.lock().entry(server.to_owned()).or_insert_with(new))
     }
 

@@ -338,7 +338,10 @@ mod tests {
             node: Some(node.to_owned()),
             ..PoolSettings::new("p".parse().unwrap(), dir.to_owned())
         };
-        Pool::new(settings, Purpose::Serve, Duration::ZERO, Duration::ZERO).get_or_open().unwrap()
+        let pool = Pool::new(settings, Purpose::Serve, Duration::ZERO, Duration::ZERO).get_or_open().unwrap();
+        // Nothing is mounted: the thread would release the locks that a test has taken.
+        pool.used().unwrap().wakeup.stop();
+        pool
     }
 
     fn refusal<T: std::fmt::Debug>(result: Result<T>) -> String {

@@ -2,7 +2,7 @@
 //! the steps up to one of them, and no later step. The files may be in two volumes, of which group snapshots are taken.
 //!
 //! `ORLOP_SNAPSHOTS` is the number of copies; the default is 50.
-#![expect(clippy::disallowed_methods, reason = "compiles and runs the writer")]
+#![expect(clippy::disallowed_methods, clippy::print_stderr, reason = "runs the writer, and prints figures")]
 
 mod history;
 
