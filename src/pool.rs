@@ -28,6 +28,7 @@ mod layout;
 mod lock_files;
 mod marker;
 mod medium;
+mod mount_point;
 mod moves;
 mod nfs_root;
 mod parents;
@@ -39,14 +40,13 @@ mod takeover;
 mod used;
 mod watch;
 
-use std::ops::ControlFlow;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{self, AtFlags, Mode, OFlags};
+use rustix::fs::{self, AtFlags};
 
 use self::auditor::Auditor;
 use self::cache::IndexCache;
@@ -61,7 +61,6 @@ use self::usage::UsageCache;
 use crate::backend::{self, Backend};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::{ChangeTime, DirIdentity};
-use crate::mount::mountinfo;
 use crate::mount::namespace::MountNamespace;
 use crate::volume::{DATA, Name};
 
@@ -268,7 +267,7 @@ impl OpenPool {
         let settings = &configured.settings;
         let root = PoolRoot::open(settings, &configured.kept)?;
         if settings.mounted {
-            check_mount_point(&settings.path)?;
+            mount_point::check(&settings.path)?;
         }
         // A cluster filesystem has the locks that its administrator says it has.
         if !settings.exclusive && !settings.shared {
@@ -365,38 +364,4 @@ impl OpenPool {
         *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = checked;
         found
     }
-}
-
-/// Whether a filesystem, or a part of one, is mounted exactly at `path`, as the host sees it.
-///
-/// In a container every pool's path is a mount point, even without a disk on the host. If the root of the mount is that of
-/// a filesystem, a disk is mounted. Otherwise the mount table of process 1 decides; if it cannot be read, the path counts
-/// as a mount point.
-///
-/// # Errors
-/// `Internal` when no mount table can be read.
-pub fn is_mount_point(path: &Path) -> Result<bool> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let path = path.as_os_str().as_bytes();
-    let Some(own) = mountinfo::by_target(path)? else { return Ok(false) };
-    if own.root.as_os_str() == "/" {
-        return Ok(true);
-    }
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let Ok(host) = fs::open("/proc/1/mountinfo", flags, Mode::empty()) else { return Ok(true) };
-    let mut found = false;
-    let visit = |line: mountinfo::Line<'_>| {
-        found |= *line.target() == *path;
-        if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    mountinfo::Reader::default().each(host, visit).context(|| "read the host's mount table")?;
-    Ok(found)
-}
-
-fn check_mount_point(path: &Path) -> Result<()> {
-    if is_mount_point(path)? {
-        return Ok(());
-    }
-    let text = "nothing is mounted there, and its settings say mounted = true: mount its disk";
-    Err(Error::new(Kind::Unavailable, text))
 }

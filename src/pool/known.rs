@@ -13,8 +13,8 @@ use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::is_mount_point;
 use super::marker::{MARKER, Marker};
+use super::mount_point::is_mount_point;
 use super::store::{parse, read_file, replace_file};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::volume::{Name, PoolName, SCHEMA};
