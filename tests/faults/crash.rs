@@ -7,7 +7,7 @@
 //! After a kill, a process that was running all the time sees the result and repeats the operation at once; in another case
 //! of the same kill, a new process does.
 //!
-//! All of this happens in memory. On every other backend, a sample is taken: one in `ORLOP_CRASH_EVERY` faults (20), but
+//! All of this happens in memory. On every other backend, a sample is taken: one in `ORLOP_CRASH_EVERY` faults (100), but
 //! twenty times as many of the calls that only this backend makes.
 //!
 //! `ORLOP_CRASH_ONLY` limits the test to operations whose name contains this text, such as `Expand`.
@@ -383,7 +383,7 @@ fn cases_of(backend: &Backend, operation: Operation, counts: BTreeMap<&'static s
         }
     }
     if !backend.is_in_memory() {
-        let every = std::env::var("ORLOP_CRASH_EVERY").map_or(20, |text| text.parse().unwrap());
+        let every = std::env::var("ORLOP_CRASH_EVERY").map_or(100, |text| text.parse().unwrap());
         let (own, others): (Vec<_>, Vec<_>) =
             cases.into_iter().partition(|case| backend.calls.contains(&case.call));
         cases =
