@@ -236,9 +236,9 @@ impl Backend for Quota {
     /// leaves none behind.
     fn remove(&self, parent: BorrowedFd<'_>, name: &str, slice: Slice<'_>) -> Result<Removed> {
         let object = open_directory(parent, name).ok();
-        let project =
-            object.as_ref().and_then(|object| project::of(object.as_fd())).map(|project| project.id);
-        let (Some(object), Some(id @ 1..)) = (object, project) else {
+        let project = object.as_ref().and_then(|object| project::of(object.as_fd()));
+        // What is left of a takeover passes on the id of a volume that lives.
+        let (Some(object), Some(Project { id: id @ 1.., is_inherited: false })) = (object, project) else {
             return remove_tree(parent, name, slice);
         };
         let data = remove_tree(object.as_fd(), DATA, slice)?;

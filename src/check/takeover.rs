@@ -7,7 +7,7 @@ use crate::command::session::{FromPools, Session};
 use crate::engine::takeover::Entered;
 use crate::error::Result;
 use crate::fs::copy::Progress;
-use crate::volume::{Enforced, Size, VolumeId};
+use crate::volume::{Enforced, Limit, Size, VolumeId};
 
 /// Takes over the pools whose filesystem has project quotas now, and their volumes, one after another.
 #[must_use]
@@ -44,7 +44,15 @@ fn describe(entered: &Entered) -> (Verdict, String) {
             );
             (Verdict::Bad, text)
         }
-        (None, Enforced::No) => (Verdict::Ok, "its files are counted; it asks for no limit".to_owned()),
+        (None, Enforced::No) if entered.volume.size == 0 || entered.volume.policy.limit == Limit::None => {
+            (Verdict::Ok, "its files are counted; it asks for no limit".to_owned())
+        }
+        (None, Enforced::No) => {
+            let text = format!(
+                "its files are counted, but its size of {size} is not enforced: mount the filesystem with prjquota"
+            );
+            (Verdict::Bad, text)
+        }
         (None, Enforced::Bytes | Enforced::Inodes | Enforced::BytesAndInodes) => {
             (Verdict::Ok, format!("its size of {size} is enforced from now on"))
         }

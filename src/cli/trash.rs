@@ -1,6 +1,7 @@
 //! `orlop prune --trash`: volumes in the trash are removed for good.
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use super::removal::is_confirmed;
 use super::volumes::open;
@@ -13,6 +14,9 @@ use crate::engine::Engine;
 use crate::engine::trash::{Kept, Trashed};
 use crate::error::{Error, Kind, Result};
 use crate::volume::Timestamp;
+
+/// How long entries of the trash may take to be removed. A process that keeps moving files in one can make it take for ever.
+const REMOVAL: Duration = Duration::from_secs(600);
 
 /// Removes the volumes that the trash keeps.
 pub(super) fn empty(flags: &Prune) -> Result<ExitCode> {
@@ -53,9 +57,10 @@ fn remove(session: &Session, kept: &[Trashed]) -> Result<Vec<Error>> {
             Err(error) => errors.push(error),
         }
     }
+    let deadline = Instant::now() + REMOVAL;
     let removed = loop {
         match session.remove_copy() {
-            Err(error) if error.kind() == Kind::Busy => {}
+            Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => {}
             removed => break removed,
         }
     };

@@ -180,7 +180,7 @@ impl Plugin {
         let id = match self.catalog.find(&name) {
             Some(id) => id,
             // Unmounting needs no volume: it may have been deleted by another process.
-            None => VolumeId { pool: self.pool(None)?, name },
+            None => VolumeId { pool: self.pool(None).or_else(|_| self.dispatch.default_pool_name())?, name },
         };
         self.dispatch.unpublish(id.to_string(), target).await?;
         Ok(answer(json!({})))
@@ -237,7 +237,10 @@ impl Plugin {
             let named = pools.iter().find(|pool| pool.as_str() == "default");
             return match named.or(pools.first()) {
                 Some(pool) => Ok(pool.clone()),
-                None => self.dispatch.default_pool_name(),
+                None => Err(Error::new(
+                    Kind::Unsupported,
+                    "this driver serves no pool, only NFS shares: use that of --docker-global",
+                )),
             };
         };
         let name = self.dispatch.resolve_pool(Some(name))?;

@@ -90,7 +90,8 @@ impl Plugin {
     /// Describes a share without its server.
     async fn get_share(&self, name: &Name) -> Result<String> {
         let described = timeout_at(Instant::now() + QUERY_WAIT, self.mounted_share(name)).await;
-        let mounted = described.unwrap_or_else(|_| Ok(MountedShare::default()))?;
+        // An engine takes an error for a share that does not exist, and forgets its labels.
+        let mounted = described.ok().and_then(Result::ok).unwrap_or_default();
         let volume = match self.record(name) {
             Ok(record) => describe(&record, &mounted),
             Err(error) => json!({ "Name": name, "Status": { "state": error.chain() } }),

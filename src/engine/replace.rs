@@ -20,7 +20,7 @@ impl Engine {
     /// # Errors
     /// `NotFound`; `InUse` or `Busy` while anything uses the volume; `Unsupported` for an unmanaged volume and for a pool
     /// that cannot exchange directories; `Unreadable` for an archive that is damaged or hostile; `OutOfRange` when it has
-    /// more data than the size of the volume; otherwise the error of the failed system call. On error the volume is
+    /// more data than the size of the volume; `NoSpace` when the pool has no space for a second one; otherwise the error of the failed system call. On error the volume is
     /// unchanged.
     pub fn replace_from_archive<R: Read>(
         &self,
@@ -44,8 +44,9 @@ impl Engine {
     /// Same as [`Engine::replace_from_archive`].
     pub fn check_replace(&self, id: &VolumeId) -> Result<()> {
         let locked = self.lock_volume(id)?;
-        require_replaceable(&locked)?;
-        self.lock_unused(&locked).map(drop)
+        let volume = require_replaceable(&locked)?;
+        self.lock_unused(&locked)?;
+        locked.pool.reserve(volume.size).map(drop)
     }
 }
 
@@ -73,9 +74,12 @@ fn replace<R: Read>(
     // The old one keeps its uid in the trash.
     let (uid, created) = (uuid::Uuid::new_v4(), Timestamp::now());
     let mut volume = Volume { uid, created, source: None, copied: None, ..old };
+    // Until the old data is gone, there are two.
+    let _reservation = pool.reserve(volume.size)?;
     let draft = pool.store.draft()?;
     let unpacked = extract(pool, &draft, &mut volume, from, spec, progress)?;
     finish_data(pool, &draft, &volume)?;
+    progress.check()?;
     let entry = pool.replace_volume(draft, &volume, Retention::of(volume.policy))?;
     pool.usage.forget(&volume.id.name);
     pool.reaper.add([entry]);

@@ -26,7 +26,13 @@ impl Engine {
         let Some(mut volume) = check(&locked, size)? else { return Ok(None) };
         let before = volume.clone();
         volume.size = size;
-        locked.change_limits(&before, &mut volume, None)?;
+        // The record first: after a crash, programs have more space than it says, and not less.
+        locked.pool.rewrite(&volume, None)?;
+        let changed = locked.change_limits(&before, &mut volume, None);
+        if changed.is_err() {
+            locked.pool.rewrite(&before, None)?;
+        }
+        changed?;
         Ok(Some(volume))
     }
 

@@ -1,7 +1,7 @@
 //! Existing volumes get limits: those of a pool of plain directories whose filesystem has project quotas now, and directories that
 //! are adopted.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use super::Engine;
 use super::locked::LockedVolume;
@@ -84,14 +84,27 @@ pub(super) fn enter(locked: &LockedVolume, mut volume: Volume) -> Result<Entered
             return Err(error);
         }
     }
-    let used = pool.backend.used(object.as_fd(), &volume.backend)?.map_or(0, |used| used.bytes);
-    if volume.size != 0 && used > volume.size {
+    let limited = limit(locked, object.as_fd(), &begun, &mut volume);
+    if !matches!(limited, Ok(None)) {
+        // All its files are counted, so programs can use it.
         volume.enforced = Enforced::No;
         pool.rewrite(&volume, None)?;
-        return Ok(Entered { volume, above_size: Some(used) });
     }
-    locked.change_limits(&begun, &mut volume, None)?;
-    Ok(Entered { volume, above_size: None })
+    limited.map(|above_size| Entered { volume, above_size })
+}
+
+/// Sets the limits of a volume whose files are all counted. Returns the bytes that it uses if these are more than its size.
+fn limit(
+    locked: &LockedVolume,
+    object: BorrowedFd<'_>,
+    begun: &Volume,
+    volume: &mut Volume,
+) -> Result<Option<u64>> {
+    let used = locked.pool.backend.used(object, &volume.backend)?.map_or(0, |used| used.bytes);
+    if volume.size != 0 && used > volume.size {
+        return Ok(Some(used));
+    }
+    locked.change_limits(begun, volume, None).map(|()| None)
 }
 
 /// Refuses a volume whose files are not all counted, since that was interrupted: programs could not move them.

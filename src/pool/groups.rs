@@ -4,26 +4,45 @@
 
 use std::sync::Arc;
 
+use rustix::fs::{AtFlags, statat};
+use rustix::io::Errno;
+use tracing::info;
+
 use super::OpenPool;
 use super::locks::Mode;
 use super::object::{ObjectKey, ObjectKind};
 use super::trash::Retention;
-use crate::error::{Kind, Result};
+use crate::error::{Context as _, Kind, Result};
 use crate::volume::{GroupMembership, Name, Snapshot, VolumeId};
 
 impl OpenPool {
-    /// Whether a snapshot is what is left of a group that does not exist.
+    /// Whether a snapshot is what is left of a group that does not exist. A group whose first snapshot has lost its record, or has
+    /// one that cannot be read, exists: the others can be used.
     ///
     /// # Errors
-    /// `Unreadable` when the record of the first snapshot of its group is; otherwise the error of the system call.
+    /// The error of the failed system call.
     pub fn is_left_of_group(&self, snapshot: &Snapshot) -> Result<bool> {
         let Some(group) = &snapshot.group else { return Ok(false) };
         let first = GroupMembership::first(&group.name);
         if first == snapshot.id.name {
             return Ok(false);
         }
-        let first = self.store.snapshot(&first)?.and_then(|first| first.group);
-        Ok(first.is_none_or(|first| first.uid != group.uid))
+        match self.store.snapshot(&first) {
+            Ok(Some(first)) => Ok(first.group.is_none_or(|first| first.uid != group.uid)),
+            Ok(None) => Ok(!self.has_directory(&first)?),
+            Err(error) if error.kind() == Kind::Unreadable => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a snapshot has a directory, and was not deleted in place.
+    fn has_directory(&self, name: &Name) -> Result<bool> {
+        let kind = ObjectKind::Snapshots;
+        match statat(self.store.directory(kind), name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(!self.store.is_deleted(kind, name)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error).context(|| format!("stat {}/{name}", kind.directory())),
+        }
     }
 
     /// Deletes what is left of all groups that do not exist.
@@ -73,6 +92,7 @@ impl OpenPool {
         };
         if is_left()? {
             self.reaper.add([self.discard(kind, name, Retention::seconds(0))?]);
+            info!(pool = %self.settings.name, snapshot = %name, "deleted what is left of a group that does not exist");
         }
         Ok(())
     }

@@ -57,7 +57,11 @@ impl OpenPool {
     /// # Errors
     /// `Busy` while other hosts may still use it; otherwise those of [`Trash::expire`](super::trash::Trash::expire).
     pub fn expire(&self, entry: &TrashEntry) -> Result<()> {
-        if let (Medium::Shared, Retention::For { deleted, .. }) = (self.medium, entry.retention) {
+        if self.medium == Medium::Shared {
+            let deleted = match entry.retention {
+                Retention::For { deleted, .. } => deleted,
+                Retention::Forever => self.store.trash().added(entry)?,
+            };
             let left = deleted.saturating_add(SHARED_RETENTION).saturating_sub(Timestamp::now().as_second());
             if left > 0 {
                 let text = format!("other hosts may still use trash/{}: retry in {left} s", entry.directory);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+use rustix::fs::{AtFlags, statat};
 use rustix::path::Arg;
 
 use super::clock::Clocks;
@@ -146,6 +147,15 @@ impl Trash {
         let new = TrashEntry::new(name, retention)?;
         explain_rename(self.add_as(from, entry, &new)).context(|| format!("move {name} into trash/"))?;
         Ok(new)
+    }
+
+    /// When an entry was moved here, in seconds since 1970: its rename has changed its ctime.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub(super) fn added(&self, entry: &TrashEntry) -> Result<i64> {
+        let stat = statat(self.dir(), entry.directory.as_str(), AtFlags::SYMLINK_NOFOLLOW);
+        Ok(stat.context(|| format!("stat trash/{}", entry.directory))?.st_ctime)
     }
 
     /// Ends the retention of an entry that orlop has named, whose lock the caller holds; returns its new name.

@@ -197,6 +197,30 @@ fn what_an_interrupted_group_leaves_is_invisible_and_removed_by_the_next_start()
 }
 
 #[test]
+fn a_lost_or_damaged_record_of_the_first_snapshot_of_a_group_affects_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = dir.path();
+    let engine = open(pool);
+    make_volumes(&engine, pool, &["a", "b"]);
+    engine.create_group(&group_request("g", &["a", "b"])).unwrap();
+    let record = snapshot_record(pool, "g.1");
+    for damage in [
+        |record: &Path| fs::write(record, "damaged").unwrap(),
+        |record: &Path| {
+            fs::remove_file(record).unwrap();
+        },
+    ] {
+        damage(&record);
+        let next = open(pool);
+        assert_eq!(snapshots_on_disk(pool).len(), 2);
+        assert_eq!(next.get_snapshot(&id("g.2")).unwrap().source_volume, id("b"));
+        assert_eq!(listed_snapshots(&next).len(), 1);
+        next.create(&copy_request("r", Source::Snapshot(id("g.2")))).unwrap();
+        next.delete(&id("r")).unwrap();
+    }
+}
+
+#[test]
 fn a_group_and_the_snapshots_of_other_pools_have_different_names() {
     let dir = tempfile::tempdir().unwrap();
     let paths = ["p", "q"].map(|name| dir.path().join(name));

@@ -17,6 +17,7 @@ use super::quota_pools::{as_tenant, data, each_filesystem, fill, id_of, limited,
 use crate::common::disk::run;
 use crate::common::isolation::in_own_process;
 use crate::common::pool::{MIB, check, contents, edit_record, id, names, read_record, request, settings};
+use crate::common::wait::within_seconds;
 
 const SIZE: u64 = 8 * MIB;
 
@@ -164,6 +165,16 @@ fn a_pool_of_plain_directories_is_taken_over_volume_by_volume() {
             server.unpublish("p/used", &target).unwrap();
             assert_eq!(command.take_over(&id("used")).unwrap().unwrap().volume.enforced, Enforced::Bytes);
             check(&server, pool);
+
+            // What a killed takeover leaves passes on the project id of a volume that lives.
+            let left = pool.join("work/left");
+            fs::create_dir(&left).unwrap();
+            set(&left, id_of(pool, "v"));
+            let next = open(pool);
+            let trash = pool.join("trash");
+            within_seconds(180, "what is left is removed", || !left.exists() && names(&trash).is_empty());
+            assert_eq!(quota(pool, id_of(pool, "v")).max_bytes, 2 * SIZE, "{name}: the limit stays");
+            drop(next);
         });
     });
 }
