@@ -1,4 +1,5 @@
-//! What would make a directory of an NFS server useless or dangerous as a pool, found before anything is made in it.
+//! What would make a directory of an NFS server useless or dangerous as a pool, found before it becomes one, and before its
+//! locks are taken.
 
 use std::os::fd::BorrowedFd;
 
