@@ -18,7 +18,7 @@ demo: ## run the whole life cycle of a volume over CSI, step by step
 test: ## run all tests that this machine supports, including csi-sanity, Docker and Podman
 	@echo 'Installing what is missing: bindfs, strace, acl, attr, docker.io and podman (the first time) …'
 	@tests/install rust test docker go
-	@echo 'Building, then running the tests of the project (about 7 minutes the first time) …'
+	@echo 'Building, then running the tests of the project (about 13 minutes the first time) …'
 	cargo test
 	@echo 'Building csi-sanity (about a minute the first time) and running it on two filesystems …'
 	tests/sanity/run

@@ -15,7 +15,7 @@ use crate::volume::{Timestamp, Volume, VolumeId};
 
 impl Engine {
     /// Replaces a volume that nothing uses by a new one with the contents of an archive, and with the name, size, policy and
-    /// labels of the old one, which goes to the trash as by a deletion. Nobody ever sees a part of the new one, or none.
+    /// labels of the old one, which goes to the trash as by a deletion. No process ever sees a part of the new contents, or none.
     ///
     /// # Errors
     /// `NotFound`; `InUse` or `Busy` while anything uses the volume; `Unsupported` for an unmanaged volume and for a pool

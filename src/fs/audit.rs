@@ -192,7 +192,7 @@ impl Audit {
         self.compare_open(self.reopen.for_reading(file.as_fd())?.as_fd(), false)
     }
 
-    /// Compares the project of a file that cannot be opened. Before Linux 6.17 nobody can change it, and on ext4 nobody can.
+    /// Compares the project of a file that cannot be opened. It cannot be changed before Linux 6.17, and never on ext4.
     fn compare_name(&self, name: &CStr, stat: &Statx) -> ErrnoResult<Compared> {
         let at = self.walk.dir();
         match file_flags::project_of_name(at, name) {

@@ -104,7 +104,7 @@ fn a_reader_that_closes_its_pipe_causes_neither_a_panic_nor_noise() {
         command.args(&arguments);
         assert_eq!(unread(command), (0, String::new()), "{arguments:?}");
     }
-    // A backup that nobody has got is a failure.
+    // A backup whose reader has gone is a failure.
     let (code, stderr) = unread(pools.command("backup a"));
     assert!(code == 1 && stderr.lines().count() == 1 && stderr.contains("Broken pipe"), "{code} {stderr}");
 }
