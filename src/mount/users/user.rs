@@ -41,13 +41,16 @@ impl fmt::Display for User {
     }
 }
 
-/// Identifies the users of these mounts. Copies of a mount that propagation made in other namespaces are left out.
+/// Identifies the users of these mounts: pods and containers first, since errors name the first user only, and mounts
+/// without a process last. Copies of a mount that propagation made in other namespaces are left out.
 pub(super) fn identify(proc: &Path, mut records: Vec<&MountRecord>) -> Vec<User> {
     records.sort_by(|a, b| (&a.target, a.pid).cmp(&(&b.target, b.pid)));
     let origin = origins(&records);
     let mut known = BTreeSet::new();
     records.retain(|record| record.group.is_none() || known.insert((&record.target, origin(record))));
-    records.into_iter().map(|record| user(proc, record, origin(record))).collect()
+    let mut users: Vec<User> = records.into_iter().map(|record| user(proc, record, origin(record))).collect();
+    users.sort_by_key(|user| (user.pod.is_none() && user.container.is_none(), user.pid.is_none()));
+    users
 }
 
 /// The peer group whose events reach a mount. A namespace of a service has mounts that are slaves of the host's, and
@@ -160,5 +163,21 @@ mod tests {
         assert_eq!(user(Some(7), None, Some("c")), "container c (process 7, nginx) at /data");
         assert_eq!(user(Some(7), None, None), "process 7, nginx at /data");
         assert_eq!(user(None, None, None), "a mount at /data");
+    }
+
+    #[test]
+    fn pods_and_containers_come_before_mounts_without_a_process() {
+        let proc = tempfile::tempdir().unwrap();
+        std::fs::create_dir(proc.path().join("7")).unwrap();
+        std::fs::write(proc.path().join("7/cgroup"), format!("0::/docker/{}\n", "3f".repeat(32))).unwrap();
+        let record = |pid, target: &str| {
+            let (device, root) = (crate::mount::mountinfo::Device { major: 0, minor: 1 }, b"/data".to_vec());
+            MountRecord { device, root, pid, target: target.into(), group: None, master: None }
+        };
+        let (mount, process, container) =
+            (record(None, "/a"), record(Some(8), "/b"), record(Some(7), "/data"));
+        let users = identify(proc.path(), vec![&mount, &process, &container]);
+        let pids: Vec<_> = users.iter().map(|user| user.pid).collect();
+        assert_eq!(pids, [Some(7), Some(8), None]);
     }
 }
