@@ -45,6 +45,9 @@ pub struct Settings {
     /// Whether to relocate claims to the node of their source.
     #[cfg(feature = "kube")]
     pub follow_sources: bool,
+    /// Whether to record events about claims.
+    #[cfg(feature = "kube")]
+    pub claim_events: bool,
 }
 
 impl TryFrom<Serve> for Settings {
@@ -103,6 +106,8 @@ impl TryFrom<Serve> for Settings {
             registration,
             #[cfg(feature = "kube")]
             follow_sources: flags.follow_sources,
+            #[cfg(feature = "kube")]
+            claim_events: flags.claim_events,
         })
     }
 }

@@ -4,6 +4,7 @@
 
 mod access;
 mod capabilities;
+mod claim_event;
 mod controller;
 mod fields;
 mod group;
@@ -23,6 +24,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tokio::net::UnixListener;
+use tokio::sync::mpsc::Sender;
 use tonic::transport::Server;
 
 use crate::dispatch::{Dispatch, Lane};
@@ -33,6 +35,7 @@ use crate::metrics::Metrics;
 use crate::socket;
 use crate::telemetry::{self, RpcLayer};
 
+pub use claim_event::ClaimEvent;
 pub use probe::probe;
 pub use registration::{Registration, check as check_registration, register};
 pub use relocate::{ClaimRelocator, PendingClaim};
@@ -108,19 +111,26 @@ pub struct Driver {
     dispatch: Dispatch,
     health: Arc<Health>,
     relocator: Option<ClaimRelocator>,
+    events: Option<Sender<ClaimEvent>>,
 }
 
 impl Driver {
     /// Creates the services of an engine, whose calls `dispatch` runs.
     #[must_use]
     pub fn new(identity: Identity, dispatch: Dispatch, health: Arc<Health>) -> Self {
-        Self { identity: Arc::new(identity), dispatch, health, relocator: None }
+        Self { identity: Arc::new(identity), dispatch, health, relocator: None, events: None }
     }
 
     /// Moves claims to the node of their source, if a relocator is given.
     #[must_use]
     pub fn with_relocator(self, relocator: Option<ClaimRelocator>) -> Self {
         Self { relocator, ..self }
+    }
+
+    /// Sends events about claims to this channel, if one is given.
+    #[must_use]
+    pub fn with_events(self, events: Option<Sender<ClaimEvent>>) -> Self {
+        Self { events, ..self }
     }
 
     /// Runs one engine call in a lane.

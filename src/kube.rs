@@ -1,5 +1,7 @@
-//! The parts of orlop that use the Kubernetes API: `release-node`, and moving claims to the node of their source.
+//! The parts of orlop that use the Kubernetes API: `release-node`, moving claims to the node of their source, and events about
+//! claims.
 
+mod events;
 mod relocate;
 
 use std::time::Duration;
@@ -12,6 +14,7 @@ use serde_json::json;
 
 use crate::error::{Error, Kind, Result};
 
+pub use events::{ClaimNews, Recorder};
 pub use relocate::Relocator;
 
 /// How long to wait for the deletion of a claim after its pods were deleted.

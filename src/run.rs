@@ -1,5 +1,8 @@
 //! Assembles the process: opens the engine, starts the frontends, and shuts them down in order.
 
+#[cfg(feature = "kube")]
+mod cluster;
+
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -82,14 +85,17 @@ async fn run_frontends(settings: Settings, passed: Vec<Passed>) -> Result<()> {
     let mut frontends = JoinSet::new();
 
     #[cfg(feature = "kube")]
-    let relocator = settings.follow_sources.then(|| claim_relocator(&settings.identity));
+    let (relocator, events) = (
+        settings.follow_sources.then(|| cluster::claim_relocator(&settings.identity)),
+        settings.claim_events.then(|| cluster::claim_events(&settings.identity)),
+    );
     #[cfg(not(feature = "kube"))]
-    let relocator = None;
+    let (relocator, events) = (None, None);
     // The socket file is removed when this is dropped.
     let bound = settings.csi.as_deref().map(socket::bind).transpose()?;
     let _socket_file = bound.map(|bound| {
-        let driver =
-            Driver::new(settings.identity, calls.clone(), Arc::clone(&health)).with_relocator(relocator);
+        let driver = Driver::new(settings.identity, calls.clone(), Arc::clone(&health));
+        let driver = driver.with_relocator(relocator).with_events(events);
         frontends.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
         bound.file
     });
@@ -213,41 +219,6 @@ pub fn work(worker: &Worker, setup: Setup, kept: BTreeMap<String, OwnedFd>) -> R
     // Closing the files of a dead disk may hang; the exit does not wait for it.
     std::mem::forget(engine);
     served
-}
-
-/// Timeout of all requests to the API server that relocate one claim. After a timeout, the caller's retry tries again.
-#[cfg(feature = "kube")]
-const RELOCATE_TIMEOUT: Duration = Duration::from_secs(5);
-
-#[cfg(feature = "kube")]
-fn claim_relocator(identity: &csi::Identity) -> csi::ClaimRelocator {
-    let relocator = Arc::new(crate::kube::Relocator::new(identity.driver.clone(), identity.node.clone()));
-    csi::ClaimRelocator::new(move |csi::PendingClaim { namespace, claim, source }| {
-        let relocator = Arc::clone(&relocator);
-        async move {
-            let sent =
-                tokio::time::timeout(RELOCATE_TIMEOUT, relocator.relocate(&namespace, &claim, &source)).await;
-            match sent {
-                Ok(Ok(Some(node))) => {
-                    info!(claim, namespace, %source, node, "relocated the claim to the node of its source")
-                }
-                Ok(Ok(None)) => {}
-                Ok(Err(error)) => {
-                    warn!(
-                        claim,
-                        namespace,
-                        error = error.chain(),
-                        "cannot relocate the claim to the node of its source"
-                    );
-                }
-                Err(_) => warn!(
-                    claim,
-                    namespace,
-                    "cannot relocate the claim to the node of its source: the API server did not respond in time"
-                ),
-            }
-        }
-    })
 }
 
 /// Waits until the frontends have responded to the calls in progress. Idle connections may stay open: a client can take

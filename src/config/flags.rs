@@ -151,6 +151,12 @@ pub struct Serve {
     #[arg(long, env = "ORLOP_FOLLOW_SOURCES")]
     pub follow_sources: bool,
 
+    /// Tell a Kubernetes claim by an event that the size of its volume is not enforced. Requires running in the cluster
+    /// with permission to get claims and to create events
+    #[cfg(feature = "kube")]
+    #[arg(long, env = "ORLOP_CLAIM_EVENTS")]
+    pub claim_events: bool,
+
     /// Whether to advertise the controller capability EXPAND_VOLUME. Set it to false if one csi-resizer serves many
     /// nodes: volumes are then expanded on their node only
     #[arg(long, env = "ORLOP_CONTROLLER_EXPAND", default_value_t = true, action = clap::ArgAction::Set)]

@@ -4,7 +4,9 @@ use tonic::{Request, Response, Status};
 
 use super::paging::{self, Listing};
 use super::proto::{self, controller_server::Controller, volume_content_source as content};
-use super::{Driver, Identity, PendingClaim, access, capabilities, fields, params, response, status};
+use super::{
+    Driver, Identity, PendingClaim, access, capabilities, claim_event, fields, params, response, status,
+};
 use crate::dispatch::Lane;
 use crate::engine::call::{self, EngineCall};
 use crate::engine::request::{Capacity, CreateSnapshot, CreateVolume, Page, SnapshotFilter};
@@ -169,6 +171,7 @@ impl Controller for Driver {
     ) -> Result<Response<proto::CreateVolumeResponse>, Status> {
         let request = create_volume(request.into_inner(), &self.identity)?;
         let volume = self.create_or_relocate(request).await.map_err(status::for_create)?;
+        claim_event::report_created(self.events.as_ref(), &volume);
         Ok(Response::new(proto::CreateVolumeResponse { volume: response::volume(&self.identity, &volume) }))
     }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::engine::request::CreateVolume;
 use crate::volume::Source;
 
-const CLAIM_NAME: &str = "csi.storage.k8s.io/pvc/name";
-const CLAIM_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
+pub(super) const CLAIM_NAME: &str = "csi.storage.k8s.io/pvc/name";
+pub(super) const CLAIM_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
 
 /// A claim for a copy of a volume or snapshot, which another node can satisfy.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -39,6 +39,8 @@ fn an_immediate_claim_is_bound_without_a_pod() {
     test.create(CLAIMS, &claim("data", "orlop-now", "16Mi"));
     let bound = test.wait_bound("data");
     assert!(test.inspect(&bound)["managed"] == true);
+    // The pool of this cluster enforces no sizes.
+    test.event("data", "SizeNotEnforced", "the size of 16Mi is not enforced");
     test.create(PODS, &pod("writer", "data", "echo hello > /data/file"));
     test.output("writer");
     assert_eq!(at(&test.get(PODS, "writer"), "/spec/nodeName"), bound.node);

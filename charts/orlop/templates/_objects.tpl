@@ -156,7 +156,8 @@ roleRef:
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  # patch: orlop moves a claim to the node of its source (--follow-sources).
+  # get: for the events of a claim (--claim-events). patch: orlop moves a claim to the node of its source
+  # (--follow-sources).
   verbs: [get, list, watch, update, patch]
 - apiGroups: [""]
   resources: [events]
