@@ -45,9 +45,9 @@ fn back_up(flags: NewBackup) -> Result<()> {
     let progress = Arc::new(Progress::default());
     let stop = stop(&progress);
     let consistency = ConsistencySpec { consistency: consistency.into(), ..ConsistencySpec::default() };
-    let pool = source.id().pool.clone();
+    let id = source.id().clone();
     let shown = source.to_string();
-    let done = session.transfer(&what, &pool, &progress, move |engine, progress| {
+    let done = session.transfer(&what, &id.pool, &progress, move |engine, progress| {
         let mut writer = Writer::new(Compressor::start(stream, compression, stop)?);
         let done = engine.back_up(&source, consistency, &mut writer, progress)?;
         let (compressor, _) = writer.finish()?;
@@ -62,7 +62,12 @@ fn back_up(flags: NewBackup) -> Result<()> {
         Some(file) => file.complete(&sum).and_then(|()| print(&text))?,
         None => print_error(text.trim_end()),
     }
-    // Last: the backup is complete, whatever becomes of the copy.
+    // The backup is complete, whatever becomes of its record and of the copy.
+    if let Some(uid) = done.volume {
+        let recorded =
+            session.call("record the backup", move |engine| engine.record_backup(&id, uid, done.began));
+        let _ = recorded.map_err(|error| print_error(&error.chain()));
+    }
     if done.is_of_copy { session.remove_copy() } else { Ok(()) }
 }
 

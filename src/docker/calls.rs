@@ -329,6 +329,7 @@ fn describe(name: &str, described: &Described) -> Value {
             "users": users,
             "health": health,
             "snapshots": snapshots,
+            "lastBackup": volume.last_backup,
             "labels": volume.labels,
         },
     })

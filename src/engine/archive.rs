@@ -5,6 +5,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use rustix::fs::fstatfs;
+use uuid::Uuid;
 
 use super::Engine;
 use super::copy::{Copied, CopyTask, max_bytes, too_large};
@@ -34,6 +35,10 @@ pub struct BackedUp {
     pub copied: CopyRecord,
     /// Whether it was made from a copy, which is in the trash now.
     pub is_of_copy: bool,
+    /// The uid of the volume; `None` for a snapshot.
+    pub volume: Option<Uuid>,
+    /// It has everything that was written before.
+    pub began: Timestamp,
 }
 
 impl Engine {
@@ -57,12 +62,16 @@ impl Engine {
             pool.store.locks().try_lock(data, Mode::Shared)?.ok_or_else(|| {
                 Error::new(Kind::Busy, format!("{source} is being deleted or replaced: retry"))
             })?;
-        let size = match source {
-            Source::Volume(_) => self.require_without_lock(&pool, id)?.size,
-            Source::Snapshot(_) => self.require_snapshot(&pool, id)?.size,
+        let (size, volume) = match source {
+            Source::Volume(_) => {
+                let volume = self.require_without_lock(&pool, id)?;
+                (volume.size, Some(volume.uid))
+            }
+            Source::Snapshot(_) => (self.require_snapshot(&pool, id)?.size, None),
         };
         let from = CopySource::new(&pool, source.clone());
-        let mut export = Export { engine: self, pool: &pool, from: &from, size, to, progress };
+        let began = Timestamp::now();
+        let mut export = Export { engine: self, pool: &pool, from: &from, size, volume, began, to, progress };
         match source {
             Source::Snapshot(_) => export.directly(false, CopyRecord::unpaused(Consistency::Crash)),
             Source::Volume(_) if consistency.consistency == Consistency::None => {
@@ -164,6 +173,8 @@ struct Export<'a, W> {
     pool: &'a Arc<OpenPool>,
     from: &'a CopySource,
     size: u64,
+    volume: Option<Uuid>,
+    began: Timestamp,
     to: &'a mut Writer<W>,
     progress: &'a Progress,
 }
@@ -189,7 +200,7 @@ impl<W: Write> Export<'_, W> {
         if must_be_still && !self.is_still()? {
             return Err(Error::new(Kind::Busy, "the volume came into use during the backup: retry"));
         }
-        Ok(BackedUp { packed, copied, is_of_copy: false })
+        Ok(self.done(packed, copied, false))
     }
 
     fn copy(&mut self, consistency: ConsistencySpec) -> Result<BackedUp> {
@@ -215,7 +226,11 @@ impl<W: Write> Export<'_, W> {
         self.write_origin(copied.consistency)?;
         let data = reopen(draft.data()?.as_fd())?;
         let packed = pack(data.as_fd(), self.to, false, progress)?;
-        Ok(BackedUp { packed, copied, is_of_copy: true })
+        Ok(self.done(packed, copied, true))
+    }
+
+    fn done(&self, packed: Packed, copied: CopyRecord, is_of_copy: bool) -> BackedUp {
+        BackedUp { packed, copied, is_of_copy, volume: self.volume, began: self.began }
     }
 
     fn write_origin(&mut self, consistency: Consistency) -> Result<()> {

@@ -256,6 +256,7 @@ pub(super) fn new_record(id: VolumeId, request: &CreateVolume, size: u64) -> Vol
         source: request.source.clone(),
         copied: None,
         created: Timestamp::now(),
+        last_backup: None,
         managed: true,
         ephemeral: false,
     }

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use super::Engine;
 use super::locked::LockedVolume;
 use crate::error::{Error, Kind, Result};
 use crate::pool::Reservation;
-use crate::volume::{PolicyChange, Size, SizeRange, Volume, VolumeId};
+use crate::volume::{PolicyChange, Size, SizeRange, Timestamp, Volume, VolumeId};
 
 impl Engine {
     /// Expands a volume. Does nothing if the volume is already large enough.
@@ -60,6 +62,21 @@ impl Engine {
         }
         locked.pool.rewrite(&volume, None)?;
         Ok(volume)
+    }
+
+    /// Records that a backup of the volume is complete, which shows it as of `time` or later. Does nothing if the volume was
+    /// replaced by another one of its name, is unmanaged, or has a later backup.
+    ///
+    /// # Errors
+    /// `NotFound`, or another kind when the record cannot be replaced. On error the volume is unchanged.
+    pub fn record_backup(&self, id: &VolumeId, uid: Uuid, time: Timestamp) -> Result<()> {
+        let locked = self.lock_volume(id)?;
+        let mut volume = locked.require()?;
+        if !volume.managed || volume.uid != uid || volume.last_backup >= Some(time) {
+            return Ok(());
+        }
+        volume.last_backup = Some(time);
+        locked.pool.rewrite(&volume, None)
     }
 
     /// Removes what copies of this process have left behind, for a command: no thread of it does that otherwise. The rest of

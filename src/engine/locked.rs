@@ -223,6 +223,7 @@ fn unmanaged(id: &VolumeId) -> Volume {
         source: None,
         copied: None,
         created: Timestamp::UNIX_EPOCH,
+        last_backup: None,
         managed: false,
         ephemeral: false,
     }

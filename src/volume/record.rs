@@ -76,6 +76,9 @@ pub struct Volume {
     pub copied: Option<CopyRecord>,
     /// Time of creation.
     pub created: Timestamp,
+    /// The time of the last complete backup of it; `None` if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_backup: Option<Timestamp>,
     /// Whether orlop created it and may delete its data. A directory that an administrator placed in `volumes/` is
     /// unmanaged.
     #[serde(default = "yes")]

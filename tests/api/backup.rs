@@ -100,6 +100,10 @@ fn a_backup_is_restored_from_each_format() {
         );
     }
     assert_eq!(facts(&data(&pools, "a")), before);
+    let inspected = pools.run("inspect a").stdout;
+    assert!(inspected.contains("\"lastBackup\": \"20"), "{inspected}");
+    let inspected = pools.run("inspect new0").stdout;
+    assert!(inspected.contains("\"lastBackup\": null"), "a new volume has no backup: {inspected}");
     let files = names(pools.dir.path()).into_iter().filter(|name| name.ends_with(".part")).count();
     assert_eq!(files, 0);
     assert_nothing_left(&pools, &["a", "new0", "new1", "new2"]);
