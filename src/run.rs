@@ -36,6 +36,8 @@ const SPARE_BLOCKING_THREADS: usize = 16;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sending a response may take after the last call has finished.
 const RESPONSE_GRACE: Duration = Duration::from_millis(500);
+/// How often the memory of program text is given back. The pages that are in use are mapped again within microseconds.
+const TEXT_RELEASE: Duration = Duration::from_secs(60);
 /// How long the engine may take to stop its jobs.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -119,7 +121,7 @@ async fn run_frontends(settings: Settings, passed: Vec<Passed>) -> Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         "serving"
     );
-    program_text::release();
+    tokio::spawn(release_program_text());
 
     let result = tokio::select! {
         name = signals.recv() => { info!(signal = name, "stopping"); Ok(()) }
@@ -136,6 +138,15 @@ async fn shut_down(engine: Arc<Engine>) {
     let stopping = tokio::task::spawn_blocking(move || engine.shutdown());
     if tokio::time::timeout(STOP_TIMEOUT, stopping).await.is_err() {
         warn!("a job did not stop in time; the next start removes its draft");
+    }
+}
+
+/// Keeps the resident memory of an idle process small, after the start and after each burst of calls.
+async fn release_program_text() {
+    let mut timer = tokio::time::interval(TEXT_RELEASE);
+    loop {
+        timer.tick().await;
+        program_text::release();
     }
 }
 
