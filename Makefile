@@ -4,7 +4,7 @@ SHELL := bash
 # Architectures of the static binaries and the image: amd64, arm64 or both.
 ARCH ?= $(shell uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 
-.PHONY: help demo test test-docker test-vm test-vm-cluster fuzz lint deny sanity bench static image deb manifest chart cluster-up cluster-down e2e e2e-storage figures
+.PHONY: help demo test test-docker test-vm test-vm-long test-vm-cluster test-long fuzz lint deny sanity bench static image deb manifest chart cluster-up cluster-down e2e e2e-storage figures
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,9 @@ fuzz: ## extract mutated archives for five minutes
 	@tests/install rust test
 	ORLOP_FUZZ_SECONDS=300 ORLOP_FUZZ_SEED=$$(date +%s) cargo test --test api -- --nocapture a_mutated_archive
 
+test-long: test test-vm-long test-vm-cluster fuzz ## run everything, also what takes longer than CI may (about two hours)
+	ORLOP_SNAPSHOTS=200 cargo test --test load -- --nocapture load::consistency
+
 lint: ## check formatting, clippy, documentation and shell scripts
 	@tests/install rust lint
 	cargo fmt --check
@@ -57,6 +60,11 @@ test-vm: ## run the tests that need NFS or project quotas, in a virtual machine
 	@tests/install rust test vm
 	tests/vm/build
 	tests/vm/suite
+
+test-vm-long: ## storms and kills at every quota call, in a virtual machine (about half an hour)
+	@tests/install rust test vm
+	tests/vm/build
+	tests/vm/suite long
 
 test-vm-cluster: image ## run a Kubernetes cluster with an NFS server in the virtual machine, and use the chart with nfs.enabled there
 	@tests/install rust test vm

@@ -10,6 +10,8 @@
 //! All of this happens in memory. On every other backend, a sample is taken: one in `ORLOP_CRASH_EVERY` faults (100), but
 //! twenty times as many of the calls that only this backend makes.
 //!
+//! `ORLOP_CRASH_CALLS=own` leaves out all other calls there.
+//!
 //! `ORLOP_CRASH_ONLY` limits the test to operations whose name contains this text, such as `Expand`.
 
 mod operation;
@@ -386,8 +388,14 @@ fn cases_of(backend: &Backend, operation: Operation, counts: BTreeMap<&'static s
         let every = std::env::var("ORLOP_CRASH_EVERY").map_or(100, |text| text.parse().unwrap());
         let (own, others): (Vec<_>, Vec<_>) =
             cases.into_iter().partition(|case| backend.calls.contains(&case.call));
-        cases =
-            own.into_iter().step_by((every / 20).max(1)).chain(others.into_iter().step_by(every)).collect();
+        let own = own.into_iter().step_by((every / 20).max(1));
+        cases = match std::env::var("ORLOP_CRASH_CALLS") {
+            Ok(only) => {
+                assert_eq!(only, "own");
+                own.collect()
+            }
+            Err(_) => own.chain(others.into_iter().step_by(every)).collect(),
+        };
     }
     cases
 }
