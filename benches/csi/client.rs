@@ -76,9 +76,16 @@ impl Client {
 
     /// Creates a snapshot and waits until it is ready.
     pub(crate) async fn snapshot(&self, volume: &str, name: &str) {
+        self.snapshot_with(volume, name, &[]).await;
+    }
+
+    /// The same with parameters of the class.
+    pub(crate) async fn snapshot_with(&self, volume: &str, name: &str, parameters: &[(&str, &str)]) {
+        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         let request = CreateSnapshotRequest {
             source_volume_id: id(volume),
             name: name.to_owned(),
+            parameters: parameters.iter().map(owned).collect(),
             ..CreateSnapshotRequest::default()
         };
         loop {

@@ -93,21 +93,37 @@ pub(crate) fn write(mut arguments: impl Iterator<Item = OsString>) -> ! {
     }
 }
 
-/// Takes snapshots; returns the pauses in milliseconds, and how long the snapshots took in seconds.
-async fn snapshots(server: &Server, volume: &str) -> (Vec<f64>, Vec<f64>) {
-    let client = server.client().await;
-    let (mut pauses, mut times) = (Vec::new(), Vec::new());
-    for _ in 0..TURNS {
+/// How snapshots of one kind went.
+#[derive(Default)]
+struct Snapshots {
+    /// Milliseconds.
+    pauses: Vec<f64>,
+    /// Seconds until the snapshot was ready.
+    times: Vec<f64>,
+}
+
+impl Snapshots {
+    async fn take(&mut self, server: &Server, volume: &str, consistency: &str) {
+        let client = server.client().await;
         let began = Instant::now();
-        client.snapshot(volume, "snapshot").await;
-        times.push(began.elapsed().as_secs_f64());
+        client.snapshot_with(volume, "snapshot", &[("consistency", consistency)]).await;
+        self.times.push(began.elapsed().as_secs_f64());
         let record = fs::read(server.pool.join("snapshots/snapshot/snapshot.json")).unwrap();
         let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
-        pauses.push(record["pauseMs"].as_f64().unwrap_or_default());
+        self.pauses.push(record["pauseMs"].as_f64().unwrap_or_default());
         client.delete_snapshot("snapshot").await;
         server.trash_removed().await;
     }
-    (pauses, times)
+}
+
+/// Takes pairs of snapshots: one that shows an instant, and one whose files are copied while they change.
+async fn pairs(server: &Server, volume: &str) -> (Snapshots, Snapshots) {
+    let (mut crash, mut none) = (Snapshots::default(), Snapshots::default());
+    for _ in 0..TURNS {
+        crash.take(server, volume, "crash").await;
+        none.take(server, volume, "none").await;
+    }
+    (crash, none)
 }
 
 /// Measures the pauses of an idle volume, of one with many files of which few change, and of a large one.
@@ -124,23 +140,32 @@ pub(crate) async fn run(table: &mut Table, sizes: &Sizes, dir: &Path) {
         trees::files(&server.data(name), files, bytes);
         rustix::fs::sync();
         table.section(&format!("pauses for a volume of {files} files of {} KiB", bytes >> 10));
-        let (pauses, idle) = snapshots(&server, name).await;
-        table.single("not in use", (median(&pauses), "ms"), Bar::Below(0.1));
+        let (idle, idle_none) = pairs(&server, name).await;
+        table.single("not in use", (median(&idle.pauses), "ms"), Bar::Below(0.1));
+        compare(table, "not in use: a snapshot vs consistency: none", &idle, &idle_none);
         let target = server.target(name);
         client.publish(name, &target).await;
         let Some(container) = Container::start(&target, changing, pause) else {
             table.note("no cgroup can be frozen");
             return;
         };
-        let (pauses, busy) = snapshots(&server, name).await;
+        let (busy, busy_none) = pairs(&server, name).await;
         drop(container);
         client.unpublish(name, &target).await;
         let what = format!("while {changing} files change");
-        table.single(&what, (median(&pauses), "ms"), Bar::Below(most));
-        table.single("the longest of them", (pauses.iter().copied().fold(0.0, f64::max), "ms"), Bar::None);
-        let (busy, idle) = (median(&busy), median(&idle));
-        table.compare("a snapshot in use vs not in use", (busy, "s"), (idle, "s"), busy / idle, Bar::None);
+        table.single(&what, (median(&busy.pauses), "ms"), Bar::Below(most));
+        table.single(
+            "the longest of them",
+            (busy.pauses.iter().copied().fold(0.0, f64::max), "ms"),
+            Bar::None,
+        );
+        compare(table, &format!("{what}: a snapshot vs consistency: none"), &busy, &busy_none);
         client.delete(name).await;
         server.trash_removed().await;
     }
+}
+
+fn compare(table: &mut Table, what: &str, crash: &Snapshots, none: &Snapshots) {
+    let (crash, none) = (median(&crash.times), median(&none.times));
+    table.compare(what, (crash, "s"), (none, "s"), crash / none, Bar::Ratio(1.3));
 }
