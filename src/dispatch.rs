@@ -6,8 +6,8 @@ mod calls;
 mod lane;
 mod listing;
 mod names;
-mod remote;
 mod shares;
+mod workers;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
 use self::calls::{Calls, MAX_THREADS};
-use self::shares::Servers;
+use self::shares::ServerLanes;
 use crate::engine::Engine;
 use crate::engine::request::PoolSettings;
 use crate::error::{Error, Kind, Result};
@@ -35,7 +35,7 @@ pub struct Dispatch {
     timeout: Duration,
     lanes: Arc<HashMap<Lane, Arc<Calls>>>,
     /// The lanes of the servers of static shares.
-    servers: Arc<Servers>,
+    servers: Arc<ServerLanes>,
     /// All pools, in the order of the settings.
     pools: Arc<[PoolSettings]>,
     /// The pools whose calls run in worker processes.

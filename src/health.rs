@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use self::problems::Problems;
-use self::servers::Servers;
+use self::servers::WatchedServers;
 use crate::dispatch::Dispatch;
 use crate::engine::request::{Activity, PoolSettings, PoolStatus};
 use crate::volume::Timestamp;
@@ -36,7 +36,7 @@ const MAX_READINGS: usize = 20;
 pub struct Health {
     dispatch: Dispatch,
     pools: Vec<Arc<Watched>>,
-    servers: Servers,
+    servers: WatchedServers,
 }
 
 /// A pool whose status is read.
@@ -77,7 +77,7 @@ impl Health {
     #[must_use]
     pub fn new(dispatch: Dispatch) -> Self {
         let pools = dispatch.pool_settings().map(|settings| Arc::new(Watched::new(settings)));
-        let servers = Servers::new(dispatch.pool_settings().filter_map(|pool| pool.share.as_ref()));
+        let servers = WatchedServers::new(dispatch.pool_settings().filter_map(|pool| pool.share.as_ref()));
         Self { pools: pools.collect(), servers, dispatch }
     }
 

@@ -23,18 +23,18 @@ pub(super) const MAX_THREADS: usize = 640;
 
 /// The lanes of servers: a server that does not respond delays the calls for no other one.
 #[derive(Debug)]
-pub(super) struct Servers {
+pub(super) struct ServerLanes {
     lanes: Mutex<HashMap<String, Arc<Calls>>>,
     threads: Arc<Semaphore>,
 }
 
-impl Default for Servers {
+impl Default for ServerLanes {
     fn default() -> Self {
         Self { lanes: Mutex::default(), threads: Arc::new(Semaphore::new(MAX_THREADS)) }
     }
 }
 
-impl Servers {
+impl ServerLanes {
     pub(super) fn calls(&self, server: &str, lane: &Lane, timeout: Duration) -> Arc<Calls> {
         let new =
             || Arc::new(Calls::with_permits(lane.subject(), lane.to_check(&[]), timeout, CALLS_OF_SERVER));

@@ -15,7 +15,7 @@ const ASK_EVERY: Duration = Duration::from_secs(15);
 
 /// The servers of the pools, by name.
 #[derive(Debug, Default)]
-pub(super) struct Servers(BTreeMap<String, Arc<Server>>);
+pub(super) struct WatchedServers(BTreeMap<String, Arc<Server>>);
 
 #[derive(Debug)]
 struct Server {
@@ -42,7 +42,7 @@ pub struct ServerStatus {
     pub age: Option<Duration>,
 }
 
-impl Servers {
+impl WatchedServers {
     pub(super) fn new<'s>(shares: impl Iterator<Item = &'s NfsShare>) -> Self {
         let server = |share: &NfsShare| {
             let server = Server { share: share.clone(), state: Mutex::default() };
@@ -118,7 +118,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let options = format!("port={}", listener.local_addr().unwrap().port());
         let share = NfsShare::new("127.0.0.1", "/a", &options, None).unwrap();
-        let servers = Servers::new([&share, &share].into_iter());
+        let servers = WatchedServers::new([&share, &share].into_iter());
         assert_eq!(servers.status(), []);
         let answering = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
