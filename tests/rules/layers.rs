@@ -74,7 +74,7 @@ const LAYERS: &[Row] = &[
     (
         "command",
         &["archive", "engine", "error", "fs", "mount", "options", "quantity", "volume"],
-        &["serde", "serde_json", "uuid"],
+        &["indicatif", "serde", "serde_json", "uuid"],
     ),
     (
         "http",
