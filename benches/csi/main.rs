@@ -9,6 +9,7 @@
 #![expect(clippy::print_stdout, reason = "the printed table is the result")]
 #![expect(clippy::disallowed_methods, reason = "the programs under measurement are processes")]
 
+mod archive;
 mod bare;
 mod client;
 mod commands;
@@ -141,6 +142,9 @@ async fn run(sizes: &Sizes, parts: &[String]) -> ExitCode {
     }
     if selected("commands") {
         commands::run(&mut table, sizes, &base.join("commands")).await;
+    }
+    if selected("archive") {
+        archive::run(&mut table, sizes, &base.join("archive")).await;
     }
     if selected("many") {
         many::run(&mut table, sizes, base).await;
