@@ -34,8 +34,8 @@ test-docker: ## run the suite with Docker and Podman only
 
 test-docker-29: ## build the 29 series of Docker and Compose 5 from Go modules, and run the suite with them
 	@tests/install rust docker docker-29 go
-	@echo 'Building Docker and Compose (about 10 minutes the first time), then running them on volumes of orlop …'
-	directory=$$(tests/docker/build-29) && DOCKER_BIN_DIR=$$directory tests/docker/suite
+	@echo 'Building Docker and Compose (6 to 20 minutes the first time), then running them on volumes of orlop …'
+	@directory=$$(tests/docker/build-29) && DOCKER_BIN_DIR=$$directory tests/docker/suite
 
 fuzz: ## extract mutated archives for five minutes
 	@tests/install rust test
