@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Docker, Podman and orlop for the suite. Everything is in $work, and in the namespaces of the suite.
-PATH=/usr/sbin:/usr/bin:/sbin:/bin
+PATH=${DOCKER_BIN_DIR:+$DOCKER_BIN_DIR:}/usr/sbin:/usr/bin:/sbin:/bin
 orlop_bin=${ORLOP_BIN:-$top/target/debug/orlop}
 export DOCKER_HOST=unix://$work/docker.sock DOCKER_CONFIG=$work/config
 dockerd= orlop= # process ids
@@ -39,7 +39,7 @@ kill_orlop() {
 launch_docker() { # dockerd flag...
     rm -f "$work/docker.pid"
     dockerd --data-root "$work/docker" --exec-root "$work/exec" --pidfile "$work/docker.pid" --host "$DOCKER_HOST" \
-        --bridge none --iptables=false --cgroup-parent "$cgroup" "$@" >>"$work/dockerd.log" 2>&1 &
+        --bridge none --iptables=false --ip6tables=false --cgroup-parent "$cgroup" "$@" >>"$work/dockerd.log" 2>&1 &
     dockerd=$!
 }
 
