@@ -241,18 +241,22 @@ pub trait Backend: fmt::Debug + Send + Sync {
         Ok(None)
     }
 
-    /// State for an object that exists already, and that [`Backend::enter`] is to give limits; `None` if it needs no such call.
-    /// Until that is complete, the state says so, and [`Backend::check_usable`] refuses it.
+    /// Whether an object needs no call of [`Backend::enter`].
+    fn has_entered(&self, _object: BorrowedFd<'_>, _state: &BackendState) -> bool {
+        true
+    }
+
+    /// State for an object that [`Backend::enter`] is to give limits. Until that is complete, the state says so, and
+    /// [`Backend::check_usable`] refuses it.
     ///
     /// # Errors
     /// `NoSpace` when nothing is left to reserve.
     fn state_to_enter(
         &self,
-        _object: BorrowedFd<'_>,
-        _state: &BackendState,
+        state: &BackendState,
         _new_id: &dyn Fn() -> Result<u32>,
-    ) -> Result<Option<BackendState>> {
-        Ok(None)
+    ) -> Result<BackendState> {
+        Ok(state.clone())
     }
 
     /// Has the kernel count the files of an object that nothing uses, and returns its state. `scratch` is an empty directory. Can

@@ -407,6 +407,14 @@ mod tests {
     }
 
     #[test]
+    fn the_shortest_call_timeout_of_the_chart_is_accepted() {
+        let schema = include_str!("../charts/orlop/values.schema.json");
+        assert!(schema.contains("\"^([5-9]s|[1-9][0-9]{1,5}s|[1-9][0-9]{0,5}[mh])?$\""), "see callTimeout");
+        let text = "[[pool]]\nname = \"a\"\npath = \"/a\"\n[tuning]\ncall-timeout = \"5s\"\n";
+        assert_eq!(with_file(text).unwrap().tuning.call_timeout, Duration::from_secs(5));
+    }
+
+    #[test]
     fn a_pool_of_a_server_is_shown_as_its_share() {
         let settings = with_file(
             "[[pool]]\nname = \"a\"\nserver = \"nas\"\npath = \"/a\"\noptions = \"nconnect=4\"\n[[pool]]\n\
@@ -444,6 +452,7 @@ mod tests {
             (format!("{pool}[tuning]\ncopies = 0\n"), "copies"),
             (format!("{pool}[tuning]\ncopy-wait = \"7s\"\n"), "call-timeout"),
             (format!("{pool}[tuning]\nlock-wait = \"2s\"\n"), "call-timeout"),
+            (format!("{pool}[tuning]\ncall-timeout = \"4s\"\n"), "call-timeout"),
             (format!("pools = 1\n{pool}"), "pools"),
         ];
         for (text, expected) in cases {

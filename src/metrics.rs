@@ -24,7 +24,7 @@ const BUCKETS: [f64; 15] =
 /// A gauge with one value for each pool: name, help text, value.
 type PoolGauge = (&'static str, &'static str, fn(&PoolStatus) -> u64);
 
-const POOL_GAUGES: [PoolGauge; 13] = [
+const POOL_GAUGES: [PoolGauge; 14] = [
     ("orlop_pool_available", "Whether the pool is available: 1 or 0", |pool| {
         u64::from(pool.unavailable.is_none())
     }),
@@ -57,10 +57,13 @@ const POOL_GAUGES: [PoolGauge; 13] = [
     (
         "orlop_files_outside_project",
         "Files that the last audit found outside of the projects of their volumes, so that no size limits them",
-        |pool| pool.strays,
+        |pool| pool.audit.map_or(0, |audit| audit.strays),
     ),
+    ("orlop_volumes_not_audited", "Volumes in which the last audit could not look at all files", |pool| {
+        pool.audit.map_or(0, |audit| audit.incomplete)
+    }),
     ("orlop_audited_seconds", "Unix time of the end of the last audit of this process, or 0", |pool| {
-        pool.audited.map_or(0, |ended| u64::try_from(ended.as_second()).unwrap_or(0))
+        pool.audit.map_or(0, |audit| u64::try_from(audit.ended.as_second()).unwrap_or(0))
     }),
 ];
 

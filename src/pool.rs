@@ -248,6 +248,8 @@ impl Pool {
         let pool = Arc::new(OpenPool::open(self, last)?);
         if self.purpose == Purpose::Serve {
             drop(pool.index()?);
+            // As for the sweep.
+            let _ = pool.discard_partial_groups();
             pool.start_used_checks()?;
             self.reaper.attach(&pool)?;
             self.auditor.attach(&pool)?;
@@ -304,7 +306,7 @@ impl OpenPool {
             former.close();
         }
         let used = UsedLocks::open(settings, configured.purpose, &store, &configured.kept)?.map(Arc::new);
-        let open = Self {
+        Ok(Self {
             settings: settings.clone(),
             marker,
             store,
@@ -319,12 +321,7 @@ impl OpenPool {
             marker_inode,
             _share: share,
             checked: Mutex::new(None),
-        };
-        if configured.purpose == Purpose::Serve {
-            // As for the sweep.
-            let _ = open.discard_partial_groups();
-        }
-        Ok(open)
+        })
     }
 
     /// Refuses a change of a pool that was unmounted or replaced since the call began.

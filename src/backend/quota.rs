@@ -194,19 +194,15 @@ impl Backend for Quota {
         Audit::new(data.as_fd(), id, mend).map(Some)
     }
 
-    fn state_to_enter(
-        &self,
-        object: BorrowedFd<'_>,
-        state: &BackendState,
-        new_id: &dyn Fn() -> Result<u32>,
-    ) -> Result<Option<BackendState>> {
+    fn has_entered(&self, object: BorrowedFd<'_>, state: &BackendState) -> bool {
+        !is_entering(state) && Self::project_of(object, state).is_some()
+    }
+
+    fn state_to_enter(&self, state: &BackendState, new_id: &dyn Fn() -> Result<u32>) -> Result<BackendState> {
         if is_entering(state) {
-            return Ok(Some(state.clone()));
+            return Ok(state.clone());
         }
-        if Self::project_of(object, state).is_some() {
-            return Ok(None);
-        }
-        Ok(Some(BackendState::default().with_number(PROJECT, new_id()?.into()).with_number(ENTERING, 1)))
+        Ok(BackendState::default().with_number(PROJECT, new_id()?.into()).with_number(ENTERING, 1))
     }
 
     fn enter(

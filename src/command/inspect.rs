@@ -30,7 +30,7 @@ struct Details<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     not_enforced: Option<&'a str>,
     /// `cheap`, or `copy`: all bytes are copied.
-    snapshot_cost: &'static str,
+    snapshot_cost: Option<&'static str>,
     owner: Option<Owner>,
     policy: Policy,
     labels: &'a Labels,
@@ -82,7 +82,7 @@ impl<'a> From<&'a Inspected> for Details<'a> {
             size: volume.size,
             enforced: volume.enforced,
             not_enforced: not_enforced.as_deref(),
-            snapshot_cost: if *has_cheap_snapshots { "cheap" } else { "copy" },
+            snapshot_cost: has_cheap_snapshots.map(|cheap| if cheap { "cheap" } else { "copy" }),
             owner: managed.then_some(volume.owner),
             policy: volume.policy,
             labels: &volume.labels,

@@ -22,38 +22,12 @@ impl From<Error> for Status {
 /// it tries another node. Therefore ABORTED is returned only while a lock is held or a copy runs, and an unavailable
 /// pool is RESOURCE_EXHAUSTED. A pool that does not respond stays UNAVAILABLE: the volume may still be created on it.
 pub(super) fn for_create(error: Error) -> Status {
-    match error.kind() {
-        Kind::Unavailable => Status::new(Code::ResourceExhausted, message(&error)),
-        Kind::Invalid
-        | Kind::NotFound
-        | Kind::Conflict
-        | Kind::InUse
-        | Kind::Busy
-        | Kind::NoSpace
-        | Kind::OutOfRange
-        | Kind::Unsupported
-        | Kind::Unresponsive
-        | Kind::Unreadable
-        | Kind::Internal => error.into(),
-    }
+    with_code(Code::ResourceExhausted, &[Kind::Unavailable], error)
 }
 
 /// The status of a failed CreateVolumeGroupSnapshot: FAILED_PRECONDITION if the volumes cannot be in one group.
 pub(super) fn for_create_group(error: Error) -> Status {
-    match error.kind() {
-        Kind::Unsupported => Status::new(Code::FailedPrecondition, message(&error)),
-        Kind::Invalid
-        | Kind::NotFound
-        | Kind::Conflict
-        | Kind::InUse
-        | Kind::Busy
-        | Kind::NoSpace
-        | Kind::OutOfRange
-        | Kind::Unavailable
-        | Kind::Unresponsive
-        | Kind::Unreadable
-        | Kind::Internal => error.into(),
-    }
+    with_code(Code::FailedPrecondition, &[Kind::Unsupported], error)
 }
 
 /// The status of a failed NodeExpandVolume.
@@ -62,20 +36,12 @@ pub(super) fn for_create_group(error: Error) -> Status {
 /// different: the pod starts with the old size, and the claim shows the reason. Therefore it is the answer when the volume
 /// cannot grow but is usable as it is. In a pool that is not available at all, publishing it fails by itself.
 pub(super) fn for_node_expand(error: Error) -> Status {
-    match error.kind() {
-        Kind::NoSpace | Kind::Unsupported | Kind::Unavailable => {
-            Status::new(Code::FailedPrecondition, message(&error))
-        }
-        Kind::Invalid
-        | Kind::NotFound
-        | Kind::Conflict
-        | Kind::InUse
-        | Kind::Busy
-        | Kind::OutOfRange
-        | Kind::Unresponsive
-        | Kind::Unreadable
-        | Kind::Internal => error.into(),
-    }
+    with_code(Code::FailedPrecondition, &[Kind::NoSpace, Kind::Unsupported, Kind::Unavailable], error)
+}
+
+/// The status of an error: with this code if it is of one of these kinds.
+fn with_code(code: Code, kinds: &[Kind], error: Error) -> Status {
+    if kinds.contains(&error.kind()) { Status::new(code, message(&error)) } else { error.into() }
 }
 
 fn code(kind: Kind) -> Code {

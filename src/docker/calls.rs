@@ -59,6 +59,7 @@ impl Plugin {
             Some(from) => Some(self.source(&from).await?),
             None => None,
         };
+        let _claim = self.claim_name(&VolumeId { pool: pool.clone(), name: Name::of(&name) })?;
         let request = assigned.into_request(name, pool.clone(), source);
         let deadline = Instant::now() + COPY_WAIT;
         let volume = loop {

@@ -7,13 +7,13 @@ use super::calls::QUERY_WAIT;
 use super::message::{Opts, Request, answer};
 use super::{Plugin, create, create_directory, share};
 use crate::dispatch::Lane;
-use crate::engine::Engine;
 use crate::engine::named_shares::{MountedShare, ShareRecord};
 use crate::engine::request::Sharing;
 use crate::engine::share::PublishShare;
+use crate::engine::{Engine, NameClaim};
 use crate::error::{Error, Kind, Result};
 use crate::telemetry;
-use crate::volume::Name;
+use crate::volume::{Name, VolumeId};
 
 impl Plugin {
     /// The share that a call is for; `None` if it is for no volume, or for one of a pool.
@@ -40,9 +40,20 @@ impl Plugin {
             Request::Remove { .. } => self.remove_share(share).await,
             Request::Create { name, opts } if share::is_share(&opts) => self.create_share(name, opts).await,
             Request::Create { .. } | Request::Activate | Request::Capabilities | Request::List => {
-                let text = format!("a share {share} exists: use another name for the volume");
-                Err(Error::new(Kind::Conflict, text))
+                Err(share_exists(&share))
             }
+        }
+    }
+
+    /// Claims the name of a volume that is being created.
+    ///
+    /// # Errors
+    /// `Conflict` or `Busy` when a share, or a volume of another pool, has the name or is about to get it.
+    pub(super) fn claim_name(&self, id: &VolumeId) -> Result<NameClaim> {
+        let claim = self.dispatch.engine().claim_volume_name(id)?;
+        match self.share_named(id.name.as_str()) {
+            Some(share) => Err(share_exists(&share)),
+            None => Ok(claim),
         }
     }
 
@@ -68,10 +79,16 @@ impl Plugin {
             return Err(Error::new(Kind::Unsupported, text));
         };
         let name: Name = name.parse()?;
+        // Until the share is recorded, or a volume of this name exists.
+        let claim = self.dispatch.engine().claim_share_name(&name)?;
         if self.share_named(name.as_str()).is_none() {
             self.check_no_volume(&name).await?;
         }
-        self.dispatch.run(&Lane::NoPool, move |_| shares.add(&name, &opts)).await?;
+        let add = move |_: &Engine| {
+            let _claim = claim;
+            shares.add(&name, &opts)
+        };
+        self.dispatch.run(&Lane::NoPool, add).await?;
         Ok(answer(json!({})))
     }
 
@@ -149,6 +166,10 @@ impl Plugin {
         let found = self.shares.as_ref().map(|shares| shares.get(name)).transpose()?.flatten();
         found.ok_or_else(|| Error::new(Kind::NotFound, format!("share {name} does not exist")))
     }
+}
+
+fn share_exists(share: &Name) -> Error {
+    Error::new(Kind::Conflict, format!("a share {share} exists: use another name for the volume"))
 }
 
 /// The share as Get shows it.

@@ -84,8 +84,7 @@ impl Engine {
         }
         let adopted = owner_of(&locked).and_then(|owner| {
             volume.owner = owner;
-            let state = pool.state_to_enter(&volume.id.name, &volume.backend)?;
-            volume.backend = state.unwrap_or_default();
+            volume.backend = pool.state_to_enter(&volume.backend)?;
             pool.adopt(&volume, reservation)
         });
         let id = &volume.id;

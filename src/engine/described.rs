@@ -124,7 +124,7 @@ pub(super) fn refuse_while_used(volume: &dyn fmt::Display, users: &[User]) -> Re
 }
 
 fn snapshots_of(pool: &OpenPool, id: &VolumeId) -> Vec<Name> {
-    let is_of = |entry: &SnapshotEntry| matches!(entry, SnapshotEntry::Of(volume) if volume == id);
+    let is_of = |entry: &SnapshotEntry| matches!(entry, SnapshotEntry::Of { volume, .. } if volume == id);
     let index = pool.cached_index();
     let found = index.snapshots().iter().filter(|(_, entry)| is_of(entry));
     found.map(|(name, _)| name.clone()).collect()

@@ -151,10 +151,10 @@ impl Engine {
         let guard = lock_snapshot(&pool, &first)?;
         self.jobs.cancel(&JobKey::Group(id.clone()), self.tuning.lock_wait)?;
         ensure_no_copy_creates(&pool, ObjectKind::Snapshots, &first.name)?;
-        let Some((_, group)) = load_first(&pool, id)? else { return pool.discard_partial_group(&id.name) };
+        let Some(group) = membership(&pool, id)? else { return pool.discard_partial_group(&id.name) };
         check_snapshots(id, group.snapshots, snapshots)?;
         let (all, _locks) = lock_to_delete(&pool, id, &group, guard)?;
-        // Without those that were removed by hand.
+        // Without those that were removed by hand, and with those that have lost their records.
         let mut own = Vec::with_capacity(all.len());
         for snapshot in &all {
             if is_of(&pool, snapshot, &group)? {
@@ -165,15 +165,18 @@ impl Engine {
         discard(&pool, own).context(|| format!("delete group snapshot {id}"))
     }
 
-    /// Whether [`Engine::delete_group`] would delete the group now.
+    /// Whether [`Engine::delete_group`] would delete the group, or what is left of it, now.
     ///
     /// # Errors
     /// `NotFound`; otherwise same as [`Engine::delete_group`].
     pub fn check_removable_group(&self, id: &VolumeId) -> Result<()> {
         let (pool, first) = (self.pool(&id.pool)?, first_of(id));
         let guard = lock_snapshot(&pool, &first)?;
-        let (_, group) = load_first(&pool, id)?.ok_or_else(|| not_found(id))?;
-        lock_to_delete(&pool, id, &group, guard).map(drop)
+        match membership(&pool, id)? {
+            Some(group) => lock_to_delete(&pool, id, &group, guard).map(drop),
+            None if pool.left_of_group(&id.name)?.is_empty() => Err(not_found(id)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -226,38 +229,42 @@ fn first_of(group: &VolumeId) -> VolumeId {
 }
 
 /// The group of this request, if it exists.
-fn find_group(pool: &OpenPool, id: &VolumeId, request: &CreateGroup) -> Result<Option<SnapshotGroup>> {
+fn find_group(pool: &Arc<OpenPool>, id: &VolumeId, request: &CreateGroup) -> Result<Option<SnapshotGroup>> {
     let Some(found) = load_group(pool, id)? else { return Ok(None) };
     let same = found.snapshots.iter().map(|snapshot| &snapshot.source_volume).eq(&request.source_volumes);
     if same { Ok(Some(found)) } else { Err(other_volumes(id)) }
 }
 
-/// The first snapshot of a group, and what it says about the group; `None` if the group does not exist.
-fn load_first(pool: &OpenPool, id: &VolumeId) -> Result<Option<(Snapshot, GroupMembership)>> {
-    let first = read(pool, &first_of(id))?;
-    Ok(first.and_then(|first| {
-        let group = first.group.clone().filter(|group| group.name == id.name)?;
-        Some((first, group))
-    }))
+/// What the snapshots of a group say about it, also when the first one has lost its record; `None` if the group does not exist.
+fn membership(pool: &Arc<OpenPool>, id: &VolumeId) -> Result<Option<GroupMembership>> {
+    match read(pool, &first_of(id))? {
+        Some(first) => Ok(first.group.filter(|group| group.name == id.name)),
+        None => pool.group_without_first(&id.name),
+    }
 }
 
-fn load_group(pool: &OpenPool, id: &VolumeId) -> Result<Option<SnapshotGroup>> {
-    let Some((first, group)) = load_first(pool, id)? else { return Ok(None) };
-    let (created, mut snapshots) = (first.created, vec![first]);
-    for number in 2..=group.snapshots {
+fn load_group(pool: &Arc<OpenPool>, id: &VolumeId) -> Result<Option<SnapshotGroup>> {
+    let Some(group) = membership(pool, id)? else { return Ok(None) };
+    let mut snapshots = Vec::with_capacity(group.snapshots);
+    for number in 1..=group.snapshots {
         let member = member_of(id, number);
         let found = read(pool, &member)?.filter(|found| found.group.as_ref() == Some(&group));
         snapshots.push(found.ok_or_else(|| {
-            let text =
-                format!("group snapshot {id} lacks snapshot {member}, which was removed: delete the group");
+            let text = format!(
+                "group snapshot {id} lacks snapshot {member}, which was removed or has lost its record: delete the group"
+            );
             Error::new(Kind::Unreadable, text)
         })?);
     }
-    Ok(Some(SnapshotGroup { id: id.clone(), snapshots, created }))
+    let created = snapshots.first().map(|first| first.created);
+    Ok(created.map(|created| SnapshotGroup { id: id.clone(), snapshots, created }))
 }
 
 fn is_of(pool: &OpenPool, id: &VolumeId, group: &GroupMembership) -> Result<bool> {
-    Ok(read(pool, id)?.is_some_and(|found| found.group.as_ref() == Some(group)))
+    match read(pool, id)? {
+        Some(found) => Ok(found.group.as_ref() == Some(group)),
+        None => pool.has_directory(&id.name),
+    }
 }
 
 /// Refuses a list of snapshots that is not that of the group. An empty one says nothing.

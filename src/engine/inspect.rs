@@ -110,7 +110,7 @@ impl Engine {
         let hosts = pool.used().map(|used| used.users(&id.name)).transpose();
         let hosts = hosts.context(|| format!("find the hosts that use volume {id}"))?.unwrap_or_default();
         let (path, not_enforced) = (pool.path_of_data(&id.name), not_enforced(&pool, &volume));
-        let has_cheap_snapshots = has_cheap_snapshots(&pool);
+        let has_cheap_snapshots = has_cheap_snapshots(&pool).ok();
         Ok(Inspected { volume, path, not_enforced, has_cheap_snapshots, users, hosts })
     }
 }

@@ -89,9 +89,7 @@ fn status(pool: &Pool) -> PoolStatus {
     let settings = pool.settings();
     let mut status = PoolStatus::new(settings);
     status.trash_failure = pool.reaper().failure();
-    if let Some(audit) = pool.last_audit() {
-        (status.strays, status.audited) = (audit.strays, Some(audit.ended));
-    }
+    status.audit = pool.last_audit();
     let counted = pool.get_or_open().and_then(|open| {
         drop(open.recent_index()?);
         Ok((open.fs_stats_after_errors()?, open))

@@ -12,8 +12,8 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::Engine;
 use super::described::{OwnAndOthers, refuse_while_used, separate};
+use super::{Engine, NameClaim};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount::{self, MountInfo};
 use crate::pool::store::{parse, read_file, replace_file};
@@ -185,6 +185,14 @@ pub struct MountedShare {
 }
 
 impl Engine {
+    /// Claims the name of a share that is being created.
+    ///
+    /// # Errors
+    /// `Busy` while a volume of this name is being created.
+    pub fn claim_share_name(&self, name: &Name) -> Result<NameClaim> {
+        self.claims.claim_share(name)
+    }
+
     /// Describes the mounts of a share, whose targets are the entries of a directory. Does not contact its server.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ pub use self::group::{CreateGroup, SnapshotGroup};
 use crate::error::Result;
 use crate::mount::options::MountFlags;
 use crate::mount::users::User;
-pub use crate::pool::{HostUse, Keeper, KeptFiles, PoolSettings};
+pub use crate::pool::{HostUse, Keeper, KeptFiles, LastAudit, PoolSettings};
 use crate::volume::{
     Consistency, Labels, Name, Policy, PoolName, SizeRange, Snapshot, SnapshotCost, Source, Timestamp,
     Volume, VolumeId,
@@ -160,8 +160,8 @@ pub struct Inspected {
     pub path: PathBuf,
     /// Why its limits are not enforced now; `None` if they are, or it has none.
     pub not_enforced: Option<String>,
-    /// Whether a snapshot of it shares blocks with it. Otherwise all bytes are copied.
-    pub has_cheap_snapshots: bool,
+    /// Whether a snapshot of it shares blocks with it. Otherwise all bytes are copied. `None` if that is not known now.
+    pub has_cheap_snapshots: Option<bool>,
     /// The mounts of its data, in any mount namespace of this host.
     pub users: Vec<User>,
     /// The hosts that use it, if its pool is shared by several.
@@ -276,10 +276,8 @@ pub struct PoolStatus {
     pub trash: u64,
     /// Why a trash entry could not be removed; `None` while there is no such entry.
     pub trash_failure: Option<String>,
-    /// Number of files that the last audit found outside of the projects of their volumes, so that no size limits them.
-    pub strays: u64,
-    /// When that audit ended; `None` if none has.
-    pub audited: Option<Timestamp>,
+    /// What the last audit of its volumes has found; `None` if none has ended.
+    pub audit: Option<LastAudit>,
     /// Number of volumes and snapshots whose record cannot be read.
     pub unreadable: u64,
     /// The first ones of them, such as `volume p/v`, each with the reason.
@@ -304,8 +302,7 @@ impl PoolStatus {
             snapshots: 0,
             trash: 0,
             trash_failure: None,
-            strays: 0,
-            audited: None,
+            audit: None,
             unreadable: 0,
             unreadable_objects: BTreeMap::new(),
         }

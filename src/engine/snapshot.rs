@@ -157,7 +157,7 @@ impl Engine {
             }
             match pool.loaded().and_then(|open| open.cached_index().snapshots().get(&id.name).cloned()) {
                 None => {}
-                Some(SnapshotEntry::Of(volume)) => return Err(name_taken(&other, Some(&volume))),
+                Some(SnapshotEntry::Of { volume, .. }) => return Err(name_taken(&other, Some(&volume))),
                 Some(SnapshotEntry::Damaged(_)) => return Err(name_taken(&other, None)),
             }
         }
@@ -257,8 +257,8 @@ impl Engine {
             let wanted = filter.id.as_ref().is_none_or(|only| *only == id)
                 && match (entry, &filter.source_volume) {
                     // Read again: the record may have been repaired.
-                    (SnapshotEntry::Damaged(_), _) | (SnapshotEntry::Of(_), None) => true,
-                    (SnapshotEntry::Of(volume), Some(of)) => volume == of,
+                    (SnapshotEntry::Damaged(_), _) | (SnapshotEntry::Of { .. }, None) => true,
+                    (SnapshotEntry::Of { volume, .. }, Some(of)) => volume == of,
                 };
             wanted.then_some(id)
         })?;
@@ -285,12 +285,25 @@ pub(super) fn new_record(
     labels: &Labels,
 ) -> Snapshot {
     Snapshot {
-        schema: SCHEMA,
         uid: uuid::Uuid::new_v4(),
-        id: id.clone(),
         requested_name,
-        source_volume: volume.id.clone(),
         size: volume.size,
+        labels: labels.clone(),
+        created: Timestamp::now(),
+        ready: true,
+        ..unfinished(id, volume.id.clone())
+    }
+}
+
+/// A snapshot of which nothing but its name and its source is known.
+fn unfinished(id: &VolumeId, source_volume: VolumeId) -> Snapshot {
+    Snapshot {
+        schema: SCHEMA,
+        uid: uuid::Uuid::nil(),
+        id: id.clone(),
+        requested_name: id.name.to_string(),
+        source_volume,
+        size: 0,
         entries: None,
         bytes: None,
         skipped_xattrs: 0,
@@ -299,9 +312,9 @@ pub(super) fn new_record(
         copied: CopyRecord::unpaused(Consistency::None),
         backend: BackendState::default(),
         group: None,
-        labels: labels.clone(),
-        created: Timestamp::now(),
-        ready: true,
+        labels: Labels::new(),
+        created: Timestamp::UNIX_EPOCH,
+        ready: false,
     }
 }
 
@@ -374,22 +387,9 @@ pub(super) fn name_taken(id: &VolumeId, source: Option<&VolumeId>) -> Error {
 /// A snapshot whose copy still runs.
 fn pending(id: &VolumeId, job: &Job) -> Snapshot {
     Snapshot {
-        schema: SCHEMA,
-        uid: uuid::Uuid::nil(),
-        id: id.clone(),
-        requested_name: id.name.to_string(),
-        source_volume: job.from.id().clone(),
-        size: 0,
         entries: Some(job.progress.entries()),
         bytes: Some(job.progress.bytes()),
-        skipped_xattrs: 0,
-        vanished: 0,
-        skipped_subvolumes: 0,
-        copied: CopyRecord::unpaused(Consistency::None),
-        backend: BackendState::default(),
-        group: None,
-        labels: Labels::new(),
         created: job.started,
-        ready: false,
+        ..unfinished(id, job.from.id().clone())
     }
 }

@@ -10,6 +10,7 @@ use super::health::used;
 use super::locked::{LockedVolume, read};
 use super::takeover::check_usable;
 use crate::error::{Error, Kind, Result};
+use crate::mount::location::MountedDir;
 use crate::mount::users::User;
 use crate::pool::object::ObjectKind;
 use crate::pool::{HostUse, Medium};
@@ -115,14 +116,16 @@ impl Engine {
         let mut found: BTreeMap<Name, Uses> = BTreeMap::new();
         let mounted = self.users.entries_mounted(pool.store.directory(ObjectKind::Volumes))?;
         let names = mounted.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse::<Name>().ok());
-        let mut used = Vec::new();
+        let (mut used, mut directories) = (Vec::new(), Vec::new());
         for name in names {
-            used.extend(pool.store.data(ObjectKind::Volumes, &name)?.map(|data| (name, data)));
+            // Not kept open: there may be more of them than this process may have open files.
+            let Some(data) = pool.store.data(ObjectKind::Volumes, &name)? else { continue };
+            directories.push(MountedDir::of(data.as_fd())?);
+            used.push(name);
         }
         // One scan for all of them.
-        let directories: Vec<_> = used.iter().map(|(_, data)| data.as_fd()).collect();
         let users = if directories.is_empty() { Vec::new() } else { self.users.of_each(&directories)? };
-        for ((name, _), users) in used.into_iter().zip(users).filter(|(_, users)| !users.is_empty()) {
+        for (name, users) in used.into_iter().zip(users).filter(|(_, users)| !users.is_empty()) {
             found.entry(name).or_default().users = users;
         }
         if let Some(used) = pool.used() {

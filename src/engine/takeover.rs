@@ -57,12 +57,12 @@ impl Engine {
     pub fn take_over(&self, id: &VolumeId) -> Result<Option<Entered>> {
         let locked = self.lock_volume(id)?;
         let mut volume = locked.require()?;
-        let Some(state) = locked.pool.state_to_enter(&id.name, &volume.backend)? else { return Ok(None) };
-        if !volume.managed {
+        if !volume.managed || locked.pool.has_entered(&id.name, &volume.backend)? {
             return Ok(None);
         }
+        // Before a project id is spent.
         let _unused = self.lock_unused(&locked)?;
-        volume.backend = state;
+        volume.backend = locked.pool.state_to_enter(&volume.backend)?;
         locked.pool.rewrite(&volume, None)?;
         enter(&locked, volume).context(|| format!("take over volume {id}")).map(Some)
     }
@@ -109,6 +109,8 @@ fn limit(
 
 /// Refuses a volume whose files are not all counted, since that was interrupted: programs could not move them.
 pub(super) fn check_usable(locked: &LockedVolume) -> Result<()> {
+    // A takeover of the pool may have begun while the caller waited for the lock.
+    locked.pool.check_same_backend()?;
     if locked.pool.backend.kind() != BackendKind::Quota {
         return Ok(());
     }

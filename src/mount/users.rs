@@ -63,17 +63,16 @@ impl Users {
     /// # Errors
     /// `Internal` if the processes cannot be listed or the directory has been removed.
     pub fn of(&self, dir: BorrowedFd<'_>) -> Result<Vec<User>> {
-        Ok(self.of_each(&[dir])?.pop().unwrap_or_default())
+        Ok(self.of_each(&[MountedDir::of(dir)?])?.pop().unwrap_or_default())
     }
 
-    /// Returns the users of each of these directories, in their order, from one scan.
+    /// Returns the users of each of these directories, in their order, from one scan. They need not be open any more.
     ///
     /// # Errors
     /// Same as [`Users::of`].
-    pub fn of_each(&self, dirs: &[BorrowedFd<'_>]) -> Result<Vec<Vec<User>>> {
-        let dirs: Vec<MountedDir> = dirs.iter().map(|dir| MountedDir::of(*dir)).collect::<Result<_>>()?;
-        let scan = self.scan(&dirs)?;
-        let locations = locations(&scan, &dirs)?;
+    pub fn of_each(&self, dirs: &[MountedDir]) -> Result<Vec<Vec<User>>> {
+        let scan = self.scan(dirs)?;
+        let locations = locations(&scan, dirs)?;
         if !scan.users_unknown {
             return Ok(self.identify(&scan, &locations));
         }
@@ -83,7 +82,7 @@ impl Users {
         // In use. Scan /proc to identify the users. A mount that no process shows does not count as a use.
         let wanted = dirs.iter().map(|dir| (dir.mount, dir.device)).collect();
         let scan = scan::run_over_proc(&self.proc, &wanted)?;
-        Ok(self.identify(&scan, &self::locations(&scan, &dirs)?))
+        Ok(self.identify(&scan, &self::locations(&scan, dirs)?))
     }
 
     /// Returns the users of the directories that these mounts of this mount namespace show. Accesses no filesystem but

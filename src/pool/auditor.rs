@@ -6,7 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
 use uuid::Uuid;
 
 use super::object::ObjectKind;
@@ -32,12 +33,14 @@ pub(super) struct Auditor {
 }
 
 /// The result of the last audit of a pool.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct LastAudit {
     /// When it ended.
     pub ended: Timestamp,
     /// Number of files outside of the projects of their volumes.
     pub strays: u64,
+    /// Number of volumes in which not all files could be looked at.
+    pub incomplete: u64,
 }
 
 #[derive(Debug, Default)]
@@ -177,23 +180,31 @@ impl Shared {
         }) else {
             return;
         };
-        let mut strays = 0_u64;
+        let (mut strays, mut incomplete) = (0_u64, 0);
         for name in names {
             let id = VolumeId { pool: pool.clone(), name };
             match self.audit(&id) {
                 Ok(Some(found)) => {
                     log(&id, &found);
                     strays = strays.saturating_add(found.count);
+                    incomplete += u64::from(found.failed != 0);
                 }
                 Ok(None) => {}
+                Err(_) if self.is_gone(&id) => {}
                 Err(error) => {
-                    info!(volume = %id, error = error.chain(), "the volume cannot be searched for files that have left its project");
+                    log_incomplete(&id, &error.chain());
+                    incomplete += 1;
                 }
             }
         }
         if let Some(state) = Some(self.lock()).filter(|state| !state.stopped).as_mut() {
-            state.last = Some(LastAudit { ended: Timestamp::now(), strays });
+            state.last = Some(LastAudit { ended: Timestamp::now(), strays, incomplete });
         }
+    }
+
+    /// Whether a volume was deleted since the audit began.
+    fn is_gone(&self, id: &VolumeId) -> bool {
+        self.pool().is_some_and(|pool| matches!(pool.store.find_volume(&id.name), Ok(None)))
     }
 
     /// The pool, if it is open. It is kept for a moment only, since it may be closed meanwhile.
@@ -216,7 +227,19 @@ impl Shared {
     }
 }
 
+fn log_incomplete(volume: &VolumeId, reason: &str) {
+    warn!(
+        %volume,
+        reason,
+        "not all files of the volume could be looked at, so some may have left its project: run `orlop check --audit` \
+         while nothing uses it"
+    );
+}
+
 fn log(volume: &VolumeId, found: &Strays) {
+    if let Some(failure) = &found.failure {
+        log_incomplete(volume, failure);
+    }
     let Some(first) = found.paths.first() else { return };
     let (files, bytes) = (found.count, found.bytes);
     warn!(

@@ -222,22 +222,23 @@ impl OpenPool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::pool::{Pool, PoolSettings, Purpose};
+
+    /// A host of a shared pool. Its calls wait at most so long for a lock.
+    pub(in crate::pool) fn host(dir: &Path, wait: Duration) -> Arc<OpenPool> {
+        let settings =
+            PoolSettings { shared: true, ..PoolSettings::new("p".parse().unwrap(), dir.to_owned()) };
+        Pool::new(settings, Purpose::Serve, wait, Duration::ZERO).get_or_open().unwrap()
+    }
 
     #[test]
     fn a_call_does_not_wait_longer_than_its_deadline_for_the_change_of_another_host() {
         let dir = tempfile::tempdir().unwrap();
-        let host = || {
-            let settings = PoolSettings {
-                shared: true,
-                ..PoolSettings::new("p".parse().unwrap(), dir.path().to_owned())
-            };
-            let wait = Duration::from_millis(100);
-            Pool::new(settings, Purpose::Serve, wait, Duration::ZERO).get_or_open().unwrap()
-        };
-        let (one, other) = (host(), host());
+        let [one, other] = [Duration::from_millis(100); 2].map(|wait| host(dir.path(), wait));
         std::fs::create_dir_all(dir.path().join("volumes/a/data")).unwrap();
         let commit = other.store.locks().lock(ObjectKey::Commit).unwrap();
         let started = std::time::Instant::now();

@@ -7,7 +7,7 @@ use std::thread;
 use super::object::ObjectKind;
 use super::store::{FoundVolume, Store};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::volume::{Name, Snapshot, Source, Volume, VolumeId};
+use crate::volume::{GroupMembership, Name, Snapshot, Source, Volume, VolumeId};
 
 /// A volume in the index. Small, since a pool may have a hundred thousand.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,15 +32,20 @@ impl From<&Volume> for VolumeEntry {
 /// A snapshot in the index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SnapshotEntry {
-    /// A copy of this volume.
-    Of(VolumeId),
+    /// Its record can be read.
+    Of {
+        /// The volume that it is a copy of.
+        volume: VolumeId,
+        /// The group that it belongs to.
+        group: Option<Box<GroupMembership>>,
+    },
     /// Its record cannot be read, for this reason.
     Damaged(Box<str>),
 }
 
 impl From<&Snapshot> for SnapshotEntry {
     fn from(snapshot: &Snapshot) -> Self {
-        Self::Of(snapshot.source_volume.clone())
+        Self::Of { volume: snapshot.source_volume.clone(), group: snapshot.group.clone().map(Box::new) }
     }
 }
 
@@ -172,7 +177,7 @@ impl Index {
         });
         let snapshots = self.snapshots.iter().filter_map(|(name, entry)| match entry {
             SnapshotEntry::Damaged(why) => Some((ObjectKind::Snapshots, name, &**why)),
-            SnapshotEntry::Of(_) => None,
+            SnapshotEntry::Of { .. } => None,
         });
         volumes.chain(snapshots)
     }

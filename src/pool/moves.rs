@@ -112,20 +112,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::pool::{Pool, PoolSettings, Purpose};
+    use crate::pool::commit::tests::host;
 
     #[test]
     fn a_host_that_looks_during_a_rename_learns_of_both_names() {
         let dir = tempfile::tempdir().unwrap();
-        let host = || {
-            let settings = PoolSettings {
-                shared: true,
-                ..PoolSettings::new("p".parse().unwrap(), dir.path().to_owned())
-            };
-            let wait = Duration::from_secs(60);
-            Pool::new(settings, Purpose::Serve, wait, Duration::ZERO).get_or_open().unwrap()
-        };
-        let (one, other) = (host(), host());
+        let [one, other] = [Duration::from_secs(60); 2].map(|wait| host(dir.path(), wait));
         let (from, to): (Name, Name) = ("from".parse().unwrap(), "to".parse().unwrap());
         std::fs::create_dir_all(dir.path().join("volumes/from/data")).unwrap();
         let has = |name| other.index().unwrap().volumes().contains_key(name);

@@ -1,10 +1,10 @@
 //! A pool of plain directories whose filesystem has project quotas gets the backend that uses them.
 
 use super::OpenPool;
-use super::marker::change_backend;
+use super::marker::{self, change_backend};
 use super::object::ObjectKind;
 use crate::backend::{BackendKind, kind_for_new_pool};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::volume::{BackendState, Name};
 
 impl OpenPool {
@@ -23,14 +23,34 @@ impl OpenPool {
         change_backend(self.store.root(), BackendKind::Quota)
     }
 
-    /// The state with which an existing volume is to get limits; `None` if it has them.
+    /// Refuses to use a volume when another process has changed the backend of the pool since the call began.
+    ///
+    /// # Errors
+    /// `Unavailable` then.
+    pub fn check_same_backend(&self) -> Result<()> {
+        if self.marker_inode.is_none() || marker::inode(self.store.root()) == self.marker_inode {
+            return Ok(());
+        }
+        let text =
+            format!("the backend of pool {} has changed since the call began: retry", self.settings.name);
+        Err(Error::new(Kind::Unavailable, text))
+    }
+
+    /// Whether an existing volume has limits, as far as it can have them.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Internal` when its directory cannot be opened.
+    pub fn has_entered(&self, name: &Name, state: &BackendState) -> Result<bool> {
+        use std::os::fd::AsFd as _;
+        let object = self.store.object(ObjectKind::Volumes, name)?;
+        Ok(self.backend.has_entered(object.as_fd(), state))
+    }
+
+    /// The state with which an existing volume is to get limits.
     ///
     /// # Errors
     /// Same as [`OpenPool::allot`].
-    pub fn state_to_enter(&self, name: &Name, state: &BackendState) -> Result<Option<BackendState>> {
-        use std::os::fd::AsFd as _;
-        let object = self.store.object(ObjectKind::Volumes, name)?;
-        let new_id = || self.project_ids.take_one(&self.store);
-        self.backend.state_to_enter(object.as_fd(), state, &new_id)
+    pub fn state_to_enter(&self, state: &BackendState) -> Result<BackendState> {
+        self.backend.state_to_enter(state, &|| self.project_ids.take_one(&self.store))
     }
 }

@@ -1,7 +1,9 @@
 //! Sockets that systemd listens on for this process: socket activation.
 
 use std::env;
+use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net as blocking;
 use std::path::{Path, PathBuf};
 
@@ -43,7 +45,7 @@ impl Passed {
 /// Takes the sockets that were passed to this process. To be called once, at its start.
 ///
 /// # Errors
-/// `Invalid` when one is no listening Unix socket with a path.
+/// `Invalid` when one is no listening Unix socket with a path, or when others than root and its group may connect to it.
 pub fn passed() -> Result<Vec<Passed>> {
     let number = |name: &str| env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
     // The variables reach the processes that this one starts, too.
@@ -71,5 +73,27 @@ fn listener(file: OwnedFd) -> Result<Passed> {
         let text = "LISTEN_FDS: a descriptor is no listening Unix socket with a path: use ListenStream=/PATH in the .socket unit";
         Error::new(Kind::Invalid, text)
     })?;
+    check_access(&path)?;
     Ok(Passed { path, listener })
+}
+
+/// Refuses a socket file to which others than root and its group may connect: who can connect mounts volumes as root.
+fn check_access(path: &Path) -> Result<()> {
+    let found = fs::metadata(path).map_err(|error| {
+        let text = format!("LISTEN_FDS: look at {}, to find out who may connect to it", path.display());
+        Error::caused(Kind::Invalid, text, error)
+    })?;
+    let is_own = [0, rustix::process::geteuid().as_raw()].contains(&found.uid());
+    // To connect is to write.
+    if is_own && found.mode() & 0o002 == 0 {
+        return Ok(());
+    }
+    let text = format!(
+        "LISTEN_FDS: others than root and its group may connect to {} (owner {}, mode {:04o}), and so mount volumes as root: \
+         use SocketMode=0660 without SocketUser= in the .socket unit, and restart it",
+        path.display(),
+        found.uid(),
+        found.mode() & 0o7777
+    );
+    Err(Error::new(Kind::Invalid, text))
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use orlop::engine::Engine;
-use orlop::engine::request::Tuning;
+use orlop::engine::request::{LastAudit, Tuning};
 use orlop::error::Kind;
 use orlop::fs::audit::Strays;
 use orlop::fs::project::{self, Project};
@@ -67,13 +67,19 @@ fn check(pool: &Path, flags: &[&str]) -> Ran {
     run(Command::new(ORLOP).arg("check").args(flags).arg("--pool").arg(format!("p={}", pool.display())))
 }
 
+/// An engine of a pool that gets the volumes `v` and `w`.
+fn with_two_volumes(pool: &Path) -> Engine {
+    let engine = open(pool);
+    for volume in ["v", "w"] {
+        engine.create(&request(volume, 0)).unwrap();
+    }
+    engine
+}
+
 #[test]
 fn files_that_left_their_project_are_found_and_put_back() {
     on_xfs("files_that_left_their_project_are_found_and_put_back", |pool| {
-        let engine = open(pool);
-        for volume in ["v", "w"] {
-            engine.create(&request(volume, 0)).unwrap();
-        }
+        let engine = with_two_volumes(pool);
         let (v, project) = (data(pool, "v"), id_of(pool, "v"));
         fs::create_dir_all(v.join("d/e")).unwrap();
         for file in ["inside", "d/outside", "d/e/in\x1b[31m\nside"] {
@@ -110,10 +116,7 @@ fn files_that_left_their_project_are_found_and_put_back() {
 #[test]
 fn an_audit_follows_no_link_enters_no_mount_and_opens_no_fifo() {
     on_xfs("an_audit_follows_no_link_enters_no_mount_and_opens_no_fifo", |pool| {
-        let engine = open(pool);
-        for volume in ["v", "w"] {
-            engine.create(&request(volume, 0)).unwrap();
-        }
+        let engine = with_two_volumes(pool);
         let (v, w) = (data(pool, "v"), data(pool, "w"));
         fs::write(w.join("file"), "").unwrap();
         for (target, link) in
@@ -210,12 +213,35 @@ fn the_serving_process_audits_its_volumes_and_reports_what_it_found() {
         fs::write(&file, "").unwrap();
         set(&file, OUTSIDE);
         let engine = open_with(pool, Tuning { audit_every: Duration::from_millis(500), ..long_waits() });
-        within_seconds(60, "the stray is reported", || engine.pools()[0].strays == 1);
-        assert!(engine.pools()[0].audited.is_some());
+        within_seconds(60, "the stray is reported", || {
+            engine.pools()[0].audit.is_some_and(|last| last.strays == 1)
+        });
         assert_eq!(project_of(&file), OUTSIDE, "nothing is changed without being asked for");
         audit(&engine, "v", true);
-        within_seconds(60, "it is put back", || engine.pools()[0].strays == 0);
-        assert!(never.pools()[0].audited.is_none());
+        within_seconds(60, "it is put back", || engine.pools()[0].audit.is_some_and(|last| last.strays == 0));
+        assert!(never.pools()[0].audit.is_none());
+    });
+}
+
+#[test]
+fn a_volume_that_cannot_be_audited_completely_is_counted() {
+    on_xfs("a_volume_that_cannot_be_audited_completely_is_counted", |pool| {
+        let engine = open_with(pool, Tuning { audit_every: Duration::from_millis(500), ..long_waits() });
+        for volume in ["v", "w"] {
+            engine.create(&request(volume, 0)).unwrap();
+        }
+        let leased = data(pool, "v").join("leased");
+        fs::create_dir(&leased).unwrap();
+        fs::write(leased.join("file"), "").unwrap();
+        let counted = |strays, incomplete| {
+            let found = |last: LastAudit| (last.strays, last.incomplete) == (strays, incomplete);
+            engine.pools()[0].audit.is_some_and(found)
+        };
+        within_seconds(120, "an audit has seen all", || counted(0, 0));
+        let holder = LeaseHolder::start(&leased);
+        within_seconds(120, "the volume is counted", || counted(0, 1));
+        drop(holder);
+        within_seconds(120, "it is audited again", || counted(0, 0));
     });
 }
 

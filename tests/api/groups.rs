@@ -11,7 +11,11 @@ use orlop::csi::proto::*;
 use orlop::engine::Engine;
 use orlop::engine::request::{ConsistencySpec, CreateGroup, SnapshotGroup, Tuning};
 use orlop::error::Kind;
+use orlop::pool::locks::Mode;
+use orlop::pool::object::{ObjectKey, ObjectKind};
+use orlop::pool::{Pool, Purpose};
 use orlop::volume::{Labels, Source};
+use rustix::fs::inotify;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -221,6 +225,31 @@ fn a_lost_or_damaged_record_of_the_first_snapshot_of_a_group_affects_no_other() 
 }
 
 #[test]
+fn a_start_reads_the_record_of_each_snapshot_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    make_volumes(&engine, dir.path(), &["a", "b"]);
+    engine.create_group(&group_request("g", &["a", "b"])).unwrap();
+    engine.create_snapshot(&snapshot_request("s", &id("a"))).unwrap();
+    drop(engine);
+    let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
+    for name in ["g.1", "g.2", "s"] {
+        // Without the closes, equal events would become one.
+        let events = inotify::WatchFlags::OPEN | inotify::WatchFlags::CLOSE;
+        inotify::add_watch(&watch, snapshot_record(dir.path(), name), events).unwrap();
+    }
+    let engine = Engine::open(vec![settings_of("p", dir.path())], long_waits()).unwrap();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(&watch, &mut buffer);
+    let mut opened = 0;
+    while let Ok(event) = reader.next() {
+        opened += usize::from(event.events().contains(inotify::ReadFlags::OPEN));
+    }
+    assert_eq!(opened, 3);
+    assert_eq!(listed_snapshots(&engine).len(), 3);
+}
+
+#[test]
 fn a_group_and_the_snapshots_of_other_pools_have_different_names() {
     let dir = tempfile::tempdir().unwrap();
     let paths = ["p", "q"].map(|name| dir.path().join(name));
@@ -287,6 +316,64 @@ fn a_group_is_removed_by_hand_as_a_whole() {
     assert_eq!(snapshots_on_disk(dir.path()).len(), 2);
     assert_eq!(rm(&["p/g"]), (true, "p/g\n".to_owned()));
     assert!(snapshots_on_disk(dir.path()).is_empty());
+    // An interrupted deletion, and a record that was lost.
+    for lost in ["snapshots/g.1", "snapshots/g.1/snapshot.json"] {
+        engine.create_group(&group_request("g", &["a", "b"])).unwrap();
+        let lost = dir.path().join(lost);
+        if lost.is_dir() { fs::remove_dir_all(lost) } else { fs::remove_file(lost) }.unwrap();
+        assert_eq!(rm(&["--dry-run", "p/g"]), (true, "would delete snapshot p/g\n".to_owned()));
+        assert_eq!(rm(&["p/g"]), (true, "p/g\n".to_owned()));
+        assert!(snapshots_on_disk(dir.path()).is_empty());
+        assert!(!rm(&["p/g"]).0, "there is nothing left");
+    }
+}
+
+#[test]
+fn what_is_left_of_a_group_and_in_use_does_not_take_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    make_volumes(&engine, dir.path(), &["a", "b"]);
+    let wanted = group_request("g", &["a", "b"]);
+    engine.create_group(&wanted).unwrap();
+    fs::remove_dir_all(dir.path().join("snapshots/g.1")).unwrap();
+    let other = Pool::new(settings_of("p", dir.path()), Purpose::Command, Duration::ZERO, Duration::ZERO)
+        .get_or_open();
+    let key = ObjectKey::Data(ObjectKind::Snapshots, "g.2".parse().unwrap());
+    let lock = other.as_ref().unwrap().store.locks().try_lock(key, Mode::Exclusive).unwrap().unwrap();
+    for error in [engine.create_group(&wanted).unwrap_err(), engine.delete_group(&id("g"), &[]).unwrap_err()]
+    {
+        assert_eq!(error.kind(), Kind::Busy, "{}", error.chain());
+        assert!(
+            error.chain().contains("snapshot p/g.2, which an interrupted call has left"),
+            "{}",
+            error.chain()
+        );
+    }
+    drop(lock);
+    assert_eq!(engine.create_group(&wanted).unwrap().snapshots.len(), 2);
+}
+
+#[test]
+fn a_group_whose_first_snapshot_has_lost_its_record_is_deleted_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    make_volumes(&engine, dir.path(), &["a", "b", "c"]);
+    engine.create_group(&group_request("g", &["a", "b", "c"])).unwrap();
+    for lost in ["g.1", "g.3"] {
+        fs::remove_file(snapshot_record(dir.path(), lost)).unwrap();
+    }
+    for error in [
+        engine.get_group(&id("g"), &[]).unwrap_err(),
+        engine.create_group(&group_request("g", &["a", "b", "c"])).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), Kind::Unreadable, "{}", error.chain());
+        assert!(error.chain().contains("lacks snapshot p/g.1"), "{}", error.chain());
+    }
+    let snapshots = ["p/g.1", "p/g.2"].map(str::to_owned);
+    assert_eq!(kind(engine.delete_group(&id("g"), &snapshots)), Kind::Invalid, "it has three");
+    engine.delete_group(&id("g"), &[]).unwrap();
+    assert!(snapshots_on_disk(dir.path()).is_empty());
+    check(&engine, dir.path());
 }
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, word: &str) {

@@ -1,5 +1,7 @@
 //! What snapshots cost, on filesystems that share blocks and on others. Needs root and loop devices.
 
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::Path;
 
 use orlop::engine::request::{ConsistencySpec, CreateGroup, CreateSnapshot, CreateVolume};
@@ -54,7 +56,7 @@ fn a_snapshot_that_would_copy_all_bytes_is_refused_if_it_must_be_cheap() {
         is_refused(engine.create_group(&group("g")));
         is_refused(engine.create(&CreateVolume { consistency: cheap(), ..request("w", MIB) }));
         assert!(names(&pool.join("snapshots")).is_empty());
-        assert!(!engine.inspect(&id("v")).unwrap().has_cheap_snapshots);
+        assert_eq!(engine.inspect(&id("v")).unwrap().has_cheap_snapshots, Some(false));
         check(&engine, pool);
     });
 }
@@ -65,7 +67,32 @@ fn check_cheap(pool: &Path) {
     let snapshot = CreateSnapshot { consistency: cheap(), ..snapshot_request("s", &id("v")) };
     engine.create_snapshot(&snapshot).unwrap();
     engine.create_group(&group("g")).unwrap();
-    assert!(engine.inspect(&id("v")).unwrap().has_cheap_snapshots);
+    assert_eq!(engine.inspect(&id("v")).unwrap().has_cheap_snapshots, Some(true));
+}
+
+#[test]
+fn a_full_pool_whose_snapshots_are_cheap_is_reported_as_full() {
+    on(&["mkfs.xfs"], "a_full_pool_whose_snapshots_are_cheap_is_reported_as_full", |pool| {
+        let engine = open(pool);
+        engine.create(&request("v", MIB)).unwrap();
+        let mut file = File::create(pool.join("../filler")).unwrap();
+        for size in [1 << 20, 4096] {
+            let block = vec![1; size];
+            while file.write_all(&block).is_ok() {}
+        }
+        let snapshot = CreateSnapshot { consistency: cheap(), ..snapshot_request("s", &id("v")) };
+        let error = engine.check_create_snapshot(&snapshot).unwrap_err();
+        assert_eq!(error.kind(), Kind::NoSpace, "{}", error.chain());
+        assert!(
+            error.chain().starts_with("snapshotCost=cheap: try whether files of pool p"),
+            "{}",
+            error.chain()
+        );
+        assert_eq!(engine.inspect(&id("v")).unwrap().has_cheap_snapshots, None);
+        drop(file);
+        fs::remove_file(pool.join("../filler")).unwrap();
+        engine.check_create_snapshot(&snapshot).unwrap();
+    });
 }
 
 #[test]

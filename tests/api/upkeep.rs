@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use orlop::csi::proto::ListVolumesRequest;
+use rustix::mount::UnmountFlags;
 use serde_json::{Value, json};
 
 use crate::api::commands::{Container, Pools, Ran, run, set_age};
@@ -90,6 +91,29 @@ fn a_volume_in_use_is_neither_renamed_nor_pruned() {
     let wide = pools.run("ls -o wide").stdout;
     assert!(wide.lines().nth(1).unwrap().ends_with("dangling"), "{wide}");
     assert_eq!(pools.run("rename a b").code, 0);
+}
+
+#[test]
+fn a_listing_of_many_mounted_volumes_needs_few_open_files() {
+    isolation::in_own_process("api::upkeep::a_listing_of_many_mounted_volumes_needs_few_open_files", || {
+        let names: Vec<_> = (0..64).map(|number| format!("v{number}")).collect();
+        let volumes: Vec<_> = names.iter().map(|name| (name.as_str(), 0)).collect();
+        let pools = Pools::with(&volumes, &[]);
+        let target = |name: &String| pools.dir.path().join("targets").join(name);
+        for name in &names {
+            fs::create_dir_all(target(name)).unwrap();
+            let data = pools.path("p").join("volumes").join(name).join("data");
+            rustix::mount::mount_bind(data, target(name)).unwrap();
+        }
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -n 40 && exec \"$@\"", "sh", ORLOP, "ls", "-q", "-f", "dangling=false"]);
+        limited.arg(format!("--pool=p={}", pools.path("p").display()));
+        let ran = run(&mut limited);
+        for name in &names {
+            rustix::mount::unmount(target(name), UnmountFlags::empty()).unwrap();
+        }
+        assert_eq!((ran.code, ran.stdout.lines().count()), (0, names.len()), "{}", ran.stderr);
+    });
 }
 
 #[tokio::test]

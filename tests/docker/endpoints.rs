@@ -3,7 +3,9 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::Command;
 
@@ -87,15 +89,52 @@ fn a_socket_that_was_passed_is_served_when_all_pools_are_available_and_remains()
     });
 }
 
+/// Starts `orlop serve` with a listener that it refuses, and returns the error.
+fn refusal(dir: &Path, listener: UnixListener) -> String {
+    let mut command = activated(listener);
+    command.args(["serve", "--node-id=n1", "--pool"]).arg(format!("p={}", dir.display()));
+    command.arg("--csi").arg(dir.join("csi.sock"));
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    text
+}
+
 #[test]
 fn a_socket_that_no_flag_names_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(dir.path().join("other.sock")).unwrap();
-    let mut command = activated(listener);
-    command.args(["serve", "--node-id=n1", "--pool"]).arg(format!("p={}", dir.path().display()));
-    command.arg("--csi").arg(dir.path().join("csi.sock"));
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{text}");
+    let text = refusal(dir.path(), listener);
     assert!(text.contains("other.sock was passed by the service manager"), "{text}");
+}
+
+#[test]
+fn a_socket_to_which_everybody_may_connect_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("other.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let refusal = || refusal(dir.path(), listener.try_clone().unwrap());
+    let with_mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    // The mode that systemd gives a socket by default.
+    with_mode(0o666);
+    let text = refusal();
+    assert!(text.contains("other.sock (owner 0, mode 0666)") && text.contains("SocketMode=0660"), "{text}");
+    with_mode(0o660);
+    let text = refusal();
+    assert!(text.contains("was passed by the service manager"), "it is not refused for its mode: {text}");
+    std::os::unix::fs::chown(&path, Some(12_345), None).unwrap();
+    let text = refusal();
+    assert!(text.contains("owner 12345") && text.contains("without SocketUser="), "{text}");
+    fs::remove_file(&path).unwrap();
+    let text = refusal();
+    assert!(text.contains("to find out who may connect to it"), "{text}");
+}
+
+#[test]
+fn a_socket_without_a_file_is_refused_since_everybody_may_connect_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = format!("orlop-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(name).unwrap();
+    let text = refusal(dir.path(), UnixListener::bind_addr(&address).unwrap());
+    assert!(text.contains("is no listening Unix socket with a path"), "{text}");
 }

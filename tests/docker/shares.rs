@@ -1,6 +1,7 @@
 //! Shares of NFS servers as volumes, as far as they need no NFS. `tests/vm/docker.rs` mounts some.
 
 use std::fs;
+use std::thread;
 
 use serde_json::json;
 
@@ -60,6 +61,29 @@ fn a_name_is_that_of_one_volume_or_share() {
             assert!(error.contains(expected), "{error}");
         }
         assert_eq!(plugin.names(), ["nas", "v1"]);
+    });
+}
+
+#[test]
+fn a_volume_and_a_share_that_are_created_at_once_never_both_get_the_name() {
+    let test = "shares::a_volume_and_a_share_that_are_created_at_once_never_both_get_the_name";
+    with_plugin(test, |plugin, base| {
+        let client = plugin.at("orlop");
+        for round in 0..200 {
+            let name = format!("v{round}");
+            let opts = json!({"type": "nfs", "o": "addr=192.0.2.1", "device": ":/x"});
+            let share = json!({"Name": name, "Opts": opts}).to_string();
+            let volume = json!({"Name": name}).to_string();
+            let (share, volume) = thread::scope(|scope| {
+                let share = scope.spawn(|| client.call("VolumeDriver.Create", &share));
+                let volume = client.call("VolumeDriver.Create", &volume);
+                (share.join().unwrap(), volume)
+            });
+            let has = |path: String| base.join(path).exists();
+            let made = (has(format!("shares/orlop/{name}.json")), has(format!("pool/volumes/{name}")));
+            assert_eq!(made, (share.0 == 200, volume.0 == 200), "{share:?} {volume:?}");
+            assert!(made.0 != made.1, "{name}: {share:?} {volume:?}");
+        }
     });
 }
 

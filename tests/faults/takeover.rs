@@ -7,18 +7,23 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use orlop::engine::Engine;
-use orlop::error::Kind;
+use orlop::engine::request::{Publish, Sharing, Tuning};
+use orlop::error::{Error, Kind};
 use orlop::fs::audit::Strays;
+use orlop::mount::MountFlags;
 
 use crate::common::disk::{Disk, run};
 use crate::common::isolation::{in_own_mount_namespace, is_root, skip};
 use crate::common::pool::{
-    check, contents, edit_record, id, names, open, read_record, request, volume_record,
+    check, contents, edit_record, id, names, open, open_with, read_record, request, volume_record,
 };
 use crate::common::server::ORLOP;
+use crate::common::wait::within_seconds;
 
 /// The system calls that change something while a volume gets its project id.
 const CALLS: [&str; 5] = ["ioctl", "renameat", "fsync", "mkdirat", "unlinkat"];
@@ -147,4 +152,105 @@ fn a_volume_whose_takeover_is_killed_is_usable_or_refused_until_it_is_completed(
             assert!(kills > 0 || call != "ioctl", "strace has killed nothing");
         }
     });
+}
+
+#[test]
+fn a_publish_that_waits_while_a_takeover_is_killed_is_refused() {
+    if !is_root() {
+        return;
+    }
+    in_own_mount_namespace(|| {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let disk = Disk::new(&dir.path().join("disk"), 320, &["mkfs.xfs"]);
+        let pool = disk.path().join("pool");
+        fs::create_dir(&pool).unwrap();
+        // A call waits for the lock as long as the test needs.
+        let tuning = Tuning { lock_wait: Duration::from_secs(600), ..Tuning::default() };
+        let (engine, other) = (open_with(&pool, tuning), open(&pool));
+        engine.create(&request("v", 0)).unwrap();
+        let lock = other.hold(&id("v")).unwrap();
+        let publish = Publish {
+            id: id("v"),
+            target: dir.path().join("target"),
+            flags: MountFlags::default(),
+            sharing: Sharing::ManyTargets,
+            ephemeral: None,
+        };
+        thread::scope(|scope| {
+            let calls =
+                [begin(scope, || engine.publish(&publish)), begin(scope, || engine.hold(&id("v")).map(drop))];
+            // What a takeover leaves that is killed while it gives the files their project.
+            let marker = pool.join("orlop.json");
+            fs::copy(&marker, pool.join("new")).unwrap();
+            edit_record(&pool.join("new"), |marker| marker["backend"] = "quota".into());
+            fs::rename(pool.join("new"), marker).unwrap();
+            edit_record(&volume_record(&pool, "v"), |record| {
+                record["backend"] = serde_json::json!({"project": 7, "entering": 1});
+            });
+            drop(lock);
+            for call in calls {
+                let error = call.join().unwrap().unwrap_err();
+                assert_eq!(error.kind(), Kind::Unavailable, "{}", error.chain());
+            }
+        });
+        let error = engine.publish(&publish).unwrap_err();
+        assert!(error.chain().contains("orlop check --fix"), "{}", error.chain());
+    });
+}
+
+#[test]
+fn a_volume_in_use_spends_no_project_id_when_it_is_not_taken_over() {
+    if !is_root() {
+        return;
+    }
+    in_own_mount_namespace(|| {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let disk = Disk::new(&dir.path().join("disk"), 320, &["mkfs.xfs"]);
+        let case = Case::new(disk.path());
+        case.renew();
+        fs::create_dir_all(case.pool.join("volumes/unmanaged/data")).unwrap();
+        let target = dir.path().join("target");
+        let engine = open(&case.pool);
+        engine.create(&request("w", 0)).unwrap();
+        let publish = Publish {
+            id: id("v"),
+            target: target.clone(),
+            flags: MountFlags::default(),
+            sharing: Sharing::ManyTargets,
+            ephemeral: None,
+        };
+        engine.publish(&publish).unwrap();
+        let taken = || fs::read_to_string(case.pool.join("projects.json")).unwrap();
+        let before = taken();
+        for _ in 0..2 {
+            // A process of its own, as `orlop check --fix` is.
+            let engine = open(&case.pool);
+            assert_eq!(engine.take_over(&id("v")).unwrap_err().kind(), Kind::InUse);
+            assert!(engine.take_over(&id("unmanaged")).unwrap().is_none());
+        }
+        assert_eq!(taken(), before);
+        engine.unpublish("p/v", &target).unwrap();
+        assert!(engine.take_over(&id("v")).unwrap().is_some());
+        assert_ne!(taken(), before);
+    });
+}
+
+/// Begins a call that waits for a lock, and returns when it waits.
+fn begin<'s>(
+    scope: &'s thread::Scope<'s, '_>,
+    call: impl FnOnce() -> Result<(), Error> + Send + 's,
+) -> thread::ScopedJoinHandle<'s, Result<(), Error>> {
+    let (started, thread) = mpsc::channel();
+    let running = scope.spawn(move || {
+        started.send(rustix::thread::gettid()).unwrap();
+        call()
+    });
+    let status = format!("/proc/self/task/{}/status", thread.recv().unwrap());
+    let mut asleep = 0;
+    within_seconds(60, "the call waits", || {
+        let sleeps = fs::read_to_string(&status).unwrap_or_default().contains("State:\tS");
+        asleep = if sleeps { asleep + 1 } else { 0 };
+        asleep == 10
+    });
+    running
 }

@@ -10,6 +10,7 @@ use std::sync::{Barrier, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use orlop::error::Kind;
+use orlop::mount::location::MountedDir;
 use orlop::mount::users::Users;
 use orlop::mount::{self, Api, Atime, MountFlags, attach, attach_by, detach, is_same, mounted_at};
 use orlop::mount::{open_target, remove_target, shared_with_host};
@@ -485,7 +486,8 @@ fn a_user_in_another_namespace_is_found_until_it_exits() {
             found.iter().all(|user| user.pid == Some(container.pid()) && user.command == "sh"),
             "{found:?}"
         );
-        let each = users.of_each(&[a.as_fd(), ab.as_fd(), empty.as_fd()]).unwrap();
+        let directories = [&a, &ab, &empty].map(|dir| MountedDir::of(dir.as_fd()).unwrap());
+        let each = users.of_each(&directories).unwrap();
         assert_eq!(each.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1, 0]);
         assert_eq!(users.scans(), 2);
 
