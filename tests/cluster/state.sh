@@ -55,6 +55,10 @@ make_node_state() { # node
     dir=$(node_dir "$1")
     mkdir -p "$dir"/{conf/cni,log}
     mkdir -p "${private_dirs[@]/#/$dir/}" "${private_dirs[@]/#//var/lib/}"
+    if [[ -n ${ORLOP_CLUSTER_PRELOADED-} ]]; then
+        mkdir "$dir/containerd"
+        tar -C "$dir/containerd" --xattrs -xf "$ORLOP_CLUSTER_PRELOADED"
+    fi
     client_cert "$1" "/O=system:nodes/CN=system:node:$1"
     (umask 077 && kubeconfig_of "$1" >"$dir/conf/kubelet.kubeconfig" &&
         kubeconfig_of kube-proxy >"$dir/conf/kube-proxy.kubeconfig")
