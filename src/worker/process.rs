@@ -91,16 +91,7 @@ impl Process {
             return Err(self.ended());
         }
         let (answer, mut answered) = oneshot::channel();
-        let number = {
-            let mut state = lock(&self.state);
-            if state.ended.is_some() {
-                return Err(self.ended());
-            }
-            state.next += 1;
-            let number = state.next;
-            state.waiting.insert(number, (answer, shows_disk));
-            number
-        };
+        let Some(number) = self.register(answer, shows_disk) else { return Err(self.ended()) };
         if self.calls.send(Request::Call { number, call: Box::new(call) }).is_err() {
             self.end();
         }
@@ -113,6 +104,18 @@ impl Process {
             self.kill();
         }
         answered.await.unwrap_or_else(|_| Err(self.ended()))
+    }
+
+    /// The number of a call that waits from now on; `None` if the worker has ended.
+    fn register(&self, answer: Waiting, shows_disk: bool) -> Option<u64> {
+        let mut state = lock(&self.state);
+        if state.ended.is_some() {
+            return None;
+        }
+        state.next += 1;
+        let number = state.next;
+        state.waiting.insert(number, (answer, shows_disk));
+        Some(number)
     }
 
     /// The error of a call that was not answered.
@@ -292,3 +295,35 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// How long a process that was killed may take to end before it counts as left behind.
 pub(super) const DEATH_WAIT: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::call::Get;
+    use crate::engine::request::Tuning;
+
+    #[test]
+    fn a_call_that_begins_when_the_worker_has_just_ended_is_refused() {
+        let launch = Launch { program: "cat".into(), arguments: Vec::new(), environment: Vec::new() };
+        let setup = Setup {
+            group: "p".into(),
+            pools: Vec::new(),
+            tuning: Tuning::default(),
+            known_pools: "/nonexistent".into(),
+            log: "info".into(),
+            log_as_json: false,
+        };
+        // On a thread, since a call that waits for itself would never return.
+        let (answer, answered) = mpsc::channel();
+        thread::spawn(move || {
+            let process = Process::start(&launch, &setup, &Kept::default()).unwrap();
+            process.kill();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let get = Call::Get(Get { id: "p/v".parse().unwrap() });
+            let deadline = Instant::now() + Duration::from_secs(600);
+            answer.send(runtime.block_on(process.call(get, deadline, true))).unwrap();
+        });
+        let error = answered.recv_timeout(Duration::from_secs(120)).unwrap().unwrap_err();
+        assert!(error.chain().contains("the worker process of pool p has ended"), "{}", error.chain());
+    }
+}
