@@ -16,6 +16,7 @@ pub mod unpack;
 
 mod budget;
 mod disk_usage;
+mod lease;
 mod path;
 mod walk;
 

@@ -59,7 +59,7 @@ pub(super) fn open_file_inside<P: Arg + Copy>(
         }
     }
     match opened {
-        Err(Errno::AGAIN) if flags.contains(OFlags::NONBLOCK) => wait_for_lease(open),
+        Err(Errno::AGAIN) if flags.contains(OFlags::NONBLOCK) => wait_for_lease(LEASE_WAIT, open),
         opened => opened,
     }
 }
@@ -67,8 +67,11 @@ pub(super) fn open_file_inside<P: Arg + Copy>(
 /// Repeats the opening of a file on which a lease is held. On an NFS server, this is a delegation: a client that has the file
 /// open gives it up within milliseconds.
 #[expect(clippy::disallowed_methods, reason = "the kernel does not report the end of a lease")]
-fn wait_for_lease(open: impl Fn() -> rustix::io::Result<OwnedFd>) -> rustix::io::Result<OwnedFd> {
-    let deadline = Instant::now() + LEASE_WAIT;
+fn wait_for_lease(
+    longest: Duration,
+    open: impl Fn() -> rustix::io::Result<OwnedFd>,
+) -> rustix::io::Result<OwnedFd> {
+    let deadline = Instant::now() + longest;
     loop {
         match open() {
             Err(Errno::AGAIN) if Instant::now() < deadline => thread::sleep(LEASE_POLL),
@@ -151,8 +154,8 @@ mod tests {
         let mut answers =
             [Err(Errno::AGAIN), Err(Errno::AGAIN), Ok(File::open("/").unwrap().into())].into_iter();
         let answers = std::cell::RefCell::new(&mut answers);
-        wait_for_lease(|| answers.borrow_mut().next().unwrap()).unwrap();
+        wait_for_lease(LEASE_WAIT, || answers.borrow_mut().next().unwrap()).unwrap();
         assert!(answers.borrow_mut().next().is_none());
-        assert_eq!(wait_for_lease(|| Err(Errno::AGAIN)).unwrap_err(), Errno::TIMEDOUT);
+        assert_eq!(wait_for_lease(LEASE_POLL, || Err(Errno::AGAIN)).unwrap_err(), Errno::TIMEDOUT);
     }
 }
