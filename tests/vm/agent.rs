@@ -16,9 +16,10 @@ use rustix::mount::{MountFlags, mount};
 
 use super::pools::{OPTIONS, directory, make_trash_due, open, open_on, publish_request, settings};
 use super::quota_pools::{data, id_of, limited, patient, quota};
+use crate::common::disk::run;
 use crate::common::isolation::{in_own_process, unmount_all};
 use crate::common::pool::{
-    MIB, clone_request, contents_and_times, copy_request, edit_record, id, names, read_record,
+    MIB, clone_request, contents_and_times, copy_request, edit_record, id, names, read_record, request,
 };
 use crate::common::wait::within_seconds;
 
@@ -242,6 +243,58 @@ fn a_host_notices_at_its_next_call_that_the_server_limits_the_volumes_of_a_pool(
     let entered = server.take_over(&made.id).unwrap().unwrap();
     assert_eq!(entered.volume.enforced, Enforced::Bytes);
     assert_eq!(host.get(&made.id).unwrap().enforced, Enforced::Bytes);
+}
+
+/// Mounts a new btrfs filesystem with quotas at a directory, and exports it.
+fn export_btrfs(directory: &Path) {
+    let shown = directory.display();
+    let script = format!(
+        "modprobe btrfs; truncate -s 300M /run/btrfs; mkfs.btrfs -q /run/btrfs; mount -o loop /run/btrfs {shown}; \
+         btrfs quota enable {shown}; exportfs -o rw,no_root_squash,insecure,no_subtree_check,fsid=9 '*:{shown}'"
+    );
+    run("sh", &["-ec", &script]);
+}
+
+#[test]
+fn subvolumes_that_the_server_makes_are_used_by_the_hosts() {
+    let pool = PathBuf::from("/mnt/xfs/subvolumes");
+    // Not in the mount namespace of the test: the server would not see it.
+    if !pool.exists() {
+        export_btrfs(&directory("subvolumes"));
+    }
+    in_own_process("vm::agent::subvolumes_that_the_server_makes_are_used_by_the_hosts", || {
+        let server = open(local(&pool));
+        let host = open_on("a", mounted("subvolumes"));
+        let volumes = ["v", "w"].map(|name| server.create(&request(name, SIZE)).unwrap().id);
+        let targets = tempfile::tempdir().unwrap();
+        for volume in &volumes {
+            let target = targets.path().join(volume.name.as_str());
+            host.publish(&publish_request(volume, &target, Sharing::ManyTargets)).unwrap();
+            fs::write(target.join("file"), volume.to_string()).unwrap();
+            File::open(target.join("file")).unwrap().sync_all().unwrap();
+        }
+        let snapshot = server.create_snapshot(&snapshot_request("s", &volumes[0])).unwrap().id;
+        let error = host.create_snapshot(&snapshot_request("t", &volumes[0])).unwrap_err();
+        assert!(error.chain().contains("backend btrfs works on the NFS server only"), "{}", error.chain());
+        server.create(&copy_request("r", Source::Snapshot(snapshot))).unwrap();
+        for name in ["v", "w"] {
+            assert_eq!(fs::read_to_string(data(&pool, name).join("file")).unwrap(), format!("p/{name}"));
+        }
+        assert_eq!(fs::read_to_string(data(&pool, "r").join("file")).unwrap(), "p/v");
+        assert_eq!(host.list(None, 9).unwrap().items.len(), 3);
+        let first = targets.path().join("v");
+        assert_eq!(host.health(&volumes[0], Some(&first)).unwrap(), []);
+        let used = server.delete(&volumes[0]).unwrap_err();
+        assert!(used.chain().contains("is in use on node-a"), "{}", used.chain());
+        host.unpublish(&volumes[0].to_string(), &first).unwrap();
+        within_seconds(180, "the host releases it", || server.delete(&volumes[0]).is_ok());
+        assert_eq!(
+            server.delete(&volumes[1]).unwrap_err().kind(),
+            Kind::InUse,
+            "the other one is still in use"
+        );
+        host.unpublish(&volumes[1].to_string(), &targets.path().join("w")).unwrap();
+    });
 }
 
 #[test]
