@@ -7,6 +7,7 @@ mod dir;
 mod file_copy;
 mod quota;
 mod quota_entry;
+mod remote;
 
 use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -19,6 +20,7 @@ use crate::fs::audit::Audit;
 use crate::fs::copy::{Manifest, Progress, TreeCopier};
 pub use crate::fs::copy::{Pass, SourceState};
 use crate::fs::names::make_directory;
+use crate::fs::nfs::is_nfs;
 use crate::fs::remove::{Removed, Slice, remove_tree};
 use crate::fs::subvolume::is_btrfs;
 use crate::fs::{inherited_project, open_directory, project, remove_acls};
@@ -170,6 +172,14 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// The capabilities in this pool.
     fn capabilities(&self) -> Capabilities;
+
+    /// Refuses changes of the pool by this host.
+    ///
+    /// # Errors
+    /// `Unsupported`, with the next step.
+    fn check_changes(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Reserves backend state for a new volume, such as a project id. `new_id` gives ids that no other object of the pool has
     /// or had.
@@ -336,7 +346,8 @@ pub fn kind_for_new_pool(root: BorrowedFd<'_>) -> BackendKind {
     }
 }
 
-/// The backend that a pool's marker names. A pool of plain directories stays one on every filesystem.
+/// The backend that a pool's marker names. A pool of plain directories stays one on every filesystem. A client of an NFS server
+/// uses the volumes of other pools, and changes nothing in them.
 ///
 /// # Errors
 /// `Unavailable` when the filesystem of the pool's directory does not support it, or this version does not know it.
@@ -350,6 +361,9 @@ pub fn open(root: BorrowedFd<'_>, name: &str) -> Result<Box<dyn Backend>> {
             }
         }
         _ => {}
+    }
+    if let Some(remote) = remote::Remote::of(name).filter(|_| is_nfs(root)) {
+        return Ok(Box::new(remote));
     }
     let text = format!(
         "the pool was made with backend {name:?}, but its filesystem gives backend {:?} here: check the mount \

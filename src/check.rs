@@ -199,6 +199,9 @@ fn check_pool(facts: &mut Vec<Fact>, settings: &PoolSettings) {
 /// The backend, and whether it enforces sizes.
 fn limits_of(backend: &dyn Backend) -> String {
     let kind = backend.kind();
+    if backend.check_changes().is_err() {
+        return format!("backend {kind}, changed on the NFS server only: this host uses its volumes");
+    }
     match (backend.capabilities().limits, backend.how_to_limit()) {
         (LimitSupport::Bytes, _) => format!("backend {kind}, sizes are enforced"),
         (LimitSupport::BytesAndInodes, _) => {

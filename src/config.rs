@@ -432,6 +432,21 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_on_the_server_itself_is_its_directory_and_shared() {
+        let settings = with_file(
+            "[[pool]]\nname = \"a\"\nserver = \"nas\"\npath = \"/a\"\noptions = \"nconnect=4\"\n\
+             local = \"/export/a\"\nmounted = true\n[[pool]]\nname = \"b\"\nserver = \"nas\"\npath = \"/b\"\n\
+             local = \"/export/b\"\nisolated = true\n",
+        )
+        .unwrap();
+        let [a, b] = &settings.pools[..] else { panic!("{:?}", settings.pools) };
+        assert_eq!((a.path.to_str(), b.path.to_str()), (Some("/export/a"), Some("/export/b")));
+        assert!([a, b].iter().all(|pool| pool.share.is_none() && pool.shared && pool.exported));
+        assert!(a.mounted);
+        assert_eq!((a.worker.as_deref(), b.worker.as_deref()), (None, Some("b")));
+    }
+
+    #[test]
     fn an_error_in_the_file_names_the_invalid_key_or_value() {
         let pool = "[[pool]]\nname = \"a\"\npath = \"/a\"\n";
         let cases = [
@@ -444,6 +459,13 @@ mod tests {
             (format!("{pool}server = \"nas\"\nmounted = true\n"), "pool a: mounted"),
             (format!("{pool}server = \"nas\"\noptions = \"vers=4\"\n"), "vers=4"),
             (format!("{pool}server = \"nas\"\nisolated = true\n"), "pool a: isolated"),
+            (format!("{pool}local = \"/b\"\n"), "pool a: local is for the server of a share"),
+            (
+                format!("{pool}server = \"nas\"\nlocal = \"b\"\n"),
+                "pool a: local \"b\" is not an absolute path",
+            ),
+            (format!("{pool}server = \"nas\"\nlocal = \"/b\"\nexclusive = true\n"), "pool a: exclusive"),
+            (format!("{pool}server = \"nas\"\nlocal = \"/b\"\nversion = \"3\"\n"), "exclusive"),
             (format!("{pool}reserve = \"much\"\n"), "much"),
             (format!("{pool}overcommit = 0\n"), "overcommit"),
             (format!("{pool}overcommit = 1e9\n"), "overcommit"),

@@ -266,6 +266,7 @@ impl Engine {
     /// Locks the data of a volume that nothing uses: no mount, no copy, and no other host.
     fn lock_unused<'l>(&self, locked: &'l LockedVolume) -> Result<UnusedLocks<'l>> {
         let (pool, id) = (&locked.pool, &locked.id);
+        pool.check_changes()?;
         if let Some(reader) = self.jobs.reader_of(&Source::Volume(id.clone())) {
             let to = reader.id();
             let text = format!("volume {id} is being copied to {to}: retry when the copy is complete");
@@ -355,6 +356,7 @@ struct UnusedLocks<'l> {
 /// # Errors
 /// `Busy` while a copy of any process reads it.
 fn lock_data(pool: &OpenPool, kind: ObjectKind, id: &VolumeId) -> Result<LockGuard<ObjectKey>> {
+    pool.check_changes()?;
     let lock = pool.store.locks().try_lock(ObjectKey::Data(kind, id.name.clone()), Mode::Exclusive)?;
     lock.ok_or_else(|| {
         let text = format!("{kind} {id} is being copied: retry when the copy is complete");

@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod copy;
 pub mod names;
+pub mod nfs;
 pub mod pack;
 pub mod project;
 pub mod reflink;
@@ -15,6 +16,7 @@ pub mod unpack;
 
 mod budget;
 mod disk_usage;
+mod lease;
 mod path;
 mod walk;
 

@@ -14,6 +14,7 @@ pub mod usage;
 mod auditor;
 mod cache;
 mod capacity;
+mod changes;
 mod clock;
 mod commit;
 mod dirs;
@@ -213,8 +214,7 @@ impl Pool {
         // With `exclusive`, the lock of an instance that is still in use would refuse a new one.
         if let Some(pool) = last.instance.upgrade().filter(|pool| pool.is_in_place()) {
             if self.purpose == Purpose::Serve {
-                self.reaper.attach(&pool)?;
-                self.auditor.attach(&pool)?;
+                self.start_upkeep(&pool)?;
             }
             drop(self.set_open(Some(Arc::clone(&pool))));
             return Ok(pool);
@@ -248,11 +248,8 @@ impl Pool {
         let pool = Arc::new(OpenPool::open(self, last)?);
         if self.purpose == Purpose::Serve {
             drop(pool.index()?);
-            // As for the sweep.
-            let _ = pool.discard_partial_groups();
             pool.start_used_checks()?;
-            self.reaper.attach(&pool)?;
-            self.auditor.attach(&pool)?;
+            self.start_upkeep(&pool)?;
         }
         Ok(pool)
     }
@@ -272,7 +269,7 @@ impl OpenPool {
             mount_point::check(&settings.path)?;
         }
         // A cluster filesystem has the locks that its administrator says it has.
-        if !settings.exclusive && !settings.shared {
+        if !settings.exclusive && (!settings.shared || settings.exported) {
             medium::check_shareable(root.as_fd())?;
         }
         check_outside_pools(root.as_fd(), &settings.path)?;
@@ -297,7 +294,8 @@ impl OpenPool {
         if medium == Medium::Local {
             store.locks().make_files()?;
         }
-        if configured.purpose == Purpose::Serve {
+        let has_upkeep = configured.purpose == Purpose::Serve && backend.check_changes().is_ok();
+        if has_upkeep {
             // What cannot be swept now, for example on a full disk, is swept by a later start.
             let _ = store.sweep();
             commit::prepare(&store)?;

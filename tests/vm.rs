@@ -5,6 +5,7 @@
 mod common;
 
 mod vm {
+    mod agent;
     mod docker;
     mod limits;
     mod lossy;

@@ -26,7 +26,7 @@ const PROJECT: &str = "project";
 /// The field of a record that is there while the files of the volume are being given its project id.
 const ENTERING: &str = "entering";
 /// The directory that contains `data` is one of the inodes of its project.
-const OWN_INODES: u64 = 1;
+pub(super) const OWN_INODES: u64 = 1;
 
 /// A pool on a filesystem with project quotas, which may be switched off at the moment.
 #[derive(Debug)]
@@ -221,11 +221,7 @@ impl Backend for Quota {
     }
 
     fn check_usable(&self, state: &BackendState) -> Result<()> {
-        if !is_entering(state) {
-            return Ok(());
-        }
-        let text = "its files are being given a project id, and that was interrupted: complete it by `orlop check --fix`";
-        Err(Error::new(Kind::Unavailable, text))
+        check_entered(state)
     }
 
     /// The limits go when `data` is removed, before the directory that has its project id: so a removal that is interrupted
@@ -250,6 +246,18 @@ impl Backend for Quota {
 /// The project id in a record.
 fn recorded(state: &BackendState) -> Option<u32> {
     state.number(PROJECT).and_then(|id| u32::try_from(id).ok())
+}
+
+/// Refuses a volume for which [`Backend::enter`] was begun and is not complete.
+///
+/// # Errors
+/// `Unavailable` then.
+pub(super) fn check_entered(state: &BackendState) -> Result<()> {
+    if !is_entering(state) {
+        return Ok(());
+    }
+    let text = "its files are being given a project id, and that was interrupted: complete it by `orlop check --fix`";
+    Err(Error::new(Kind::Unavailable, text))
 }
 
 fn is_entering(state: &BackendState) -> bool {

@@ -35,6 +35,9 @@ pub(super) struct PoolSection {
     pub(super) path: PathBuf,
     /// The name or address of the NFS server that has the pool.
     pub(super) server: Option<String>,
+    /// On the server itself: the directory that it exports as `path`, as an absolute path of its own. The pool is used there, and
+    /// not mounted.
+    pub(super) local: Option<PathBuf>,
     /// Mount options of the share, separated by commas.
     pub(super) options: Option<String>,
     /// The version of NFS, such as `4.2`. By default the newest that the server has.
@@ -70,7 +73,13 @@ impl PoolSection {
     /// `Invalid`, naming the pool and the key.
     pub(super) fn settings(self) -> Result<PoolSettings> {
         let share = self.share().context(|| format!("pool {}", self.name))?;
-        let path = share.as_ref().map_or(self.path, NfsShare::location);
+        let exported = self.local.is_some();
+        let share = share.filter(|_| !exported);
+        let path = match (self.local, &share) {
+            (Some(local), _) => local,
+            (None, Some(share)) => share.location(),
+            (None, None) => self.path,
+        };
         if self.isolated && share.is_some() {
             let text = "isolated = true is for a directory of this host: remove it, since a worker process serves the pools of \
                         an NFS server anyway";
@@ -88,7 +97,8 @@ impl PoolSection {
             reserve: self.reserve.0,
             exclusive: self.exclusive,
             worker,
-            shared: self.shared,
+            shared: self.shared || exported,
+            exported,
             ..PoolSettings::new(self.name, path)
         })
     }
@@ -96,16 +106,21 @@ impl PoolSection {
     fn share(&self) -> Result<Option<NfsShare>> {
         let invalid = |text: &str| Err(Error::new(Kind::Invalid, text));
         let Some(server) = &self.server else {
-            return match (&self.options, &self.version) {
-                (None, None) => Ok(None),
-                (Some(_), _) => invalid("options are for a share: name its server"),
-                (None, Some(_)) => invalid("version is for a share: name its server"),
+            return match (&self.options, &self.version, &self.local) {
+                (None, None, None) => Ok(None),
+                (Some(_), _, _) => invalid("options are for a share: name its server"),
+                (None, Some(_), _) => invalid("version is for a share: name its server"),
+                (None, None, Some(_)) => invalid(
+                    "local is for the server of a share: name it by server, and what it exports by path, as on the other hosts",
+                ),
             };
         };
         let Some(path) = self.path.to_str() else { return invalid("path is not UTF-8") };
         let options = self.options.as_deref().unwrap_or_default();
         let share = NfsShare::new(server, path, options, self.version.as_deref())?;
-        if self.mounted {
+        if let Some(local) = &self.local {
+            self.check_local(local)?;
+        } else if self.mounted {
             return invalid(
                 "mounted = true is for a directory of this host: remove it, since orlop mounts the share",
             );
@@ -117,6 +132,19 @@ impl PoolSection {
             );
         }
         Ok(Some(share))
+    }
+
+    /// Checks the settings of a pool on the server itself.
+    fn check_local(&self, local: &Path) -> Result<()> {
+        let text = if !local.is_absolute() {
+            format!("local {:?} is not an absolute path", local.display().to_string())
+        } else if self.exclusive {
+            "exclusive = true and local exclude each other: local is for a pool that other hosts mount"
+                .to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(Kind::Invalid, text))
     }
 }
 

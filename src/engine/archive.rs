@@ -133,7 +133,7 @@ fn make_from_archive<R: Read>(
     let size = request.size.required;
     let reservation = pool.reserve(size)?;
     let mut volume = new_record(id, request, size);
-    let draft = pool.store.draft()?;
+    let draft = pool.draft()?;
     let unpacked = extract(pool, &draft, &mut volume, from, spec, progress)?;
     volume.owner = merged_owner(request.owner, volume.owner);
     finish_volume(pool, draft, &volume, reservation, Committer::Job)?;
@@ -204,7 +204,7 @@ impl<W: Write> Export<'_, W> {
     }
 
     fn copy(&mut self, consistency: ConsistencySpec) -> Result<BackedUp> {
-        let draft = self.pool.store.draft()?;
+        let draft = self.pool.draft()?;
         let result = self.copy_to(&draft, consistency);
         drop(draft);
         self.pool.reaper.add(self.pool.store.trash().take_abandoned());

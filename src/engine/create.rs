@@ -46,6 +46,7 @@ impl Engine {
             return Ok(found);
         }
         self.refuse_name_of_other_pool(&id)?;
+        pool.check_changes()?;
         check_limit(&pool, request.policy)?;
         check_snapshot_cost(&pool, request.consistency.cost)?;
         match &request.source {
@@ -122,7 +123,7 @@ impl Engine {
         let mut volume = new_record(locked.id.clone(), request, request.size.required);
         volume.ephemeral = ephemeral;
         volume.owner = merged_owner(request.owner, Owner::default());
-        let made = pool.store.draft().and_then(|draft| {
+        let made = pool.draft().and_then(|draft| {
             volume.backend = pool.allot()?;
             volume.enforced = pool.backend.create(draft.dir(), &volume.backend, limits(&volume))?;
             finish_volume(pool, draft, &volume, reservation, Committer::Call)
@@ -155,7 +156,7 @@ impl Engine {
         let pauses = Arc::clone(&self.pauses);
         self.start_job(pool, JobKey::Volume(id.clone()), source.clone(), move |job| {
             let _held = (claim, locks);
-            let draft = pool_of_job.store.draft()?;
+            let draft = pool_of_job.draft()?;
             volume.backend = pool_of_job.allot()?;
             let max_bytes = max_bytes(&job.from, size);
             let (state, limits) = (volume.backend.clone(), limits(&volume));

@@ -72,6 +72,10 @@ impl Engine {
     pub fn record_backup(&self, id: &VolumeId, uid: Uuid, time: Timestamp) -> Result<()> {
         let locked = self.lock_volume(id)?;
         let mut volume = locked.require()?;
+        // A host that cannot change the pool makes backups, too.
+        if locked.pool.check_changes().is_err() {
+            return Ok(());
+        }
         if !volume.managed || volume.uid != uid || volume.last_backup >= Some(time) {
             return Ok(());
         }
@@ -125,6 +129,7 @@ pub(super) fn reserve_growth(
 /// The record of a volume whose labels can be changed.
 pub(super) fn require_labels(locked: &LockedVolume) -> Result<Volume> {
     let volume = locked.require()?;
+    locked.pool.check_changes()?;
     if volume.managed {
         return Ok(volume);
     }

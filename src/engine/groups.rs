@@ -87,6 +87,7 @@ impl Engine {
         request: &CreateGroup,
         claims: Vec<NameClaim>,
     ) -> Result<Arc<Job>> {
+        pool.check_changes()?;
         check_snapshot_cost(pool, request.consistency.cost)?;
         pool.discard_partial_group(&id.name)?;
         let mut members = self.members(pool, id, request)?;
@@ -295,7 +296,7 @@ fn make_group(
     spec: ConsistencySpec,
     progress: &Progress,
 ) -> Result<CopyRecord> {
-    let drafts = members.iter().map(|_| pool.store.draft()).collect::<Result<Vec<_>>>()?;
+    let drafts = members.iter().map(|_| pool.draft()).collect::<Result<Vec<_>>>()?;
     let (record, copies) = copy_members(pool, members, &drafts, pauses, spec, progress)?;
     for (member, stats) in members.iter_mut().zip(copies) {
         add_copy(&mut member.snapshot, &Copied { stats, record: Some(record.clone()) });

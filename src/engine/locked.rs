@@ -42,6 +42,7 @@ impl LockedVolume {
         volume: &mut Volume,
         growth: Option<Reservation>,
     ) -> Result<()> {
+        self.pool.check_changes()?;
         let changed = self.apply_limits(volume).and_then(|()| self.pool.rewrite(volume, growth));
         changed.inspect_err(|_| {
             let _ = self.apply_limits(&mut before.clone());

@@ -76,7 +76,7 @@ fn replace<R: Read>(
     let mut volume = Volume { uid, created, source: None, copied: None, ..old };
     // Until the old data is gone, there are two.
     let _reservation = pool.reserve(volume.size)?;
-    let draft = pool.store.draft()?;
+    let draft = pool.draft()?;
     let unpacked = extract(pool, &draft, &mut volume, from, spec, progress)?;
     finish_data(pool, &draft, &volume)?;
     progress.check()?;

@@ -48,6 +48,7 @@ impl Engine {
 /// The volume, if it can have this size.
 fn check(locked: &LockedVolume, size: u64) -> Result<Option<Volume>> {
     let (volume, id) = (locked.require()?, &locked.id);
+    locked.pool.check_changes()?;
     if !volume.managed {
         return Err(Error::new(Kind::Unsupported, format!("volume {id} is unmanaged and cannot be resized")));
     }

@@ -62,6 +62,7 @@ impl Engine {
         request: &CreateSnapshot,
         claim: NameClaim,
     ) -> Result<Arc<Job>> {
+        pool.check_changes()?;
         check_snapshot_cost(pool, request.consistency.cost)?;
         let (volume, locks) = self.source_of_snapshot(pool, id, &request.source_volume)?;
         let mut snapshot = new_record(id, request.name.clone(), &volume, &request.labels);
@@ -70,7 +71,7 @@ impl Engine {
         let (pauses, consistency) = (Arc::clone(&self.pauses), request.consistency);
         self.start_job(pool, JobKey::Snapshot(id.clone()), source, move |job| {
             let _held = (claim, locks);
-            let draft = pool_of_job.store.draft()?;
+            let draft = pool_of_job.draft()?;
             let max_bytes = max_bytes(&job.from, snapshot.size);
             let spec = CopySpec { max_bytes, read_only: true, ..CopySpec::default() };
             let (pauses, pool, from) = (&pauses, &pool_of_job, &from);
@@ -119,6 +120,7 @@ impl Engine {
         if find_snapshot(&pool, &id, request)?.is_some() {
             return Ok(false);
         }
+        pool.check_changes()?;
         check_snapshot_cost(&pool, request.consistency.cost)?;
         self.source_of_snapshot(&pool, &id, &request.source_volume).map(|_| true)
     }

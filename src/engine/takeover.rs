@@ -72,7 +72,7 @@ impl Engine {
 pub(super) fn enter(locked: &LockedVolume, mut volume: Volume) -> Result<Entered> {
     let (pool, begun) = (&locked.pool, volume.clone());
     let object = pool.store.object(ObjectKind::Volumes, &locked.id.name)?;
-    let draft = pool.store.draft()?;
+    let draft = pool.draft()?;
     let entered = pool.backend.enter(object.as_fd(), draft.dir(), &begun.backend);
     drop(draft);
     match entered {

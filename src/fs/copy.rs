@@ -27,7 +27,7 @@ mod verify;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::{Statx, fstatfs, futimens, syncfs};
 use rustix::io::Errno;
@@ -40,6 +40,7 @@ use self::links::Links;
 use self::pass::CurrentPass;
 pub use self::pass::{Pass, SourceState, do_times_tell};
 use self::room::Room;
+use super::lease::LeaseWait;
 use super::{
     Budget, Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
 };
@@ -138,7 +139,7 @@ pub struct TreeCopier<'a> {
     times_tell: bool,
     pass: CurrentPass,
     /// How long the copy has waited for leases, in all passes.
-    lease_wait: Duration,
+    leases: LeaseWait,
 }
 
 /// An entry of the source that was opened as a path-only descriptor.
@@ -206,7 +207,7 @@ impl<'a> TreeCopier<'a> {
             room: Room::new(to)?,
             times_tell: do_times_tell(filesystem.f_type),
             pass: CurrentPass::before_first(),
-            lease_wait: Duration::ZERO,
+            leases: LeaseWait::default(),
             top,
         })
     }

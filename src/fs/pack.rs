@@ -16,6 +16,7 @@ use super::copy::Progress;
 use super::copy::attributes::{Handle, XattrReader};
 use super::copy::catalogue::{Time, coarse_now, time};
 use super::copy::contents::{data_range, has_no_hole};
+use super::lease::LeaseWait;
 use super::{Budget, Reopen, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path};
 use crate::archive::{Entry, EntryKind, MAX_PATH, MAX_XATTRS, Parts, Writer, shown};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -60,6 +61,7 @@ pub fn pack<W: Write>(
         links: HardLinks::default(),
         xattrs: XattrReader::new(),
         reopen: Reopen::new()?,
+        leases: LeaseWait::default(),
         buffer: vec![0; BUFFER],
         began,
         progress,
@@ -118,6 +120,7 @@ struct Packer<'a, W> {
     links: HardLinks,
     xattrs: XattrReader,
     reopen: Reopen,
+    leases: LeaseWait,
     buffer: Vec<u8>,
     /// When it was begun, if nothing may change.
     began: Option<Time>,
@@ -253,13 +256,7 @@ impl<W: Write> Packer<'_, W> {
     }
 
     fn file(&mut self, file: &OwnedFd, stat: &Statx) -> Result<()> {
-        let file = match self.reopen.for_reading(file.as_fd()) {
-            Err(Errno::AGAIN) => {
-                let text = "a process holds a lease on the file (fcntl(2), F_SETLEASE): stop it and retry";
-                return Err(Error::new(Kind::Busy, text));
-            }
-            file => file.context(|| "open")?,
-        };
+        let file = self.leases.open(false, self.progress, || self.reopen.for_reading(file.as_fd()))?;
         let size = stat.stx_size;
         let data = parts_of(file.as_fd(), stat)?;
         let xattrs = self.read_xattrs(&Handle::Open(file.as_fd()))?;

@@ -150,6 +150,7 @@ impl OpenPool {
     /// # Errors
     /// `NoSpace` when the pool cannot provision them; `Unavailable` when nothing can be made in it.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation> {
+        self.check_changes()?;
         let stats = self.fs_stats()?;
         self.check_accepts(stats)
             .context(|| format!("pool {} refuses new and larger volumes", self.settings.name))?;

@@ -105,6 +105,7 @@ impl OpenPool {
     /// `NoSpace` as in [`OpenPool::commit_volume`]; otherwise the error of the failed system call. The old record is in
     /// place then.
     pub fn rewrite(self: &Arc<Self>, volume: &Volume, growth: Option<Reservation>) -> Result<()> {
+        self.check_changes()?;
         let mut change = self.store.change_record(volume)?;
         match growth {
             Some(reservation) => self.provision(reservation, volume, Committer::Call, || change.rename())?,
@@ -146,6 +147,7 @@ impl OpenPool {
             let update = |index: &mut Index| reservation.commit(index, name, entry);
             return self.rename(ObjectKind::Volumes, name, committer, rename, update);
         }
+        self.check_changes()?;
         // Catch up first, so that little is left to do under the lock.
         drop(self.index()?);
         let _commit = committer.lock(&self.store).context(|| format!("provision volume {}", volume.id))?;
@@ -203,6 +205,7 @@ impl OpenPool {
         rename: impl FnOnce() -> Result<T>,
         update: impl FnOnce(&mut Index),
     ) -> Result<T> {
+        self.check_changes()?;
         // Where other hosts use the pool, changes are announced one after another.
         let _commit = match self.medium {
             Medium::Local => None,

@@ -2,6 +2,8 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{self, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -16,6 +18,11 @@ const INSIDE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
+
+/// How long a file of the pool is waited for on which another host has a lease. Without an answer of that host, the server
+/// takes the lease back after its lease time, 90 s by default, and calls are answered with UNAVAILABLE until then.
+const LEASE_WAIT: Duration = Duration::from_secs(5);
+const LEASE_POLL: Duration = Duration::from_millis(5);
 
 /// Opens a directory for reading.
 pub(super) const DIRECTORY: OFlags =
@@ -51,7 +58,27 @@ pub(super) fn open_file_inside<P: Arg + Copy>(
             _ => break,
         }
     }
-    opened
+    match opened {
+        Err(Errno::AGAIN) if flags.contains(OFlags::NONBLOCK) => wait_for_lease(LEASE_WAIT, open),
+        opened => opened,
+    }
+}
+
+/// Repeats the opening of a file on which a lease is held. On an NFS server, this is a delegation: a client that has the file
+/// open gives it up within milliseconds.
+#[expect(clippy::disallowed_methods, reason = "the kernel does not report the end of a lease")]
+fn wait_for_lease(
+    longest: Duration,
+    open: impl Fn() -> rustix::io::Result<OwnedFd>,
+) -> rustix::io::Result<OwnedFd> {
+    let deadline = Instant::now() + longest;
+    loop {
+        match open() {
+            Err(Errno::AGAIN) if Instant::now() < deadline => thread::sleep(LEASE_POLL),
+            Err(Errno::AGAIN) => return Err(Errno::TIMEDOUT),
+            opened => return opened,
+        }
+    }
 }
 
 /// Adds the likely cause to a rename within a pool that failed because the directories are on different devices.
@@ -114,4 +141,21 @@ pub(super) fn nonce() -> Result<String> {
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
         .context(|| "get random bytes")?;
     Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_a_lease_keeps_is_opened_when_the_lease_ends() {
+        let mut answers =
+            [Err(Errno::AGAIN), Err(Errno::AGAIN), Ok(File::open("/").unwrap().into())].into_iter();
+        let answers = std::cell::RefCell::new(&mut answers);
+        wait_for_lease(LEASE_WAIT, || answers.borrow_mut().next().unwrap()).unwrap();
+        assert!(answers.borrow_mut().next().is_none());
+        assert_eq!(wait_for_lease(LEASE_POLL, || Err(Errno::AGAIN)).unwrap_err(), Errno::TIMEDOUT);
+    }
 }

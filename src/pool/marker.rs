@@ -13,6 +13,7 @@ use super::store::{parse, read_file, replace_file, write_file};
 use crate::backend::{BackendKind, kind_for_new_pool};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::names::rename;
+use crate::fs::nfs::is_nfs;
 use crate::fs::project;
 use crate::volume::{PoolName, SCHEMA, Timestamp};
 
@@ -59,7 +60,9 @@ pub(super) fn change_backend(root: BorrowedFd<'_>, kind: BackendKind) -> Result<
 
 /// The inode number of the marker, where the filesystem keeps it. A changed marker has another one.
 pub(super) fn inode(root: BorrowedFd<'_>) -> Option<u64> {
-    project::kind_of(root)?;
+    if project::kind_of(root).is_none() && !is_nfs(root) {
+        return None;
+    }
     fs::statat(root, MARKER, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| stat.st_ino)
 }
 

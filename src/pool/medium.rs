@@ -7,6 +7,7 @@ use rustix::fs::fstatfs;
 
 use super::PoolSettings;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::nfs::NFS;
 use crate::mount::mount_of;
 
 /// Who may use a pool besides this process.
@@ -17,9 +18,6 @@ pub enum Medium {
     /// Other hosts, too. The locks exclude them, but neither their changes nor their mounts can be seen.
     Shared,
 }
-
-/// NFS 4. NFS 3 has the same type, and no locks among clients that do not run a lock daemon.
-const NFS: u64 = 0x6969;
 
 impl Medium {
     /// The medium of a pool's directory, as its filesystem or the settings say.
@@ -55,6 +53,7 @@ const LOCAL: [(u64, &str); 11] = [
 /// `Unavailable`, with the remedy; otherwise the error of the failed system call.
 pub fn check_shareable(root: BorrowedFd<'_>) -> Result<()> {
     let found = fs_type(root)?;
+    // NFS 3 has no locks among clients that do not run a lock daemon.
     if found == NFS && is_without_locks(root)? {
         let text = "it is on a mount of NFS 3, whose locks other hosts do not see: mount it with version 4, or set \
                     `exclusive = true` in its settings if no other process and no other host uses this pool";
@@ -75,14 +74,6 @@ fn is_without_locks(root: BorrowedFd<'_>) -> Result<bool> {
     let is_old = |word: &[u8]| matches!(word, b"vers=2" | b"vers=3");
     let mount = mount_of(root)?;
     Ok(mount.is_some_and(|mount| mount.super_options.as_bytes().split(|byte| *byte == b',').any(is_old)))
-}
-
-/// Whether a directory is on NFS, of any version.
-///
-/// # Errors
-/// The error of the failed system call.
-pub(super) fn is_nfs(root: BorrowedFd<'_>) -> Result<bool> {
-    Ok(fs_type(root)? == NFS)
 }
 
 fn fs_type(root: BorrowedFd<'_>) -> Result<u64> {

@@ -57,6 +57,7 @@ impl OpenPool {
     /// # Errors
     /// `Busy` while other hosts may still use it; otherwise those of [`Trash::expire`](super::trash::Trash::expire).
     pub fn expire(&self, entry: &TrashEntry) -> Result<()> {
+        self.check_changes()?;
         if self.medium == Medium::Shared {
             let deleted = match entry.retention {
                 Retention::For { deleted, .. } => deleted,

@@ -11,9 +11,9 @@ use super::PoolSettings;
 use super::dirs::{PRIVATE, nonce};
 use super::hosts::{HostRecord, Hosts};
 use super::marker::MARKER;
-use super::medium::is_nfs;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::names::make_directory;
+use crate::fs::nfs::is_nfs;
 
 /// Refuses a directory of an NFS server that maps root to another user, or that takes this host and another one that uses the
 /// pool for the same client.
@@ -21,7 +21,7 @@ use crate::fs::names::make_directory;
 /// # Errors
 /// `Unavailable`, with the remedy; otherwise the error of the failed system call.
 pub(super) fn check(root: BorrowedFd<'_>, settings: &PoolSettings) -> Result<()> {
-    if !is_nfs(root)? {
+    if !is_nfs(root) {
         return Ok(());
     }
     let Some(now) = check_owner(root)? else { return Ok(()) };

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::PoolSettings;
 use super::keeper::KeptFiles;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::nfs::is_nfs;
 use crate::fs::{ChangeTime, DirIdentity};
 use crate::mount::namespace::MountNamespace;
 
@@ -28,7 +29,13 @@ impl PoolRoot {
     /// system call.
     pub fn open(settings: &PoolSettings, kept: &KeptFiles) -> Result<Self> {
         let Some(share) = &settings.share else {
-            return Ok(Self { dir: open_dir(&settings.path)?, share: None });
+            let dir = open_dir(&settings.path)?;
+            if settings.exported && is_nfs(dir.as_fd()) {
+                let text = "it is on a mount of NFS, and `local` is for the NFS server itself: remove `local` from the settings on \
+                            this host";
+                return Err(Error::new(Kind::Unavailable, text));
+            }
+            return Ok(Self { dir, share: None });
         };
         let kept_name = format!("{}/mount", settings.name);
         // Its directory may be gone from the server.

@@ -32,6 +32,8 @@ pub struct PoolSettings {
     pub worker: Option<String>,
     /// Whether other hosts use the directory, too, through a cluster filesystem. NFS is recognized without it.
     pub shared: bool,
+    /// Whether this host is the NFS server that exports the directory to the other hosts. Then `shared` is set, too.
+    pub exported: bool,
     /// The name of this host for the other hosts of a shared pool; `None`: its host name.
     pub node: Option<String>,
     /// Names the process that serves the pool, among those of a shared pool: the same for all workers that succeed each
@@ -63,6 +65,7 @@ impl PoolSettings {
             exclusive: false,
             worker: None,
             shared: false,
+            exported: false,
             node: None,
             process: None,
         }

@@ -25,7 +25,7 @@ const EXPORT: &str = "/mnt/xfs";
 const FILES: usize = 80;
 
 /// Without `soft`, a server that is gone would hold a test for ever.
-const OPTIONS: &str = "soft,timeo=300";
+pub(super) const OPTIONS: &str = "soft,timeo=300";
 
 /// Settings of the pool `p` in this directory of the server.
 pub(super) fn settings(server: &str, directory: &str, options: &str, version: Option<&str>) -> PoolSettings {

@@ -2,7 +2,6 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags, mknodat, openat, readlinkat, symlinkat};
 use rustix::io::Errno;
@@ -14,10 +13,6 @@ use super::{Seen, SourceState, TreeCopier, kind_of};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::{fstat, fstatat};
 use crate::sys::write_back::write_back;
-
-/// How long a copy waits for leases that processes hold on its files. A file server gives one up in milliseconds.
-const LEASE_WAIT: Duration = Duration::from_secs(5);
-const LEASE_POLL: Duration = Duration::from_millis(5);
 
 impl TreeCopier<'_> {
     /// Copies a file of any type except a directory whose name the copy does not have. Returns its size, or `None` if the
@@ -149,26 +144,10 @@ impl TreeCopier<'_> {
             && write_back(source).is_ok()
     }
 
-    /// Opens a regular file for reading. Waits for leases on the files of the source, for all of them together at most
-    /// [`LEASE_WAIT`]: a tenant must not keep the copy from its end. A process that is paused gives none up.
-    #[expect(clippy::disallowed_methods, reason = "the kernel does not report the end of a lease")]
+    /// Opens a regular file for reading.
     pub(super) fn open_source(&mut self, seen: &Seen) -> Result<OwnedFd> {
-        let may_wait = self.pass.state != Some(SourceState::Paused);
-        loop {
-            match self.reopen.for_reading(seen.file.as_fd()) {
-                Err(Errno::AGAIN) if may_wait && self.lease_wait < LEASE_WAIT => {
-                    self.progress.check()?;
-                    std::thread::sleep(LEASE_POLL);
-                    self.lease_wait += LEASE_POLL;
-                }
-                Err(Errno::AGAIN) => {
-                    let text =
-                        "a process holds a lease on the file (fcntl(2), F_SETLEASE): stop it and retry";
-                    return Err(Error::new(Kind::Busy, text));
-                }
-                opened => return opened.context(|| "open"),
-            }
-        }
+        let is_paused = self.pass.state == Some(SourceState::Paused);
+        self.leases.open(is_paused, self.progress, || self.reopen.for_reading(seen.file.as_fd()))
     }
 }
 

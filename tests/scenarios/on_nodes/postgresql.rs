@@ -2,7 +2,7 @@
 //! snapshot shows its files at different moments, the restored database is corrupt.
 //!
 //! `ORLOP_PG_SNAPSHOTS` is the number of snapshots (default: 4), `ORLOP_PG_SCALE` the size of the database in units of 16 MB
-//! (default: 10), `ORLOP_PG_CLASS` the VolumeSnapshotClass.
+//! (default: 10).
 
 use std::io::Write as _;
 use std::process::Command;
@@ -77,20 +77,26 @@ fn transactions(test: &TestNamespace) -> (u64, u64) {
     (number.parse().unwrap(), slowest.parse().unwrap())
 }
 
-/// Takes a snapshot; returns its record.
-fn take_snapshot(test: &TestNamespace, name: &str) -> Value {
-    let class = std::env::var("ORLOP_PG_CLASS").unwrap_or_else(|_| "orlop-patient".to_owned());
+/// Takes a snapshot; returns its record, and the seconds until it was ready.
+fn take_snapshot(test: &TestNamespace, name: &str, class: &str) -> (Value, f32) {
     let snapshot = with(snapshot(name, "data"), "/spec", "volumeSnapshotClassName", class.into());
+    let begin = Instant::now();
     test.create(SNAPSHOTS, &snapshot);
     let ready = test.wait_long(&format!("snapshot {name} is ready"), || {
         Some(test.get(SNAPSHOTS, name)).filter(|snapshot| snapshot["status"]["readyToUse"] == true)
     });
+    let seconds = begin.elapsed().as_secs_f32();
     let content = at(&ready, "/status/boundVolumeSnapshotContentName");
     let content = test.get_url(&format!("/{CONTENTS}/{content}"));
     let handle = at(&content, "/status/snapshotHandle");
     let (pool, id) = handle.split_once('/').unwrap();
     let record = pool_on(first(), pool).join("snapshots").join(id).join("snapshot.json");
-    serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap()
+    (serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap(), seconds)
+}
+
+fn median(mut figures: Vec<f32>) -> f32 {
+    figures.sort_by(f32::total_cmp);
+    figures[figures.len() / 2]
 }
 
 /// Restores a snapshot and checks the database in it.
@@ -112,12 +118,15 @@ fn each_snapshot_of_a_busy_database_is_restored_without_corruption() {
     test.create(PODS, &database("data", scale));
     test.wait_long("the database is under load", || test.find(PODS, "database").filter(is_ready));
     let before = transactions(&test).0;
-    let mut pauses = Vec::new();
+    let (mut pauses, mut times, mut plain_times) = (Vec::new(), Vec::new(), Vec::new());
     let mut size = 0;
     for number in 1..=snapshots {
-        let (name, begin) = (format!("snapshot-{number}"), Instant::now());
-        let record = take_snapshot(&test, &name);
-        pauses.push(format!("{} ({:.1} s)", record["pauseMs"], begin.elapsed().as_secs_f32()));
+        let (name, plain) = (format!("snapshot-{number}"), format!("plain-{number}"));
+        plain_times.push(take_snapshot(&test, &plain, "orlop-none").1);
+        test.delete_and_wait(SNAPSHOTS, &plain);
+        let (record, seconds) = take_snapshot(&test, &name, "orlop-patient");
+        pauses.push(format!("{} ({seconds:.1} s)", record["pauseMs"]));
+        times.push(seconds);
         size = record["bytes"].as_u64().unwrap();
         check_restored(&test, &name, scale);
         for (kind, object) in [(PODS, &name), (CLAIMS, &name), (SNAPSHOTS, &name)] {
@@ -130,9 +139,12 @@ fn each_snapshot_of_a_busy_database_is_restored_without_corruption() {
     let _ = writeln!(
         std::io::stderr(),
         "PostgreSQL, {} MB: {snapshots} snapshots are sound. {after} transactions, the slowest took {slowest} ms. \
-         Paused for so many milliseconds (in so many seconds until ready): {}",
+         Paused for so many milliseconds (in so many seconds until ready): {}. \
+         Seconds until ready, median: {:.1}, with consistency: none {:.1}",
         size / 1_000_000,
         pauses.join(", "),
+        median(times),
+        median(plain_times),
     );
     test.delete_all();
 }
