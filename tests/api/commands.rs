@@ -300,6 +300,7 @@ fn inspect_prints_the_record_the_path_and_the_users() {
         "pauseMs": 42,
         "paused": ["3f3f"],
         "created": "2026-01-02T03:04:05.6Z",
+        "lastBackup": null,
         "managed": true,
         "ephemeral": true,
         "backend": {},
