@@ -65,7 +65,7 @@ const FULL: Sizes = Sizes {
     many: 100_000,
     files: 100_000,
     huge: 1_000_000,
-    large: 3000,
+    large: 1000,
     callers: &[1, 8, 32],
 };
 const QUICK: Sizes = Sizes {

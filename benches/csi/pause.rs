@@ -106,7 +106,11 @@ impl Snapshots {
     async fn take(&mut self, server: &Server, volume: &str, consistency: &str) {
         let client = server.client().await;
         let began = Instant::now();
-        client.snapshot_with(volume, "snapshot", &[("consistency", consistency)]).await;
+        let mut parameters = vec![("consistency", consistency)];
+        if consistency == "crash" {
+            parameters.push(("maxPause", "30s"));
+        }
+        client.snapshot_with(volume, "snapshot", &parameters).await;
         self.times.push(began.elapsed().as_secs_f64());
         let record = fs::read(server.pool.join("snapshots/snapshot/snapshot.json")).unwrap();
         let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
