@@ -76,7 +76,9 @@ impl Engine {
         if locked.pool.check_changes().is_err() {
             return Ok(());
         }
-        if !volume.managed || volume.uid != uid || volume.last_backup >= Some(time) {
+        // A time in the future is from a clock that was wrong.
+        let later = volume.last_backup.filter(|known| *known <= Timestamp::now());
+        if !volume.managed || volume.uid != uid || later >= Some(time) {
             return Ok(());
         }
         volume.last_backup = Some(time);

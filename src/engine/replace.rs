@@ -73,7 +73,7 @@ fn replace<R: Read>(
     let pool = &locked.pool;
     // The old one keeps its uid in the trash.
     let (uid, created) = (uuid::Uuid::new_v4(), Timestamp::now());
-    let mut volume = Volume { uid, created, source: None, copied: None, ..old };
+    let mut volume = Volume { uid, created, source: None, copied: None, last_backup: None, ..old };
     // Until the old data is gone, there are two.
     let _reservation = pool.reserve(volume.size)?;
     let draft = pool.draft()?;

@@ -74,6 +74,8 @@ impl Recorder {
     /// `kubectl describe` selects the events of an object by its uid.
     fn event(&self, news: ClaimNews<'_>, uid: String, now: Time) -> Event {
         let start = &news.claim[..news.claim.floor_char_boundary(MAX_NAME)];
+        // A part of a name ends with a letter or digit.
+        let start = start.trim_end_matches(['-', '.']);
         Event {
             metadata: ObjectMeta {
                 name: Some(format!("{start}.{}", news.id)),

@@ -91,6 +91,11 @@ impl HostRecord {
             && (&self.boot, self.network) != (&other.boot, other.network)
     }
 
+    /// Whether the process has mounted the pool itself.
+    pub(super) fn has_mounted_share(&self) -> bool {
+        self.client.is_some()
+    }
+
     /// Whether the other process was started by the same boot of the same host.
     pub(super) fn is_same_host(&self, other: &Self) -> bool {
         (&self.node, &self.boot) == (&other.node, &other.boot)
@@ -178,6 +183,12 @@ impl Hosts {
     pub(super) fn noted_life(&self, host: Uuid) -> Option<i64> {
         let stat = fs::statat(&self.0, file(host).as_str(), AtFlags::SYMLINK_NOFOLLOW);
         stat.ok().map(|stat| stat.st_mtime)
+    }
+
+    /// Whether a process has not noted its life for a while, by the clock of this host, which has the filesystem.
+    pub(super) fn is_silent(&self, host: Uuid) -> bool {
+        let now = Timestamp::now().as_second();
+        self.noted_life(host).is_none_or(|noted| now.saturating_sub(noted) > SILENT)
     }
 
     /// Removes the records of a process that is gone.

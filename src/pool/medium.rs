@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use rustix::fs::fstatfs;
 
 use super::PoolSettings;
+use super::hosts::Hosts;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::nfs::NFS;
 use crate::mount::mount_of;
@@ -25,7 +26,9 @@ impl Medium {
     /// # Errors
     /// The error of the failed system call.
     pub fn of(root: BorrowedFd<'_>, settings: &PoolSettings) -> Result<Self> {
-        let is_shared = !settings.exclusive && (settings.shared || fs_type(root)? == NFS);
+        // The records of other hosts: this one may be their NFS server.
+        let has_hosts = || Ok::<bool, Error>(Hosts::open_existing(root)?.is_some());
+        let is_shared = !settings.exclusive && (settings.shared || fs_type(root)? == NFS || has_hosts()?);
         Ok(if is_shared { Self::Shared } else { Self::Local })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::OpenPool;
 use super::marker::{self, change_backend};
-use super::object::ObjectKind;
+use super::object::{ObjectKey, ObjectKind};
 use crate::backend::{BackendKind, kind_for_new_pool};
 use crate::error::{Error, Kind, Result};
 use crate::volume::{BackendState, Name};
@@ -20,6 +20,8 @@ impl OpenPool {
     /// `Unavailable` when the directories of the pool pass on a project id; otherwise the error of the failed system call.
     pub fn take_over(&self) -> Result<()> {
         self.store.projects().check_none(&self.settings.path)?;
+        // No host commits anything for the old backend meanwhile.
+        let _commit = self.store.locks().lock(ObjectKey::Commit)?;
         change_backend(self.store.root(), BackendKind::Quota)
     }
 

@@ -7,6 +7,7 @@
 //! volumes that are not mounted any more, and takes again those that this host has lost with its lease.
 
 mod check;
+mod server;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,7 @@ use super::lock_files::{LockFiles, Mode};
 use crate::error::{Error, Kind, Result};
 use crate::volume::{Name, PoolName, VolumeId};
 use check::Wakeup;
+use server::NfsServer;
 
 /// The used-locks of a process.
 #[derive(Debug)]
@@ -25,6 +27,10 @@ pub struct UsedLocks {
     hosts: Hosts,
     /// `None`: this process serves nothing, and only asks.
     host: Option<HostRecord>,
+    /// The boot of this host.
+    boot: String,
+    /// Set if the other hosts are clients of this one.
+    server: Option<NfsServer>,
     /// Locked during each change of a lock, since a second lock of a key replaces the first.
     held: Mutex<Held>,
     wakeup: Arc<Wakeup>,
@@ -101,6 +107,7 @@ impl UsedLocks {
     pub fn take_to_copy(&self, name: &Name) -> Result<UsedLock<'_>> {
         let mut held = self.held();
         held.refuse_if_closed()?;
+        self.refuse_recorded(name, Mode::Exclusive)?;
         let is_exclusive = held.locks.get(name).is_some_and(|lock| lock.mode == Mode::Exclusive);
         // No record: what the host uses does not change.
         if !is_exclusive && !self.files.try_lock(&key(name), Mode::Exclusive)? {
@@ -119,6 +126,7 @@ impl UsedLocks {
     pub fn take_to_delete(&self, name: &Name) -> Result<UsedLock<'_>> {
         let mut held = self.held();
         held.refuse_if_closed()?;
+        self.refuse_recorded(name, Mode::Exclusive)?;
         if !held.locks.contains_key(name) {
             // No record: the host does not use the volume.
             if !self.files.try_lock(&key(name), Mode::Exclusive)? {
@@ -204,6 +212,7 @@ impl UsedLocks {
             }
             return Ok(());
         }
+        self.refuse_recorded(name, mode)?;
         // The record first, so that a host that is refused finds it.
         if let Some(host) = &self.host {
             self.hosts.add_use(host.uuid, name, mode);
@@ -222,6 +231,21 @@ impl UsedLocks {
         lock.mode = mode;
         lock.alone = mode == Mode::Exclusive;
         held.lost.remove(name);
+        Ok(())
+    }
+
+    /// On an NFS server, refuses what a client excludes according to its record: its lock may be missing for a while.
+    fn refuse_recorded(&self, name: &Name, mode: Mode) -> Result<()> {
+        if self.server.is_none() {
+            return Ok(());
+        }
+        let excludes = |host: &HostRecord| {
+            let found = self.hosts.use_of(host, name);
+            found.is_some_and(|found| found.alone || mode == Mode::Exclusive) && !self.is_gone(host)
+        };
+        if self.hosts.all()?.iter().any(|host| self.is_client(host) && excludes(host)) {
+            return Err(self.refusal(name));
+        }
         Ok(())
     }
 
@@ -267,7 +291,7 @@ impl UsedLocks {
         Error::new(Kind::InUse, text)
     }
 
-    /// Whether a process has ended: its lock is free.
+    /// Whether a process has ended: its lock is free. A client of this host must also have been silent for a while.
     fn is_gone(&self, host: &HostRecord) -> bool {
         if self.host.as_ref().is_some_and(|own| own.uuid == host.uuid) {
             return false;
@@ -276,7 +300,17 @@ impl UsedLocks {
         if gone {
             self.files.unlock(&host_key(host));
         }
-        gone
+        match &self.server {
+            Some(server) if self.is_client(host) => {
+                gone && server.has_settled() && self.hosts.is_silent(host.uuid)
+            }
+            _ => gone,
+        }
+    }
+
+    /// Whether the locks of a process arrive through the NFS server.
+    fn is_client(&self, host: &HostRecord) -> bool {
+        host.has_mounted_share() || host.boot != self.boot
     }
 }
 

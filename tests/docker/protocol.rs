@@ -349,7 +349,7 @@ fn an_unmanaged_volume_is_mounted_and_never_removed() {
 /// run there.
 fn in_receiving_namespace(base: &Path, script: &str) -> Program {
     let script = format!(
-        "exec unshare --mount --propagation slave sh -ec 'cd {}; {script}; echo ready; cat'",
+        "exec unshare --mount --propagation slave sh -ec 'cd {}; {script}; echo ready; read end'",
         base.display()
     );
     Program::run(&script)

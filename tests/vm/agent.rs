@@ -191,6 +191,63 @@ fn the_server_and_the_hosts_exclude_each_other() {
     });
 }
 
+/// A stopped server has dropped the locks of its clients, whose pods go on after its restart.
+#[test]
+fn a_volume_that_a_host_uses_is_not_deleted_while_the_server_of_its_locks_restarts() {
+    let test = "vm::agent::a_volume_that_a_host_uses_is_not_deleted_while_the_server_of_its_locks_restarts";
+    in_own_process(test, || {
+        let pool = directory("restart");
+        let server = open(local(&pool));
+        let volume = server.create(&limited("v", SIZE, 0)).unwrap().id;
+        let host = open_on("a", mounted("restart"));
+        let targets = tempfile::tempdir().unwrap();
+        let (there, here) = (targets.path().join("host"), targets.path().join("server"));
+        host.publish(&publish_request(&volume, &there, Sharing::OneTarget)).unwrap();
+        let refuses = |server: &Engine, when: &str| {
+            let alone = publish_request(&volume, &here, Sharing::OneTarget);
+            for result in [server.delete(&volume), server.publish(&alone).map(drop)] {
+                let used = result.unwrap_err();
+                assert_eq!(used.kind(), Kind::InUse, "{when}: {}", used.chain());
+                assert!(used.chain().contains("in use on node-a since"), "{when}: {}", used.chain());
+            }
+        };
+        run("nfs-server", &["down"]);
+        refuses(&server, "stopped");
+        drop(server);
+        // It must not forget the host at its start.
+        let server = open(local(&pool));
+        refuses(&server, "stopped, and orlop started again");
+        run("nfs-server", &["up", "/mnt/xfs"]);
+        refuses(&server, "in the grace period");
+        fs::write(there.join("file"), "goes on").unwrap();
+        refuses(&server, "after the restart");
+        host.unpublish(&volume.to_string(), &there).unwrap();
+        within_seconds(180, "the volume is free", || server.delete(&volume).is_ok());
+    });
+}
+
+/// A command on the server that names the directory instead of the configuration.
+#[test]
+fn a_pool_with_records_of_other_hosts_is_shared_whatever_the_settings_say() {
+    in_own_process(
+        "vm::agent::a_pool_with_records_of_other_hosts_is_shared_whatever_the_settings_say",
+        || {
+            let pool = directory("by-path");
+            let server = open(local(&pool));
+            let volume = server.create(&limited("v", SIZE, 0)).unwrap().id;
+            let host = open_on("a", mounted("by-path"));
+            let targets = tempfile::tempdir().unwrap();
+            let there = targets.path().join("host");
+            host.publish(&publish_request(&volume, &there, Sharing::ManyTargets)).unwrap();
+            drop(server);
+            let command = open(PoolSettings::new("p".parse().unwrap(), pool));
+            let used = command.delete(&volume).unwrap_err();
+            assert!(used.chain().contains("is in use on node-a since"), "{}", used.chain());
+            host.unpublish(&volume.to_string(), &there).unwrap();
+        },
+    );
+}
+
 #[test]
 fn a_host_changes_nothing_in_a_pool_whose_limits_only_the_server_sets() {
     let pool = directory("used-only");

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use super::server::NfsServer;
 use super::{Held, Lock, UsedLocks, host_key, key};
 use crate::error::{Context as _, Kind, Result};
+use crate::fs::nfs::is_nfs;
 use crate::mount::users::Users;
 use crate::pool::dirs::open_or_create;
 use crate::pool::hosts::{HostRecord, Hosts};
@@ -60,6 +62,8 @@ impl UsedLocks {
             files: LockFiles::kept(open_or_create(root, "locks")?, kept, format!("{}/used/", settings.name))?,
             hosts: Hosts::open(root)?,
             host: None,
+            boot: HostRecord::of(settings).boot,
+            server: is_server(settings, root).then(NfsServer::of_this_host),
             held: Mutex::default(),
             wakeup: Arc::default(),
         };
@@ -295,4 +299,8 @@ fn mounted_volumes(volumes: BorrowedFd<'_>) -> Result<BTreeSet<Name>> {
     let entries =
         Users::new("/proc".into()).entries_mounted(volumes).context(|| "find the mounted volumes")?;
     Ok(entries.iter().filter_map(|entry| std::str::from_utf8(entry).ok()?.parse().ok()).collect())
+}
+/// Whether the other hosts of a shared pool are NFS clients of this one, and not members of a cluster filesystem.
+fn is_server(settings: &PoolSettings, root: BorrowedFd<'_>) -> bool {
+    !is_nfs(root) && (settings.exported || !settings.shared)
 }
