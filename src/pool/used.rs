@@ -302,7 +302,7 @@ impl UsedLocks {
         }
         match &self.server {
             Some(server) if self.is_client(host) => {
-                gone && server.has_settled() && self.hosts.is_silent(host.uuid)
+                gone && server.has_served_long_enough() && self.hosts.is_silent(host.uuid)
             }
             _ => gone,
         }

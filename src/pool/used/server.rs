@@ -1,8 +1,8 @@
-//! Whether a free lock says that nobody has it, for a process on the NFS server itself.
+//! Whether the server of a share can tell that a client has ended.
 //!
 //! Clients lose their locks when the server stops, and take them again within its grace period. The server refuses other
 //! clients meanwhile, but not the processes of its own host. So a host counts as gone only if it has noted no life for a while,
-//! although the server has served all the time.
+//! although the server has accepted requests all the time.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,22 +18,22 @@ pub(super) struct NfsServer {
     /// The control files of nfsd(7): `/proc/fs/nfsd`.
     control: PathBuf,
     /// Since when it serves without a grace period.
-    settled: Mutex<Option<Instant>>,
+    serving_since: Mutex<Option<Instant>>,
 }
 
 impl NfsServer {
     pub(super) fn of_this_host() -> Self {
-        Self { control: "/proc/fs/nfsd".into(), settled: Mutex::default() }
+        Self { control: "/proc/fs/nfsd".into(), serving_since: Mutex::default() }
     }
 
     /// Whether every host that is at work has noted its life again. Without the control files that is never known.
-    pub(super) fn has_settled(&self) -> bool {
-        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn has_served_long_enough(&self) -> bool {
+        let mut since = self.serving_since.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.serves() {
-            *settled = None;
+            *since = None;
             return false;
         }
-        settled.get_or_insert_with(Instant::now).elapsed() > NOTED_AGAIN
+        since.get_or_insert_with(Instant::now).elapsed() > NOTED_AGAIN
     }
 
     /// Whether it runs, and its grace period has ended.
@@ -49,22 +49,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_is_stopped_or_in_its_grace_period_has_not_settled() {
+    fn a_server_that_is_stopped_or_in_its_grace_period_cannot_tell_that_a_client_has_ended() {
         let control = tempfile::tempdir().unwrap();
-        let server = NfsServer { control: control.path().to_owned(), settled: Mutex::default() };
+        let server = NfsServer { control: control.path().to_owned(), serving_since: Mutex::default() };
         let long_ago = || Instant::now().checked_sub(2 * NOTED_AGAIN);
-        for (threads, grace, settles) in [("8\n", "Y\n", true), ("0\n", "Y\n", false), ("8\n", "N\n", false)]
-        {
+        for (threads, grace, serves) in [("8\n", "Y\n", true), ("0\n", "Y\n", false), ("8\n", "N\n", false)] {
             fs::write(control.path().join("threads"), threads).unwrap();
             fs::write(control.path().join("v4_end_grace"), grace).unwrap();
-            assert!(!server.has_settled(), "it may have been started just now");
-            if settles {
-                *server.settled.lock().unwrap() = long_ago();
+            assert!(!server.has_served_long_enough(), "it may have been started just now");
+            if serves {
+                *server.serving_since.lock().unwrap() = long_ago();
             }
-            assert_eq!(server.has_settled(), settles, "{threads} {grace}");
+            assert_eq!(server.has_served_long_enough(), serves, "{threads} {grace}");
         }
-        *server.settled.lock().unwrap() = long_ago();
+        *server.serving_since.lock().unwrap() = long_ago();
         fs::remove_file(control.path().join("threads")).unwrap();
-        assert!(!server.has_settled(), "without control files");
+        assert!(!server.has_served_long_enough(), "without control files");
     }
 }
