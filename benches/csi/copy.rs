@@ -72,7 +72,7 @@ async fn time_copies(client: &Client, data: &Path, to: &Path, turn: usize, times
 }
 
 /// Returns how long a program takes, in seconds.
-fn time_program(program: &str, args: &[&str]) -> f64 {
+pub(crate) fn time_program(program: &str, args: &[&str]) -> f64 {
     let began = Instant::now();
     assert!(Command::new(program).args(args).status().unwrap().success(), "{program} {args:?}");
     began.elapsed().as_secs_f64()

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::copy::time_program;
 use crate::server::Server;
 use crate::table::{Bar, Table, median};
 use crate::{Sizes, trees};
@@ -105,6 +106,7 @@ struct Snapshots {
 impl Snapshots {
     async fn take(&mut self, server: &Server, volume: &str, consistency: &str) {
         let client = server.client().await;
+        rustix::fs::sync();
         let began = Instant::now();
         let mut parameters = vec![("consistency", consistency)];
         if consistency == "crash" {
@@ -120,14 +122,52 @@ impl Snapshots {
     }
 }
 
-/// Takes pairs of snapshots: one that shows an instant, and one whose files are copied while they change.
-async fn pairs(server: &Server, volume: &str) -> (Snapshots, Snapshots) {
-    let (mut crash, mut none) = (Snapshots::default(), Snapshots::default());
-    for _ in 0..TURNS {
-        crash.take(server, volume, "crash").await;
-        none.take(server, volume, "none").await;
+/// How copies of one volume went, in turns.
+#[derive(Default)]
+struct Copies {
+    /// They show an instant.
+    crash: Snapshots,
+    /// Their files are copied while they change.
+    none: Snapshots,
+    /// Seconds that `cp -a` and a sync take.
+    cp: Vec<f64>,
+}
+
+impl Copies {
+    async fn take(server: &Server, volume: &str) -> Self {
+        let mut copies = Self::default();
+        for _ in 0..TURNS {
+            copies.crash.take(server, volume, "crash").await;
+            copies.none.take(server, volume, "none").await;
+            copies.cp.push(cp(&server.data(volume), &server.pool.join("copy")));
+        }
+        copies
     }
-    (crash, none)
+
+    fn report(&self, table: &mut Table, what: &str) {
+        let crash = median(&self.crash.times);
+        let mut row = |name: &str, other: f64, bar| {
+            table.compare(
+                &format!("{what}: a snapshot vs {name}"),
+                (crash, "s"),
+                (other, "s"),
+                crash / other,
+                bar,
+            );
+        };
+        row("cp -a and sync -f", median(&self.cp), Bar::Ratio(1.3));
+        row("consistency: none", median(&self.none.times), Bar::None);
+    }
+}
+
+/// Copies a tree as a person would, and returns how long that takes, in seconds.
+fn cp(from: &Path, to: &Path) -> f64 {
+    rustix::fs::sync();
+    let (source, copy) = (from.to_str().unwrap(), to.to_str().unwrap());
+    let time =
+        time_program("cp", &["-a", "--reflink=never", source, copy]) + time_program("sync", &["-f", copy]);
+    fs::remove_dir_all(to).unwrap();
+    time
 }
 
 /// Measures the pauses of an idle volume, of one with many files of which few change, and of a large one.
@@ -144,32 +184,23 @@ pub(crate) async fn run(table: &mut Table, sizes: &Sizes, dir: &Path) {
         trees::files(&server.data(name), files, bytes);
         rustix::fs::sync();
         table.section(&format!("pauses for a volume of {files} files of {} KiB", bytes >> 10));
-        let (idle, idle_none) = pairs(&server, name).await;
-        table.single("not in use", (median(&idle.pauses), "ms"), Bar::Below(0.1));
-        compare(table, "not in use: a snapshot vs consistency: none", &idle, &idle_none);
+        let idle = Copies::take(&server, name).await;
+        table.single("not in use", (median(&idle.crash.pauses), "ms"), Bar::Below(0.1));
+        idle.report(table, "not in use");
         let target = server.target(name);
         client.publish(name, &target).await;
         let Some(container) = Container::start(&target, changing, pause) else {
             table.note("no cgroup can be frozen");
             return;
         };
-        let (busy, busy_none) = pairs(&server, name).await;
+        let busy = Copies::take(&server, name).await;
         drop(container);
         client.unpublish(name, &target).await;
-        let what = format!("while {changing} files change");
-        table.single(&what, (median(&busy.pauses), "ms"), Bar::Below(most));
-        table.single(
-            "the longest of them",
-            (busy.pauses.iter().copied().fold(0.0, f64::max), "ms"),
-            Bar::None,
-        );
-        compare(table, &format!("{what}: a snapshot vs consistency: none"), &busy, &busy_none);
+        let (what, pauses) = (format!("while {changing} files change"), &busy.crash.pauses);
+        table.single(&what, (median(pauses), "ms"), Bar::Below(most));
+        table.single("the longest of them", (pauses.iter().copied().fold(0.0, f64::max), "ms"), Bar::None);
+        busy.report(table, &what);
         client.delete(name).await;
         server.trash_removed().await;
     }
-}
-
-fn compare(table: &mut Table, what: &str, crash: &Snapshots, none: &Snapshots) {
-    let (crash, none) = (median(&crash.times), median(&none.times));
-    table.compare(what, (crash, "s"), (none, "s"), crash / none, Bar::Ratio(1.3));
 }

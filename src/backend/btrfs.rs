@@ -125,7 +125,7 @@ impl TreeCopy for SnapshotCopy<'_> {
     fn live(&mut self) -> Result<Pass> {
         let started = Instant::now();
         rustix::fs::syncfs(self.source).context(|| "write the filesystem back")?;
-        Ok(Pass { files: 0, bytes: 0, duration: started.elapsed() })
+        Ok(Pass { duration: started.elapsed(), ..Pass::default() })
     }
 
     fn freeze_point(&mut self, _source: SourceState) -> Result<()> {

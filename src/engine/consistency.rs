@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::request::{ConsistencySpec, PauseStats};
 use crate::backend::{SourceState, TreeCopy};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::fs::copy::Progress;
+use crate::fs::copy::{Pass, Progress};
 use crate::pause::{Pause, PauseRecord, Pauser, sees_host_processes};
 use crate::pool::OpenPool;
 use crate::pool::locks::LockGuard;
@@ -22,7 +22,8 @@ use crate::volume::{Consistency, CopyRecord, VolumeId};
 
 /// The most times that a copy is brought up to date before the pause.
 const MAX_UPDATES: u32 = 5;
-/// A further update is worth while if the last one took less than this part of the one before.
+/// A further update is worth while if the last one took less than this part of the one before, and less than this part of
+/// what it copied is expected to have changed again.
 const SHRINKS: f64 = 0.7;
 /// An update that takes less than this is short enough.
 const SHORT: Duration = Duration::from_millis(20);
@@ -95,9 +96,10 @@ impl Pauses {
         let mut last = live(parts)?;
         let mut failed = None;
         loop {
-            let update = self.catch_up(parts, last)?;
+            let update = self.catch_up(parts, last, spec.max_pause)?;
             last = update.unwrap_or(last);
-            match (self.attempt(parts, spec.max_pause, update, unused_at)?, failed) {
+            let expected = update.map(|pass| pass.duration);
+            match (self.attempt(parts, spec.max_pause, expected, unused_at)?, failed) {
                 (Attempt::Copied(record), _) => return Ok(record),
                 (Attempt::Again(error), None) => failed = Some(error),
                 (Attempt::Again(error), Some(_)) => return Err(not_kept(parts, error)),
@@ -110,17 +112,20 @@ impl Pauses {
     }
 
     /// Brings the copies up to date as long as that takes less time from one update to the next. Returns the time of the
-    /// last update, which the next one will take, too; `None` if nothing uses the sources.
-    fn catch_up(&self, parts: &mut [Part<'_>], before: Duration) -> Result<Option<Duration>> {
+    /// last update, which the next one will not exceed; `None` if nothing uses the sources.
+    fn catch_up(&self, parts: &mut [Part<'_>], before: Pass, max_pause: Duration) -> Result<Option<Pass>> {
         let mut last = before;
         for _ in 0..MAX_UPDATES {
             if !self.is_consumed(parts)? {
                 return Ok(None);
             }
-            let took = live(parts)?;
-            let shrinks = took < last.mul_f64(SHRINKS);
-            last = took;
-            if !shrinks || took < SHORT {
+            if last.recurring >= SHRINKS && last.duration <= max_pause {
+                break;
+            }
+            let pass = live(parts)?;
+            let shrinks = pass.duration < last.duration.mul_f64(SHRINKS);
+            last = pass;
+            if !shrinks || last.duration < SHORT {
                 break;
             }
         }
@@ -221,11 +226,11 @@ fn check_sees_containers(sees_host_processes: bool, parts: &[Part<'_>]) -> Resul
     Err(Error::new(Kind::Unsupported, text))
 }
 
-/// Makes all copies, or brings them up to date, while the sources are in use. Returns the time that this took.
-fn live(parts: &mut [Part<'_>]) -> Result<Duration> {
-    let mut time = Duration::ZERO;
-    for_each(parts, |copy| copy.live().map(|pass| time += pass.duration))?;
-    Ok(time)
+/// Makes all copies, or brings them up to date, while the sources are in use. Returns what this took together.
+fn live(parts: &mut [Part<'_>]) -> Result<Pass> {
+    let mut all = Pass::default();
+    for_each(parts, |copy| copy.live().map(|pass| all.add(pass)))?;
+    Ok(all)
 }
 
 fn freeze_point(parts: &mut [Part<'_>], source: SourceState) -> Result<()> {

@@ -11,6 +11,7 @@
 //!
 //! After a failure the destination contains an incomplete copy; the caller removes it.
 
+mod ages;
 pub(super) mod attributes;
 pub(super) mod catalogue;
 pub(super) mod contents;
@@ -268,7 +269,9 @@ impl<'a> TreeCopier<'a> {
         }
         self.contents.begin_pass();
         self.run()?;
-        Ok(Pass { files: self.pass.files, bytes: self.contents.handled, duration: began.elapsed() })
+        let duration = began.elapsed();
+        let recurring = self.pass.ages.changed_within(duration);
+        Ok(Pass { files: self.pass.files, bytes: self.contents.handled, duration, recurring })
     }
 
     fn run(&mut self) -> Result<()> {

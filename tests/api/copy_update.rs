@@ -645,15 +645,16 @@ fn a_copy_is_brought_up_to_date_although_no_thread_can_be_started() {
             let file = File::create(workspace.from.join("file")).unwrap();
             file.write_all_at(&vec![b'x'; 20 << 20], 0).unwrap();
             workspace.copying(None, |mut copier| {
-                succeed(copier.live());
-                file.write_all_at(b"changed", 15 << 20).unwrap();
                 let limit = getrlimit(Resource::As);
                 // There is no room for the stack of a thread.
                 setrlimit(Resource::As, Rlimit { current: Some(status("VmSize:") + (1 << 20)), ..limit })
                     .unwrap();
                 assert!(std::thread::Builder::new().spawn(|| ()).is_err());
+                let copied = copier.live();
+                file.write_all_at(b"changed", 15 << 20).unwrap();
                 let updated = copier.live();
                 setrlimit(Resource::As, limit).unwrap();
+                succeed(copied);
                 succeed(updated);
                 workspace.assert_equal();
             });

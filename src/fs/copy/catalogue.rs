@@ -98,12 +98,16 @@ impl Record {
         self.is_of(stat) && times == (stat.stx_size, time(stat.stx_mtime), time(stat.stx_ctime))
     }
 
-    /// Whether the file was changed so shortly before it was seen that the same write may have gone on. The change may also be
-    /// in the future, by a clock that was set back.
+    /// Whether its last change was young when the file was seen.
     pub(super) fn is_young(&self) -> bool {
-        let (seconds, nanoseconds) = self.changed;
-        (seconds.saturating_add(LONGEST_WRITE), nanoseconds) > self.seen
+        is_young(self.changed, self.seen)
     }
+}
+
+/// Whether a file was changed so shortly before it was seen that the same write may have gone on. The change may also be in the
+/// future, by a clock that was set back.
+pub(super) fn is_young((seconds, nanoseconds): Time, seen: Time) -> bool {
+    (seconds.saturating_add(LONGEST_WRITE), nanoseconds) > seen
 }
 
 const SIZE: usize = 96;

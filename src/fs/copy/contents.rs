@@ -57,8 +57,7 @@ impl<'a> Contents<'a> {
         (self.taken, self.handled) = (0, 0);
     }
 
-    /// Makes an existing copy equal to its source; `slots` is where its digests are. Returns as [`Contents::copy`], and where
-    /// the digests are now.
+    /// Makes an existing copy equal to its source; `slots` is where its digests are. Returns as [`Contents::copy`].
     pub(super) fn update(
         &mut self,
         from: BorrowedFd<'_>,
@@ -67,12 +66,22 @@ impl<'a> Contents<'a> {
         slots: Slots,
     ) -> Result<(u64, Slots)> {
         if !self.can_clone && stat.stx_size > 0 {
-            let size = self.patch(from, to, stat.stx_size, slots)?;
-            // The copy has lost what the digests beyond its end are of.
-            return Ok((size, slots.filter(|_| size == stat.stx_size)));
+            return self.patch_file(from, to, stat, slots);
         }
         ftruncate(to, 0).context(|| "truncate the copy")?;
-        self.copy(from, to, stat).map(|size| (size, None))
+        self.copy(from, to, stat, None)
+    }
+
+    fn patch_file(
+        &mut self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        stat: &Statx,
+        slots: Slots,
+    ) -> Result<(u64, Slots)> {
+        let size = self.patch(from, to, stat.stx_size, slots)?;
+        // The copy has lost what the digests beyond its end are of.
+        Ok((size, slots.filter(|_| size == stat.stx_size)))
     }
 
     /// Counts the data of a file of the copy that is left as it is.
@@ -80,20 +89,38 @@ impl<'a> Contents<'a> {
         self.take(data_bytes(copy))
     }
 
-    /// Copies into a new file and returns the size of the copy. That is the size in `stat`, or less if the source was
-    /// truncated since. A clone has the size that the source has at that moment, which may also be larger.
-    pub(super) fn copy(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Statx) -> Result<u64> {
-        let size = stat.stx_size;
-        if size == 0 {
-            return Ok(0);
+    /// Copies into a new file, whose digests get a place at `slots`. Returns the size of the copy, and where the digests are if
+    /// there are any. The size is that in `stat`, or less if the source was truncated since. A clone has the size that the
+    /// source has at that moment, which may also be larger.
+    pub(super) fn copy(
+        &mut self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        stat: &Statx,
+        slots: Slots,
+    ) -> Result<(u64, Slots)> {
+        if stat.stx_size == 0 {
+            return Ok((0, None));
         }
         if self.can_clone && self.clone_file(from, to)? {
-            let clone = fstat(to).context(|| "stat the clone")?;
-            self.progress.bytes.fetch_add(clone.stx_size, Ordering::Relaxed);
-            self.handled += clone.stx_size;
-            self.take(data_bytes(&clone))?;
-            return Ok(clone.stx_size);
+            return self.count_clone(to).map(|size| (size, None));
         }
+        if !self.can_clone && slots.is_some() {
+            return self.patch_file(from, to, stat, slots);
+        }
+        self.copy_data(from, to, stat).map(|size| (size, None))
+    }
+
+    fn count_clone(&mut self, clone: BorrowedFd<'_>) -> Result<u64> {
+        let clone = fstat(clone).context(|| "stat the clone")?;
+        self.progress.bytes.fetch_add(clone.stx_size, Ordering::Relaxed);
+        self.handled += clone.stx_size;
+        self.take(data_bytes(&clone))?;
+        Ok(clone.stx_size)
+    }
+
+    fn copy_data(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Statx) -> Result<u64> {
+        let size = stat.stx_size;
         let small = usize::try_from(size).is_ok_and(|size| size <= BUFFER);
         if small && stat.stx_blocks.saturating_mul(512) >= size && has_no_hole(from, size) {
             return self.read_and_write(from, to, 0..size);

@@ -5,11 +5,12 @@ use std::time::Duration;
 use rustix::fs::Statx;
 
 use super::Manifest;
-use super::catalogue::{Record, Time, coarse_now, now, time};
+use super::ages::ChangeAges;
+use super::catalogue::{Record, Time, coarse_now, is_young, now, time};
 use crate::error::{Error, Kind, Result};
 
 /// What a pass of a copy had to do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Pass {
     /// Number of regular files that were copied or compared.
     pub files: u64,
@@ -17,6 +18,21 @@ pub struct Pass {
     pub bytes: u64,
     /// How long it took.
     pub duration: Duration,
+    /// The part of its work, from 0 to 1, on files whose last change was less than `duration` ago when they were seen. At
+    /// least about as much has changed again meanwhile, so another pass is not expected to take less than this part.
+    pub recurring: f64,
+}
+
+impl Pass {
+    /// Adds a pass of another copy that was made before or after.
+    pub fn add(&mut self, other: Self) {
+        let work = |pass: &Self| pass.recurring * pass.duration.as_secs_f64();
+        let recurring = work(self) + work(&other);
+        self.files += other.files;
+        self.bytes += other.bytes;
+        self.duration += other.duration;
+        self.recurring = if self.duration.is_zero() { 0.0 } else { recurring / self.duration.as_secs_f64() };
+    }
 }
 
 /// What is known about the writers of a source.
@@ -41,6 +57,7 @@ pub(super) struct CurrentPass {
     /// When the copy was begun, by the coarse clock of the times.
     copy_began: Time,
     pub(super) files: u64,
+    pub(super) ages: ChangeAges,
     pub(super) manifest: Manifest,
 }
 
@@ -53,8 +70,7 @@ impl CurrentPass {
     pub(super) fn next(&self, state: Option<SourceState>) -> Result<Self> {
         let text = "the copy has had too many passes: start it again";
         let number = self.number.checked_add(1).ok_or_else(|| Error::new(Kind::Busy, text))?;
-        let copy_began = self.copy_began;
-        Ok(Self { number, state, began: now(), copy_began, files: 0, manifest: Manifest::default() })
+        Ok(Self { number, state, began: now(), copy_began: self.copy_began, ..Self::default() })
     }
 
     pub(super) fn is_first(&self) -> bool {
@@ -66,6 +82,13 @@ impl CurrentPass {
         // A later change may be the beginning of a write that went on while the file was copied.
         let may_be_young = self.state == Some(SourceState::Unused) && record.changed < self.copy_began;
         record.is_reliable && record.matches(stat) && (may_be_young || !record.is_young())
+    }
+
+    /// Whether the next pass compares a file that is seen now, whatever its times tell then. It does not if nothing uses the
+    /// source and the file was changed before the copy was begun.
+    pub(super) fn will_compare(&self, stat: &Statx, seen: Time) -> bool {
+        let changed = time(stat.stx_ctime);
+        is_young(changed, seen) && (!self.is_first() || changed >= self.copy_began)
     }
 
     /// Fails if nothing should write to the source, and an entry that was just seen was changed since the pass began. A change

@@ -121,7 +121,7 @@ impl TreeCopier<'_> {
         }
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let copy = openat(self.to.dir(), name, flags, Mode::empty()).context(|| "open the copy")?;
-        let is_reliable = self.write_back(source.as_fd());
+        let is_reliable = self.write_back(seen, source.as_fd());
         let (size, slots) = self.contents.update(source.as_fd(), copy.as_fd(), &seen.stat, slots)?;
         self.finish_regular(seen, source.as_fd(), copy.as_fd(), (is_reliable, slots))?;
         Ok(size)
