@@ -59,7 +59,7 @@ podman() {
 }
 
 # Podman lists its plugins in its configuration. Without systemd, its defaults for cgroups and events do not work.
-configure_podman() {
+configure_podman() { # socket of orlop
     cat >"$work/containers.conf" <<END
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
@@ -69,7 +69,7 @@ cgroup_manager = "cgroupfs"
 events_logger = "file"
 volume_plugin_timeout = 60
 [engine.volume_plugins]
-orlop = "/run/docker/plugins/orlop.sock"
+orlop = "$1"
 END
 }
 
