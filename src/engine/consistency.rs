@@ -25,6 +25,9 @@ const MAX_UPDATES: u32 = 5;
 /// A further update is worth while if the last one took less than this part of the one before, and less than this part of
 /// what it copied is expected to have changed again.
 const SHRINKS: f64 = 0.7;
+/// A pass that took longer is followed by another one even if most of it is expected to have changed again: that one writes much
+/// less, and so do the paused containers have to wait less.
+const QUICK: Duration = Duration::from_millis(500);
 /// An update that takes less than this is short enough.
 const SHORT: Duration = Duration::from_millis(20);
 /// How long a copy waits for the calls of its volume, in steps after each of which it may be cancelled. Longer than a call
@@ -119,7 +122,7 @@ impl Pauses {
             if !self.is_consumed(parts)? {
                 return Ok(None);
             }
-            if last.recurring >= SHRINKS && last.duration <= max_pause {
+            if last.recurring >= SHRINKS && last.duration <= QUICK.min(max_pause) {
                 break;
             }
             let pass = live(parts)?;

@@ -268,12 +268,14 @@ impl<W: Write> Packer<'_, W> {
         for range in entry.data.unwrap_or(whole) {
             is_complete &= self.range(file.as_fd(), range)?;
         }
-        let now = fstat(file.as_fd()).context(|| "stat")?;
-        let facts = |stat: &Statx| (stat.stx_size, time(stat.stx_mtime), time(stat.stx_ctime));
-        if !is_complete || facts(&now) != facts(stat) {
-            self.packed.changed += 1;
-            if self.began.is_some() {
-                return Err(changed());
+        match self.began {
+            Some(_) if !is_complete => return Err(changed()),
+            // Everything is looked at once more in the end.
+            Some(_) => {}
+            None => {
+                let now = fstat(file.as_fd()).context(|| "stat")?;
+                let facts = |stat: &Statx| (stat.stx_size, time(stat.stx_mtime), time(stat.stx_ctime));
+                self.packed.changed += u64::from(!is_complete || facts(&now) != facts(stat));
             }
         }
         Ok(())
@@ -303,7 +305,10 @@ impl<W: Write> Packer<'_, W> {
 /// The parts of a file that have data; `None` if that is the whole file.
 fn parts_of(file: BorrowedFd<'_>, stat: &Statx) -> Result<Option<Vec<Range<u64>>>> {
     let size = stat.stx_size;
-    if size == 0 || stat.stx_blocks.saturating_mul(512) >= size && has_no_hole(file, size) {
+    let may_be_whole = stat.stx_blocks.saturating_mul(512) >= size;
+    // A hole in a small file is not worth a call for each of them.
+    let is_small = size <= BUFFER as u64;
+    if may_be_whole && (is_small || has_no_hole(file, size)) {
         return Ok(None);
     }
     let (mut parts, mut at) = (Parts::default(), 0);
