@@ -22,11 +22,10 @@ use crate::volume::{Consistency, CopyRecord, VolumeId};
 
 /// The most times that a copy is brought up to date before the pause.
 const MAX_UPDATES: u32 = 5;
-/// A further update is worth while if the last one took less than this part of the one before, and less than this part of
-/// what it copied is expected to have changed again.
+/// A further update is worth while if the last one took less than this part of the one before.
 const SHRINKS: f64 = 0.7;
-/// A pass that took longer is followed by another one even if most of it is expected to have changed again: that one writes much
-/// less, and so do the paused containers have to wait less.
+/// After a quick update, another one is not worth while either if most of what it copied is expected to have changed again. A
+/// longer one is followed by another: that writes less, so the containers are paused for less time.
 const QUICK: Duration = Duration::from_millis(500);
 /// An update that takes less than this is short enough.
 const SHORT: Duration = Duration::from_millis(20);
@@ -96,13 +95,12 @@ impl Pauses {
         check_sees_containers(sees_host_processes(), parts)?;
         let published = self.published.load(Ordering::SeqCst);
         let unused_at = if self.is_consumed(parts)? { None } else { Some(published) };
-        let mut last = live(parts)?;
+        let mut last = live(parts)?.duration;
         let mut failed = None;
         loop {
-            let update = self.catch_up(parts, last, spec.max_pause)?;
+            let update = self.catch_up(parts, last)?;
             last = update.unwrap_or(last);
-            let expected = update.map(|pass| pass.duration);
-            match (self.attempt(parts, spec.max_pause, expected, unused_at)?, failed) {
+            match (self.attempt(parts, spec.max_pause, update, unused_at)?, failed) {
                 (Attempt::Copied(record), _) => return Ok(record),
                 (Attempt::Again(error), None) => failed = Some(error),
                 (Attempt::Again(error), Some(_)) => return Err(not_kept(parts, error)),
@@ -115,20 +113,17 @@ impl Pauses {
     }
 
     /// Brings the copies up to date as long as that takes less time from one update to the next. Returns the time of the
-    /// last update, which the next one will not exceed; `None` if nothing uses the sources.
-    fn catch_up(&self, parts: &mut [Part<'_>], before: Pass, max_pause: Duration) -> Result<Option<Pass>> {
+    /// last update, which the next one will take, too; `None` if nothing uses the sources.
+    fn catch_up(&self, parts: &mut [Part<'_>], before: Duration) -> Result<Option<Duration>> {
         let mut last = before;
         for _ in 0..MAX_UPDATES {
             if !self.is_consumed(parts)? {
                 return Ok(None);
             }
-            if last.recurring >= SHRINKS && last.duration <= QUICK.min(max_pause) {
-                break;
-            }
             let pass = live(parts)?;
-            let shrinks = pass.duration < last.duration.mul_f64(SHRINKS);
-            last = pass;
-            if !shrinks || last.duration < SHORT {
+            let is_last = is_last_update(pass, last);
+            last = pass.duration;
+            if is_last {
                 break;
             }
         }
@@ -204,6 +199,13 @@ impl Pauses {
         };
         changed(parts, error).inspect(|_| self.lock_stats().broken += 1)
     }
+}
+
+/// Whether an update, after a pass that took `before`, is the last one before the pause.
+fn is_last_update(update: Pass, before: Duration) -> bool {
+    let shrinks = update.duration < before.mul_f64(SHRINKS);
+    let is_in_vain = update.duration <= QUICK && update.recurring >= SHRINKS;
+    !shrinks || is_in_vain || update.duration < SHORT
 }
 
 /// Whether another attempt may succeed after this error of a freeze point or of a pause.
@@ -314,6 +316,19 @@ mod tests {
         let error = check_sees_containers(false, &[]).unwrap_err();
         assert_eq!(error.kind(), Kind::Unsupported);
         assert!(error.chain().contains("hostPID: true, or consistency: none"), "{error}");
+    }
+
+    #[test]
+    fn updates_end_when_another_one_would_not_take_less() {
+        let is_last = |milliseconds, recurring, before| {
+            let duration = Duration::from_millis(milliseconds);
+            is_last_update(Pass { duration, recurring, ..Pass::default() }, Duration::from_millis(before))
+        };
+        assert!(!is_last(300, 0.2, 1000), "it shrinks");
+        assert!(is_last(800, 0.2, 1000) && is_last(2000, 0.0, 1000), "it does not shrink");
+        assert!(is_last(10, 0.0, 1000), "it is short");
+        assert!(is_last(300, 0.9, 1000), "its files keep changing");
+        assert!(!is_last(3000, 0.9, 10_000), "the next one writes less");
     }
 
     #[test]

@@ -306,7 +306,7 @@ impl<W: Write> Packer<'_, W> {
 fn parts_of(file: BorrowedFd<'_>, stat: &Statx) -> Result<Option<Vec<Range<u64>>>> {
     let size = stat.stx_size;
     let may_be_whole = stat.stx_blocks.saturating_mul(512) >= size;
-    // A hole in a small file is not worth a call for each of them.
+    // A small file that has all its blocks is taken for whole without another call. A hole in it is stored as zeros.
     let is_small = size <= BUFFER as u64;
     if may_be_whole && (is_small || has_no_hole(file, size)) {
         return Ok(None);

@@ -32,8 +32,8 @@ impl ChangeAges {
         }
     }
 
-    /// The part of the work, from 0 to 1, on files that had been changed less than this time before. At most half of this time
-    /// is not looked at: classes that the time divides do not count.
+    /// The part of the work, from 0 to 1, on files that had been changed less than this time before. The time is rounded down to
+    /// a power of two, in milliseconds.
     pub(super) fn changed_within(&self, time: Duration) -> f64 {
         let whole = time.as_millis().max(1).ilog2() as usize;
         let recent: u64 = self.classes.iter().take(whole + 1).sum();

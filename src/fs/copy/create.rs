@@ -14,9 +14,9 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::{fstat, fstatat};
 use crate::sys::write_back::{start_write_back, write_back};
 
-/// The disk begins with copies of at least this size at once, and not when the tree is synced: the copy takes less time. While
-/// the writers are paused, it is left alone. In bytes.
-const WRITTEN_EARLY: u64 = 1 << 20;
+/// Copies of at least this many bytes are sent to the disk at once, so that the sync of the whole tree takes less time. Only the
+/// first pass does that: the time of later ones predicts that of the pause, in which nothing waits for the disk.
+const MIN_SENT_EARLY: u64 = 1 << 20;
 
 impl TreeCopier<'_> {
     /// Copies a file of any type except a directory whose name the copy does not have. Returns its size, or `None` if the
@@ -83,8 +83,9 @@ impl TreeCopier<'_> {
             copy => copy.context(|| "create")?,
         };
         let is_reliable = self.write_back(seen, source.as_fd());
-        // A server copies faster than this host reads, and so does the kernel where nothing needs to be compared later.
-        let takes_digests = self.times_tell && is_young(time(seen.stat.stx_ctime), seen.at);
+        // Digests cost a read. They pay only if the next pass compares the file; on a server they never do.
+        let takes_digests =
+            self.times_tell && self.pass.state.is_none() && is_young(time(seen.stat.stx_ctime), seen.at);
         let slots = if takes_digests { self.contents.digests.slots(seen.stat.stx_size, None) } else { None };
         let (size, slots) = self.contents.copy(source.as_fd(), copy.as_fd(), &seen.stat, slots)?;
         self.finish_regular(seen, source.as_fd(), copy.as_fd(), (is_reliable, slots))?;
@@ -101,7 +102,7 @@ impl TreeCopier<'_> {
         (is_reliable, slots): (bool, Slots),
     ) -> Result<()> {
         self.pass.files += 1;
-        if self.pass.state.is_none() && seen.stat.stx_size >= WRITTEN_EARLY {
+        if self.pass.is_first() && seen.stat.stx_size >= MIN_SENT_EARLY {
             start_write_back(copy);
         }
         self.pass.ages.add(time(seen.stat.stx_ctime), seen.at, seen.stat.stx_size);
@@ -149,8 +150,8 @@ impl TreeCopier<'_> {
     /// Writes what was changed through mappings to the disk, so that the next such change moves the times of the file. This
     /// comes after the file was looked at and before it is read. Reports whether later changes will move the times.
     ///
-    /// While the writers are paused there is no time for it, and later changes are found by comparing. So are those of a file
-    /// that has just been changed, whatever its times say: writing it back would only take time.
+    /// It is not done while the writers are paused, as they would have to wait, nor for a file that the next pass compares
+    /// anyway. Later changes are found by comparing then.
     pub(super) fn write_back(&self, seen: &Seen, source: BorrowedFd<'_>) -> bool {
         !self.catalogue.is_none()
             && self.pass.state != Some(SourceState::Paused)

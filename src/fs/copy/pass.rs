@@ -114,3 +114,25 @@ pub fn do_times_tell(filesystem: i64) -> bool {
     const BTRFS: i64 = 0x9123_683e;
     [EXT4, XFS, BTRFS].contains(&filesystem)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_of_several_copies_are_added_by_their_time() {
+        let pass = |seconds, recurring| Pass {
+            files: 1,
+            bytes: 2,
+            duration: Duration::from_secs(seconds),
+            recurring,
+        };
+        let mut all = Pass::default();
+        all.add(pass(0, 1.0));
+        assert!(all.recurring.abs() < 1e-9);
+        all.add(pass(1, 1.0));
+        all.add(pass(3, 0.0));
+        assert_eq!((all.files, all.bytes, all.duration), (3, 6, Duration::from_secs(4)));
+        assert!((all.recurring - 0.25).abs() < 1e-9, "{}", all.recurring);
+    }
+}
