@@ -24,8 +24,8 @@ use crate::volume::{Consistency, CopyRecord, VolumeId};
 const MAX_UPDATES: u32 = 5;
 /// A further update is worth while if the last one took less than this part of the one before.
 const SHRINKS: f64 = 0.7;
-/// After a quick update, another one is not worth while either if most of what it copied is expected to have changed again. A
-/// longer one is followed by another: that writes less, so the containers are paused for less time.
+/// After an update that took less than this, another one is not worth while if most of what was copied is expected to have
+/// changed again. A longer update is followed by another one: that writes less, so the containers are paused for less time.
 const QUICK: Duration = Duration::from_millis(500);
 /// An update that takes less than this is short enough.
 const SHORT: Duration = Duration::from_millis(20);

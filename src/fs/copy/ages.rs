@@ -1,4 +1,4 @@
-//! How recently the files had been changed that a pass copied. That tells how many of them the next pass will find changed
+//! How recently the files that a pass copied had been changed. That tells how many of them the next pass will find changed
 //! again.
 
 use std::time::Duration;
