@@ -17,6 +17,7 @@ pub mod unpack;
 mod budget;
 mod disk_usage;
 mod lease;
+mod nodev;
 mod path;
 mod walk;
 
@@ -62,6 +63,17 @@ fn open_path(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<OwnedFd> {
     retry_transient(|| {
         openat2(at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), RESOLVE)
     })
+}
+
+/// Opens a file for reading, without following a symlink or entering a mount. What is not a file may be opened, too, but
+/// does not block. A device can be opened unless `at` is of a mount with `nodev`: see [`nodev`].
+///
+/// # Errors
+/// As [`Reopen::for_reading`]; `EXDEV` if it is a mount point, `ELOOP` for a symlink, `ENXIO` for a socket, `EACCES` for a
+/// device; otherwise the error of the failed system call.
+fn open_file(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    with_noatime(|more| rustix::io::retry_on_intr(|| openat2(at, name, flags | more, Mode::empty(), RESOLVE)))
 }
 
 /// Opens a directory for reading, without following a symlink or entering a mount. The name `.` reopens a path-only

@@ -1,5 +1,7 @@
 //! The header block of an entry: fields at fixed places, numbers in octal or, as GNU tar writes large ones, in binary.
 
+use std::borrow::Cow;
+
 use super::{BLOCK, bad};
 use crate::error::Result;
 
@@ -20,15 +22,15 @@ const PREFIX: (usize, usize) = (345, 155);
 
 /// The fields of a header.
 #[derive(Debug, Default)]
-pub(super) struct Header {
-    pub(super) path: Vec<u8>,
+pub(super) struct Header<'a> {
+    pub(super) path: Cow<'a, [u8]>,
     pub(super) mode: u32,
     pub(super) uid: u64,
     pub(super) gid: u64,
     pub(super) size: u64,
     pub(super) modified: i64,
     pub(super) kind: u8,
-    pub(super) link: Vec<u8>,
+    pub(super) link: Cow<'a, [u8]>,
     pub(super) device: (u32, u32),
 }
 
@@ -47,7 +49,7 @@ pub(super) fn fits(number: u64, length: usize) -> bool {
     number < 1 << (3 * (length - 1))
 }
 
-impl Header {
+impl Header<'_> {
     pub(super) const ID_LENGTH: usize = UID.1;
     pub(super) const SIZE_LENGTH: usize = SIZE.1;
     pub(super) const LINK_LENGTH: usize = LINK.1;
@@ -74,7 +76,9 @@ impl Header {
         }
         block[KIND] = self.kind;
         put(&mut block, MAGIC, b"ustar\x0000");
-        let (checksum, _) = sums(&block);
+        // The checksum counts its own field as spaces.
+        put(&mut block, CHECKSUM, &[b' '; CHECKSUM.1]);
+        let checksum = block.iter().map(|byte| u64::from(*byte)).sum();
         put_number(&mut block, (CHECKSUM.0, CHECKSUM.1 - 1), checksum);
         block[CHECKSUM.0 + CHECKSUM.1 - 1] = b' ';
         block
@@ -84,7 +88,7 @@ impl Header {
     ///
     /// # Errors
     /// `Unreadable` when its checksum or a number is wrong.
-    pub(super) fn parse(block: &[u8; BLOCK]) -> Result<Self> {
+    pub(super) fn parse(block: &[u8; BLOCK]) -> Result<Header<'static>> {
         let (unsigned, signed) = sums(block);
         let expected = number(block, CHECKSUM).ok();
         if expected != Some(unsigned.cast_signed()) && expected != Some(signed) {
@@ -102,15 +106,15 @@ impl Header {
         path.extend_from_slice(text(block, NAME));
         let kind = block[KIND];
         let is_device = matches!(kind, b'3' | b'4');
-        Ok(Self {
-            path,
+        Ok(Header {
+            path: path.into(),
             mode: small(MODE)? & 0o7777,
             uid: unsigned(UID)?,
             gid: unsigned(GID)?,
             size: unsigned(SIZE)?,
             modified: number(block, MODIFIED)?,
             kind,
-            link: text(block, LINK).to_vec(),
+            link: text(block, LINK).to_vec().into(),
             device: if is_device { (small(MAJOR)?, small(MINOR)?) } else { (0, 0) },
         })
     }
@@ -130,8 +134,13 @@ fn put(block: &mut [u8; BLOCK], (at, length): (usize, usize), bytes: &[u8]) {
     block[at..at + length].copy_from_slice(&bytes[..length]);
 }
 
-fn put_number(block: &mut [u8; BLOCK], place: (usize, usize), number: u64) {
-    put(block, place, format!("{number:0width$o}\0", width = place.1 - 1).as_bytes());
+/// Writes a number that fits in octal digits, with a NUL at the end.
+fn put_number(block: &mut [u8; BLOCK], (at, length): (usize, usize), mut number: u64) {
+    for digit in block[at..at + length - 1].iter_mut().rev() {
+        *digit = b"01234567"[(number & 7) as usize];
+        number >>= 3;
+    }
+    block[at + length - 1] = 0;
 }
 
 /// A number in octal, or in base 256 if the first bit is set.
@@ -169,7 +178,7 @@ mod tests {
     fn a_header_is_read_as_it_was_written() {
         let path = [b"d".repeat(120), b"f".repeat(90)].join(&b'/');
         let header = Header {
-            path: path.clone(),
+            path: Cow::Borrowed(&path),
             mode: 0o4755,
             uid: 7,
             size: 1 << 32,
@@ -177,7 +186,7 @@ mod tests {
             ..Header::default()
         };
         let read = Header::parse(&header.to_block()).unwrap();
-        assert_eq!((read.path, read.mode, read.uid, read.size), (path, 0o4755, 7, 1 << 32));
+        assert_eq!((&read.path[..], read.mode, read.uid, read.size), (&path[..], 0o4755, 7, 1 << 32));
         assert!(split(&b"x".repeat(101)).is_none() && split(&b"/".repeat(300)).is_none());
     }
 

@@ -1,36 +1,78 @@
 //! Records of PAX headers: `LENGTH KEY=VALUE\n`.
 
+use std::fmt;
+use std::io::Write as _;
+
 use super::{Time, bad};
 use crate::error::Result;
 
 /// The most bytes of one header: an archive must not fill the memory with them.
 pub(super) const MAX_HEADER: u64 = 4 << 20;
 
+/// Formats records into a buffer that is used again.
+#[derive(Debug, Default)]
+pub(super) struct RecordWriter {
+    bytes: Vec<u8>,
+    number: Vec<u8>,
+}
+
+impl RecordWriter {
+    pub(super) fn clear(&mut self) {
+        self.bytes.clear();
+    }
+
+    /// The records, as the data of a PAX header.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn add(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        let (key, value) = (key.as_ref(), value.as_ref());
+        // A space, '=' and the line break, and the length of the length itself.
+        let rest = key.len() + value.len() + 3;
+        let digits = |number: usize| number.checked_ilog10().unwrap_or(0) as usize + 1;
+        let length = rest + digits(rest + digits(rest));
+        append(&mut self.bytes, format_args!("{length} "));
+        for part in [key, b"=", value, b"\n"] {
+            self.bytes.extend_from_slice(part);
+        }
+    }
+
+    pub(super) fn add_number(&mut self, key: &str, number: u64) {
+        self.add_formatted(key, format_args!("{number}"));
+    }
+
+    pub(super) fn add_time(&mut self, key: &str, (seconds, nanoseconds): Time) {
+        // A fraction counts towards zero in a decimal number, and forward in a time.
+        match (seconds, nanoseconds) {
+            (seconds, 0) => self.add_formatted(key, format_args!("{seconds}")),
+            (seconds @ ..=-1, nanoseconds) => {
+                let (whole, fraction) = ((seconds + 1).unsigned_abs(), 1_000_000_000 - nanoseconds);
+                self.add_formatted(key, format_args!("-{whole}.{fraction:09}"));
+            }
+            (seconds, nanoseconds) => self.add_formatted(key, format_args!("{seconds}.{nanoseconds:09}")),
+        }
+    }
+
+    fn add_formatted(&mut self, key: &str, value: fmt::Arguments<'_>) {
+        let mut number = std::mem::take(&mut self.number);
+        number.clear();
+        append(&mut number, value);
+        self.add(key, &number);
+        self.number = number;
+    }
+}
+
+fn append(bytes: &mut Vec<u8>, text: fmt::Arguments<'_>) {
+    // Appending to a vector does not fail.
+    let _ = bytes.write_fmt(text);
+}
+
 /// Records by their keys. Of several with one key, the last one counts.
 #[derive(Debug, Default)]
 pub(super) struct Records(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl Records {
-    pub(super) fn add(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
-        self.0.push((key.into(), value.into()));
-    }
-
-    pub(super) fn add_time(&mut self, key: &str, (seconds, nanoseconds): Time) {
-        // A fraction counts towards zero in a decimal number, and forward in a time.
-        let text = match (seconds, nanoseconds) {
-            (seconds, 0) => seconds.to_string(),
-            (seconds @ ..=-1, nanoseconds) => {
-                format!("-{}.{:09}", (seconds + 1).unsigned_abs(), 1_000_000_000 - nanoseconds)
-            }
-            (seconds, nanoseconds) => format!("{seconds}.{nanoseconds:09}"),
-        };
-        self.add(key, text);
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub(super) fn get(&self, key: &str) -> Option<&[u8]> {
         let found = self.0.iter().rev().find(|record| record.0 == key.as_bytes());
         found.map(|record| &record.1[..])
@@ -55,23 +97,6 @@ impl Records {
         time.map(Some).ok_or_else(|| bad(format!("the archive is damaged: the record {key} is no time")))
     }
 
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for (key, value) in &self.0 {
-            // A space, '=' and the line break, and the length of the length itself.
-            let rest = key.len() + value.len() + 3;
-            let digits = |number: usize| number.to_string().len();
-            let mut length = rest + digits(rest);
-            length = rest + digits(length);
-            bytes.extend_from_slice(format!("{length} ").as_bytes());
-            bytes.extend_from_slice(key);
-            bytes.push(b'=');
-            bytes.extend_from_slice(value);
-            bytes.push(b'\n');
-        }
-        bytes
-    }
-
     pub(super) fn parse(mut bytes: &[u8]) -> Result<Self> {
         let wrong = || bad("the archive is damaged: a PAX header is wrong");
         let mut records = Self::default();
@@ -83,7 +108,7 @@ impl Records {
             let (record, rest) = bytes.split_at(length);
             let record = record[space + 1..].strip_suffix(b"\n").ok_or_else(wrong)?;
             let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(wrong)?;
-            records.add(&record[..equals], &record[equals + 1..]);
+            records.0.push((record[..equals].to_vec(), record[equals + 1..].to_vec()));
             bytes = rest;
         }
         Ok(records)
@@ -116,15 +141,20 @@ mod tests {
 
     #[test]
     fn records_are_read_as_they_were_written() {
-        let mut records = Records::default();
+        let mut writer = RecordWriter::default();
         for length in [0, 1, 84, 85, 86, 87, 88, 89, 90, 91, 979, 985, 990, 991, 995, 9990] {
-            records.add(format!("k{length}"), "x".repeat(length));
+            writer.clear();
+            let (key, value) = (format!("k{length}"), "x".repeat(length));
+            writer.add(&key, &value);
+            let read = Records::parse(writer.bytes()).unwrap();
+            assert_eq!(read.0, [(key.into_bytes(), value.into_bytes())]);
         }
         for time in [(0, 0), (5, 1), (-1, 999_999_999), (-7, 0), (-7, 500_000_000), (1 << 40, 120)] {
-            records.add_time("mtime", time);
-            let read = Records::parse(&records.to_bytes()).unwrap();
-            assert_eq!(read.0, records.0);
+            writer.add_time("mtime", time);
+            writer.add_number("size", u64::MAX);
+            let read = Records::parse(writer.bytes()).unwrap();
             assert_eq!(read.time("mtime").unwrap(), Some(time));
+            assert_eq!(read.number("size").unwrap(), Some(u64::MAX));
         }
     }
 
@@ -133,9 +163,10 @@ mod tests {
         for bad in ["9 a=b\n", "x a=b\n", "5 a=b", "6 abc\n", "99999999999999999999 a=b\n", "2 ", "0 a=b\n"] {
             assert!(Records::parse(bad.as_bytes()).is_err(), "{bad:?}");
         }
-        let mut records = Records::default();
-        records.add("size", "-1");
-        records.add("mtime", "1.x");
+        let mut writer = RecordWriter::default();
+        writer.add("size", "-1");
+        writer.add("mtime", "1.x");
+        let records = Records::parse(writer.bytes()).unwrap();
         assert!(records.number("size").is_err() && records.time("mtime").is_err());
     }
 }

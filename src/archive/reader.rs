@@ -116,7 +116,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next header; `None` at the end of the archive.
-    fn header(&mut self) -> Result<Option<Header>> {
+    fn header(&mut self) -> Result<Option<Header<'static>>> {
         if self.has_ended {
             return Ok(None);
         }
@@ -177,7 +177,7 @@ impl<R: Read> Reader<R> {
         Ok(name)
     }
 
-    fn entry(&mut self, header: Header, extra: Extra) -> Result<Entry> {
+    fn entry(&mut self, header: Header<'_>, extra: Extra) -> Result<Entry> {
         let records = &extra.records;
         let text = |key| records.get(key).or_else(|| self.global.get(key)).map(<[u8]>::to_vec);
         let is_sparse = match (records.number("GNU.sparse.major")?, records.number("GNU.sparse.minor")?) {
@@ -186,8 +186,9 @@ impl<R: Read> Reader<R> {
             _ => return Err(unknown_sparse()),
         };
         let sparse_name = if is_sparse { text("GNU.sparse.name") } else { None };
-        let mut path = sparse_name.or_else(|| text("path")).or(extra.path).unwrap_or(header.path);
-        let link = text("linkpath").or(extra.link).unwrap_or(header.link);
+        let mut path =
+            sparse_name.or_else(|| text("path")).or(extra.path).unwrap_or_else(|| header.path.into_owned());
+        let link = text("linkpath").or(extra.link).unwrap_or_else(|| header.link.into_owned());
         if path.len().max(link.len()) > MAX_PATH {
             return Err(bad("a name is too long"));
         }

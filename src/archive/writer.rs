@@ -1,9 +1,10 @@
 //! Writes an archive that GNU tar and its like extract: POSIX headers, with PAX records for what these cannot hold.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use super::header::{Header, fits, split};
-use super::pax::Records;
+use super::pax::RecordWriter;
 use super::{ACCESS_ACL, BLOCK, DEFAULT_ACL, Entry, EntryKind, Origin, acl, explain, sparse};
 use crate::error::{Error, Kind, Result};
 
@@ -17,12 +18,13 @@ pub struct Writer<W> {
     written: u64,
     /// Bytes of data that the current entry still gets.
     left: u64,
+    records: RecordWriter,
 }
 
 impl<W: Write> Writer<W> {
     /// Starts an archive.
     pub fn new(out: W) -> Self {
-        Self { out, written: 0, left: 0 }
+        Self { out, written: 0, left: 0, records: RecordWriter::default() }
     }
 
     /// Bytes that were written, without compression.
@@ -38,9 +40,9 @@ impl<W: Write> Writer<W> {
     pub fn origin(&mut self, origin: &Origin) -> Result<()> {
         let json = serde_json::to_string(origin);
         let json = json.map_err(|error| Error::caused(Kind::Internal, "write the comment", error))?;
-        let mut records = Records::default();
-        records.add("comment", format!("orlop {json}"));
-        self.records(b'g', &records, &[])
+        self.records.clear();
+        self.records.add("comment", format!("orlop {json}"));
+        self.write_records(b'g', &[])
     }
 
     /// Begins an entry, whose data follows by [`Writer::data`].
@@ -48,34 +50,35 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// The error of the failed write.
     pub fn entry(&mut self, entry: &Entry) -> Result<()> {
-        let mut path = entry.path.clone();
+        let mut path = Cow::Borrowed(&entry.path[..]);
         if entry.kind == EntryKind::Directory {
-            path.push(b'/');
+            path.to_mut().push(b'/');
         }
-        let mut records = Records::default();
-        let mut header = header_of(entry, &mut records);
+        self.records.clear();
+        let records = &mut self.records;
+        let mut header = header_of(entry, records);
         let map = entry.data.as_ref().map(|ranges| sparse::to_bytes(ranges, entry.size));
         match &map {
             Some(map) => {
                 header.size = map.len() as u64 + entry.stored();
-                records.add("GNU.sparse.major", "1");
-                records.add("GNU.sparse.minor", "0");
-                records.add("GNU.sparse.realsize", entry.size.to_string());
-                records.add("GNU.sparse.name", &path[..]);
-                header.path = sparse_name(&path);
+                records.add_number("GNU.sparse.major", 1);
+                records.add_number("GNU.sparse.minor", 0);
+                records.add_number("GNU.sparse.realsize", entry.size);
+                records.add("GNU.sparse.name", &path);
+                header.path = sparse_name(&path).into();
             }
             None => {
                 if split(&path).is_none() {
-                    records.add("path", &path[..]);
+                    records.add("path", &path);
                 }
                 header.path = path;
             }
         }
         if !fits(header.size, Header::SIZE_LENGTH) {
-            records.add("size", header.size.to_string());
+            records.add_number("size", header.size);
         }
-        if !records.is_empty() {
-            self.records(b'x', &records, &entry.path)?;
+        if !records.bytes().is_empty() {
+            self.write_records(b'x', &entry.path)?;
         }
         self.write(&header.to_block())?;
         self.left = header.size;
@@ -113,14 +116,18 @@ impl<W: Write> Writer<W> {
         Ok((self.out, self.written))
     }
 
-    fn records(&mut self, kind: u8, records: &Records, path: &[u8]) -> Result<()> {
-        let bytes = records.to_bytes();
+    /// Writes the records as a header of this type, for the entry with this path.
+    fn write_records(&mut self, kind: u8, path: &[u8]) -> Result<()> {
+        let records = std::mem::take(&mut self.records);
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         let path = [&b"PaxHeaders/"[..], &name[..name.len().min(80)]].concat();
-        let header = Header { path, mode: 0o644, size: bytes.len() as u64, kind, ..Header::default() };
+        let size = records.bytes().len() as u64;
+        let header = Header { path: path.into(), mode: 0o644, size, kind, ..Header::default() };
         self.write(&header.to_block())?;
-        self.left = header.size;
-        self.data(&bytes)
+        self.left = size;
+        self.data(records.bytes())?;
+        self.records = records;
+        Ok(())
     }
 
     fn pad_if_complete(&mut self) -> Result<()> {
@@ -138,7 +145,7 @@ impl<W: Write> Writer<W> {
 }
 
 /// The header of an entry without its path and size. Adds the records for what it cannot hold.
-fn header_of(entry: &Entry, records: &mut Records) -> Header {
+fn header_of<'a>(entry: &'a Entry, records: &mut RecordWriter) -> Header<'a> {
     let mut header = Header {
         mode: entry.mode & 0o7777,
         uid: entry.uid.into(),
@@ -149,19 +156,19 @@ fn header_of(entry: &Entry, records: &mut Records) -> Header {
     };
     match &entry.kind {
         EntryKind::File => header.kind = b'0',
-        EntryKind::HardLink(target) => (header.kind, header.link) = (b'1', target.clone()),
-        EntryKind::Symlink(target) => (header.kind, header.link) = (b'2', target.clone()),
+        EntryKind::HardLink(target) => (header.kind, header.link) = (b'1', target.into()),
+        EntryKind::Symlink(target) => (header.kind, header.link) = (b'2', target.into()),
         EntryKind::CharacterDevice(major, minor) => (header.kind, header.device) = (b'3', (*major, *minor)),
         EntryKind::BlockDevice(major, minor) => (header.kind, header.device) = (b'4', (*major, *minor)),
         EntryKind::Directory => header.kind = b'5',
         EntryKind::Fifo => header.kind = b'6',
     }
     if header.link.len() > Header::LINK_LENGTH {
-        records.add("linkpath", &header.link[..]);
+        records.add("linkpath", &header.link);
     }
     for (key, id) in [("uid", header.uid), ("gid", header.gid)] {
         if !fits(id, Header::ID_LENGTH) {
-            records.add(key, id.to_string());
+            records.add_number(key, id);
         }
     }
     let seconds = u64::try_from(entry.modified.0);
@@ -175,7 +182,7 @@ fn header_of(entry: &Entry, records: &mut Records) -> Header {
         match (&name[..], acl::to_text(value)) {
             (ACCESS_ACL, Some(text)) => records.add("SCHILY.acl.access", text),
             (DEFAULT_ACL, Some(text)) => records.add("SCHILY.acl.default", text),
-            (name, _) => records.add([b"SCHILY.xattr.", &encode(name)[..]].concat(), &value[..]),
+            (name, _) => records.add([b"SCHILY.xattr.", &encode(name)[..]].concat(), value),
         }
     }
     header

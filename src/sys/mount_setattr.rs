@@ -46,6 +46,18 @@ pub struct Change {
 /// `ENOSYS` before Linux 5.12; `EINVAL` for a flag that the kernel does not know or a descriptor that is not the root
 /// of a mount; `EPERM` without the privilege.
 pub fn mount_setattr(mount: BorrowedFd<'_>, change: Change) -> Result<(), Errno> {
+    set_attributes(mount, 0, change)
+}
+
+/// Like [`mount_setattr`], for all mounts below it, too.
+///
+/// # Errors
+/// Same as [`mount_setattr`].
+pub fn mount_setattr_of_tree(mount: BorrowedFd<'_>, change: Change) -> Result<(), Errno> {
+    set_attributes(mount, general::AT_RECURSIVE, change)
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, flags: u32, change: Change) -> Result<(), Errno> {
     let attr = general::mount_attr {
         attr_set: change.set,
         attr_clr: change.clear,
@@ -59,7 +71,7 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, change: Change) -> Result<(), Errno>
             libc::c_long::from(general::__NR_mount_setattr),
             mount.as_raw_fd(),
             c"".as_ptr(),
-            general::AT_EMPTY_PATH,
+            general::AT_EMPTY_PATH | flags,
             &raw const attr,
             size_of::<general::mount_attr>(),
         )

@@ -1,0 +1,100 @@
+//! Writes entries and the data of files into an archive.
+
+use std::io::Write;
+use std::ops::Range;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use rustix::fs::Statx;
+use rustix::io::pread;
+
+use super::data::{has_changed, parts_of};
+use super::queue::{Data, Found};
+use super::stillness::changed;
+use crate::archive::{Entry, Writer, shown};
+use crate::error::{Context as _, Result};
+use crate::fs::copy::Progress;
+
+const BUFFER: usize = 256 << 10;
+
+pub(super) struct EntryWriter<'a, W> {
+    to: &'a mut Writer<W>,
+    buffer: Vec<u8>,
+    must_be_still: bool,
+    progress: &'a Progress,
+    counts: Counts,
+}
+
+/// What was written.
+#[derive(Default)]
+pub(super) struct Counts {
+    /// Bytes of data, without holes.
+    pub(super) bytes: u64,
+    /// Files that changed while they were read in parts.
+    pub(super) changed: u64,
+}
+
+impl<'a, W: Write> EntryWriter<'a, W> {
+    /// If `must_be_still`, a file that has become shorter is an error, and the caller looks for any other change.
+    pub(super) fn new(to: &'a mut Writer<W>, must_be_still: bool, progress: &'a Progress) -> Self {
+        Self { to, buffer: vec![0; BUFFER], must_be_still, progress, counts: Counts::default() }
+    }
+
+    pub(super) fn counts(self) -> Counts {
+        self.counts
+    }
+
+    pub(super) fn write(&mut self, found: &Found) -> Result<()> {
+        let Found { entry, data } = found;
+        match data {
+            Data::None => self.to.entry(entry),
+            Data::Read(data) => self.whole(entry, data),
+            Data::Open(file, stat) => {
+                self.parts(entry, file.as_fd(), stat).context(|| format!("back up {}", shown(&entry.path)))
+            }
+        }
+    }
+
+    fn whole(&mut self, entry: &Entry, data: &[u8]) -> Result<()> {
+        self.to.entry(entry)?;
+        self.to.data(data)?;
+        self.counts.bytes += entry.size;
+        self.progress.add(0, entry.size);
+        Ok(())
+    }
+
+    fn parts(&mut self, entry: &Entry, file: BorrowedFd<'_>, stat: &Statx) -> Result<()> {
+        let entry = Entry { data: parts_of(file, stat)?, ..entry.clone() };
+        self.to.entry(&entry)?;
+        self.counts.bytes += entry.stored();
+        let whole = std::slice::from_ref(&(0..entry.size)).to_vec();
+        let mut is_complete = true;
+        for range in entry.data.unwrap_or(whole) {
+            is_complete &= self.range(file, range)?;
+        }
+        if self.must_be_still {
+            return if is_complete { Ok(()) } else { Err(changed()) };
+        }
+        self.counts.changed += u64::from(!is_complete || has_changed(file, stat)?);
+        Ok(())
+    }
+
+    /// Writes a part of a file: zeros if the file has become shorter. Reports whether it was as long as it should be.
+    fn range(&mut self, file: BorrowedFd<'_>, range: Range<u64>) -> Result<bool> {
+        let Range { mut start, end } = range;
+        let mut is_complete = true;
+        while start < end {
+            self.progress.check()?;
+            let length = usize::try_from(end - start).map_or(BUFFER, |left| left.min(BUFFER));
+            let mut read = pread(file, &mut self.buffer[..length], start).context(|| "read")?;
+            if read == 0 {
+                is_complete = false;
+                self.buffer[..length].fill(0);
+                read = length;
+            }
+            self.to.data(&self.buffer[..read])?;
+            self.progress.add(0, read as u64);
+            start += read as u64;
+        }
+        Ok(is_complete)
+    }
+}
