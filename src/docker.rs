@@ -8,6 +8,7 @@ mod calls;
 mod catalog;
 mod create;
 mod message;
+mod restore;
 mod share;
 mod shares;
 

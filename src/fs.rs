@@ -70,7 +70,7 @@ fn open_path(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<OwnedFd> {
 ///
 /// # Errors
 /// As [`Reopen::for_reading`]; `EXDEV` if it is a mount point, `ELOOP` for a symlink, `ENXIO` for a socket, `EACCES` for a
-/// device; otherwise the error of the failed system call.
+/// device of a mount with `nodev`; otherwise the error of the failed system call.
 fn open_file(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
     with_noatime(|more| rustix::io::retry_on_intr(|| openat2(at, name, flags | more, Mode::empty(), RESOLVE)))

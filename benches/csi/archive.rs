@@ -66,10 +66,19 @@ fn measure(table: &mut Table, sizes: &Sizes, dir: &Path, volume: &str) {
     let (mut backups, mut restores, mut synced) = (Pairs::default(), Pairs::default(), Pairs::default());
     let flags = if volume == SPARSE { "--sparse" } else { "" };
     let source = format!("pool/volumes/{volume}/data");
+    let tar = format!("tar {flags} -C {source} -cf - . | zstd -q -1 -f -o other.tar.zst");
     for _ in 0..sizes.turns {
-        backups.orlop.push(shell(dir, &format!("\"$orlop\" backup {volume} -o orlop.tar.zst")));
-        let tar = format!("tar {flags} -C {source} -cf - . | zstd -q -1 -f -o other.tar.zst");
-        backups.other.push(shell(dir, &tar));
+        // In both orders: the kernel is still at work after a turn has removed its files.
+        for orlop_is_first in [true, false] {
+            let mut back_up = |is_orlop: bool| match is_orlop {
+                true => {
+                    backups.orlop.push(shell(dir, &format!("\"$orlop\" backup {volume} -o orlop.tar.zst")))
+                }
+                false => backups.other.push(shell(dir, &tar)),
+            };
+            back_up(orlop_is_first);
+            back_up(!orlop_is_first);
+        }
         shell(dir, "sync");
         let restore = shell(dir, "\"$orlop\" restore orlop.tar.zst new");
         restores.orlop.push(restore);

@@ -52,9 +52,10 @@ pub(super) fn fits(number: u64, length: usize) -> bool {
 impl Header<'_> {
     pub(super) const ID_LENGTH: usize = UID.1;
     pub(super) const SIZE_LENGTH: usize = SIZE.1;
+    pub(super) const TIME_LENGTH: usize = MODIFIED.1;
     pub(super) const LINK_LENGTH: usize = LINK.1;
 
-    /// Formats the block. What does not fit is truncated: a record has it.
+    /// Formats the block. A name that does not fit is cut, and such a number is 0: a record has it.
     pub(super) fn to_block(&self) -> [u8; BLOCK] {
         let mut block = [0; BLOCK];
         let (prefix, name) = split(&self.path).unwrap_or((&[], &self.path));

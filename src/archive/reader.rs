@@ -185,10 +185,9 @@ impl<R: Read> Reader<R> {
             (Some(1), Some(0)) => true,
             _ => return Err(unknown_sparse()),
         };
-        let sparse_name = if is_sparse { text("GNU.sparse.name") } else { None };
-        let mut path =
-            sparse_name.or_else(|| text("path")).or(extra.path).unwrap_or_else(|| header.path.into_owned());
-        let link = text("linkpath").or(extra.link).unwrap_or_else(|| header.link.into_owned());
+        let named = if is_sparse { text("GNU.sparse.name") } else { None };
+        let mut path = named.or_else(|| text("path")).or(extra.path).unwrap_or_else(|| header.path.into());
+        let link = text("linkpath").or(extra.link).unwrap_or_else(|| header.link.into());
         if path.len().max(link.len()) > MAX_PATH {
             return Err(bad("a name is too long"));
         }

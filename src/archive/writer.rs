@@ -48,8 +48,11 @@ impl<W: Write> Writer<W> {
     /// Begins an entry, whose data follows by [`Writer::data`].
     ///
     /// # Errors
-    /// The error of the failed write.
+    /// The error of the failed write; `Internal` when data of the last entry is missing.
     pub fn entry(&mut self, entry: &Entry) -> Result<()> {
+        if self.left > 0 {
+            return Err(Error::new(Kind::Internal, "an entry is shorter than was announced"));
+        }
         let mut path = Cow::Borrowed(&entry.path[..]);
         if entry.kind == EntryKind::Directory {
             path.to_mut().push(b'/');
@@ -172,7 +175,7 @@ fn header_of<'a>(entry: &'a Entry, records: &mut RecordWriter) -> Header<'a> {
         }
     }
     let seconds = u64::try_from(entry.modified.0);
-    if entry.modified.1 != 0 || !seconds.is_ok_and(|seconds| fits(seconds, Header::SIZE_LENGTH)) {
+    if entry.modified.1 != 0 || !seconds.is_ok_and(|seconds| fits(seconds, Header::TIME_LENGTH)) {
         records.add_time("mtime", entry.modified);
     }
     if let Some(accessed) = entry.accessed {

@@ -13,7 +13,7 @@ use crate::command::archive::{
     summary, warnings,
 };
 use crate::command::printable;
-use crate::config::flags::{ArchiveFile, Archives, Backup, NewBackup, NewCopy, Restore};
+use crate::config::flags::{ArchiveFile, Archives, Backup, NewBackup, NewCopy, Pools, Restore};
 use crate::engine::request::{ConsistencySpec, CreateVolume};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
@@ -134,12 +134,25 @@ pub(super) fn restore(flags: Restore) -> Result<()> {
 
 fn restore_new(copy: NewCopy, path: PathBuf, spec: UnpackSpec) -> Result<()> {
     let NewCopy { pools, name, new } = copy;
-    let Assigned { size, options, from } = assignment::parse(&new.options, &new.labels)?;
-    if from.is_some() {
+    let assigned = assignment::parse(&new.options, &new.labels)?;
+    if assigned.from.is_some() {
         return Err(Error::new(Kind::Invalid, "option from: the source is an argument of this command"));
     }
+    make(&pools, name, assigned, path, spec, new.dry_run)
+}
+
+/// Creates a volume from an archive with these options.
+pub(super) fn make(
+    pools: &Pools,
+    name: String,
+    assigned: Assigned,
+    path: PathBuf,
+    spec: UnpackSpec,
+    dry_run: bool,
+) -> Result<()> {
+    let Assigned { size, options, .. } = assigned;
     let directory = plain_name(&name)?;
-    let session = open_to_copy(&pools, true)?;
+    let session = open_to_copy(pools, true)?;
     let pool = session.pool(options.pool)?;
     let id = VolumeId { pool: pool.clone(), name: directory };
     session.refuse_volume_name_of_other_pool(&id)?;
@@ -158,7 +171,7 @@ fn restore_new(copy: NewCopy, path: PathBuf, spec: UnpackSpec) -> Result<()> {
         may_go_elsewhere: false,
     };
     let (what, shown) = (format!("restore volume {id}"), path.clone());
-    if new.dry_run {
+    if dry_run {
         request.size = SizeRange { required: size.unwrap_or(0), limit: size.unwrap_or(0) };
         if !session.call(&what, move |engine| engine.check_create(&request))? {
             return Err(Error::new(Kind::Conflict, format!("volume {id} already exists: use another name")));

@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::{exec, interrupt, listing, print, print_error, removal, report, snapshots};
+use crate::archive;
 use crate::command::printable;
 use crate::command::session::Session;
 use crate::config::flags::{
@@ -20,6 +21,7 @@ use crate::engine::Engine;
 use crate::engine::request::{CreateVolume, OwnerSpec, PoolSettings, Tuning};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
+use crate::fs::unpack::UnpackSpec;
 use crate::options::assignment::{self, Assigned};
 use crate::quantity::DockerSize;
 use crate::volume::{Name, Size, SizeRange, Source, Volume, VolumeId, shorten};
@@ -72,6 +74,10 @@ fn create(flags: Create) -> Result<()> {
         }
         make_pool(pool)?;
     }
+    if let Some(archive) = assigned.from.take_if(|from| archive::name::is_archive(from)) {
+        let (pools, dry_run) = (&flags.pools, flags.new.dry_run);
+        return super::archive::make(pools, name, assigned, archive.into(), UnpackSpec::default(), dry_run);
+    }
     let session = open_to_copy(&flags.pools, assigned.from.is_some())?;
     let source = assigned.from.take().map(|from| source_of(&session, &from)).transpose()?;
     make(&session, name, source, assigned, flags.new.dry_run)
@@ -80,7 +86,7 @@ fn create(flags: Create) -> Result<()> {
 /// Refuses the first volume of a host before a pool is made for it.
 fn check_first_volume(pool: &PoolSettings, name: &str, assigned: &Assigned) -> Result<()> {
     plain_name(name)?;
-    if let Some(from) = &assigned.from {
+    if let Some(from) = assigned.from.as_deref().filter(|from| !archive::name::is_archive(from)) {
         return Err(no_source(from));
     }
     match &assigned.options.pool {

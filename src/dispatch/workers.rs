@@ -57,6 +57,12 @@ impl Dispatch {
         Err(Error::new(Kind::Invalid, text))
     }
 
+    /// Whether the engine of this process serves a pool, and no worker.
+    #[must_use]
+    pub fn serves(&self, pool: &PoolName) -> bool {
+        self.group_of(pool).is_none()
+    }
+
     /// The group of a pool, if a worker process serves it.
     pub(super) fn group_of(&self, pool: &PoolName) -> Option<&Arc<Group>> {
         self.groups.iter().find(|group| group.pools().iter().any(|served| served.name == *pool))

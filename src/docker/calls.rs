@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -21,7 +22,7 @@ use crate::volume::{Name, PoolName, Source, Volume, VolumeId, shorten};
 /// How long Get and List wait for a disk. Then they answer what is known: engines call them before everything else.
 pub(super) const QUERY_WAIT: Duration = Duration::from_millis(80);
 /// How long Create waits for a copy. Docker gives up after 120 s, and an administrator should read the reason.
-const COPY_WAIT: Duration = Duration::from_secs(100);
+pub(super) const COPY_WAIT: Duration = Duration::from_secs(100);
 /// The pause between two requests for the same copy.
 const COPY_RETRY: Duration = Duration::from_millis(250);
 
@@ -55,24 +56,35 @@ impl Plugin {
         let expected = requested.expected();
         let mut assigned = requested.assigned;
         let pool = self.pool(assigned.options.pool.take())?;
-        let source = match assigned.from.take() {
-            Some(from) => Some(self.source(&from).await?),
-            None => None,
-        };
+        let from = assigned.from.take();
         let _claim = self.claim_name(&VolumeId { pool: pool.clone(), name: Name::of(&name) })?;
-        let request = assigned.into_request(name, pool.clone(), source);
-        let deadline = Instant::now() + COPY_WAIT;
-        let volume = loop {
-            match self.dispatch.create(pool.clone(), request.clone()).await {
-                Err(error) if is_copying(&error, &request) && Instant::now() < deadline => {
-                    tokio::time::sleep(COPY_RETRY).await;
-                }
-                created => break created?,
+        let volume = match from {
+            // No volume has such a name.
+            Some(archive) if archive.starts_with('/') => {
+                let request = assigned.into_request(name, pool.clone(), None);
+                self.create_from_archive(&pool, request, archive.into()).await?
             }
+            Some(from) => {
+                let source = self.source(&from).await?;
+                self.create_copy(pool.clone(), assigned.into_request(name, pool, Some(source))).await?
+            }
+            None => self.dispatch.create(pool.clone(), assigned.into_request(name, pool, None)).await?,
         };
         self.catalog.add(&volume.id);
         expected.check(&volume)?;
         Ok(answer(json!({})))
+    }
+
+    async fn create_copy(&self, pool: PoolName, request: CreateVolume) -> Result<Volume> {
+        let deadline = Instant::now() + COPY_WAIT;
+        loop {
+            match self.dispatch.create(pool.clone(), request.clone()).await {
+                Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => {
+                    tokio::time::sleep(COPY_RETRY).await;
+                }
+                created => return created,
+            }
+        }
     }
 
     /// The volume, or else the snapshot, that a user names as `<pool>/<name>` or as `<name>`.
@@ -102,12 +114,12 @@ impl Plugin {
     /// Any error means to an engine that the volume does not exist. So a volume that is known is described as far as its
     /// pool responds.
     async fn get(&self, name: String) -> Result<String> {
-        let mut id = self.locate(&name).await?;
+        let mut id = self.locate_soon(&name).await?;
         let mut described = self.describe_soon(&id).await;
         if described.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
             // Another process has deleted it. There may be a new one in another pool.
             self.catalog.remove(&id);
-            id = self.locate(&name).await?;
+            id = self.locate_soon(&name).await?;
             described = self.describe_soon(&id).await;
         }
         let volume = match described {
@@ -210,18 +222,36 @@ impl Plugin {
             if let Some(known) = self.catalog.find(&id.name) {
                 return Ok(known);
             }
-            match self.find_in(&id).await {
-                Ok(_) => return Ok(id),
-                // It exists.
-                Err(error) if error.kind() == Kind::Unreadable => {
-                    self.catalog.add(&id);
-                    return Ok(id);
-                }
-                // A pool that does not respond had no volume of this name when it was last listed.
-                Err(_) => {}
+            if self.is_in(&id).await {
+                return Ok(id);
             }
         }
         Err(not_found(name))
+    }
+
+    /// Like [`Plugin::locate`], but all pools are asked at once, and one that does not respond soon has no volume that is
+    /// not known.
+    async fn locate_soon(&self, name: &str) -> Result<VolumeId> {
+        let ids = self.ids_of(name)?;
+        if let Some(known) = ids.first().and_then(|id| self.catalog.find(&id.name)) {
+            return Ok(known);
+        }
+        let deadline = Instant::now() + QUERY_WAIT;
+        let found = join_all(ids.iter().map(|id| timeout_at(deadline, self.is_in(id)))).await;
+        let first = ids.into_iter().zip(found).find(|(_, found)| matches!(found, Ok(true)));
+        first.map(|(id, _)| id).ok_or_else(|| not_found(name))
+    }
+
+    /// Whether a pool has a volume. One that does not respond had none when it was last listed.
+    async fn is_in(&self, id: &VolumeId) -> bool {
+        match self.find_in(id).await {
+            Ok(_) => true,
+            Err(error) if error.kind() == Kind::Unreadable => {
+                self.catalog.add(id);
+                true
+            }
+            Err(_) => false,
+        }
     }
 
     /// The ids that a volume of this name may have.
@@ -307,10 +337,6 @@ fn named(name: String) -> String {
 
 fn not_found(name: &str) -> Error {
     Error::new(Kind::NotFound, format!("volume {:?} does not exist", shorten(name)))
-}
-
-fn is_copying(error: &Error, request: &CreateVolume) -> bool {
-    error.kind() == Kind::Busy && request.source.is_some()
 }
 
 /// The volume as Get shows it.

@@ -1,10 +1,14 @@
 //! Backups: a volume or snapshot written into an archive, and a volume made from one.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::fstatfs;
+use rustix::fs::{self, FileType, Mode as FileMode, OFlags, fstatfs};
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::Engine;
@@ -13,7 +17,8 @@ use super::create::{finish_volume, merged_owner, new_record, owner_on_disk};
 use super::locked::{being_copied, check_limit, ensure_no_copy_creates, limits};
 use super::request::{ConsistencySpec, CreateVolume};
 use super::source::{CopySource, reopen};
-use crate::archive::{Origin, Reader, Writer};
+use crate::archive::compression::Decompressor;
+use crate::archive::{Origin, Reader, Writer, shown};
 use crate::backend::CopySpec;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::{Progress, do_times_tell};
@@ -24,7 +29,7 @@ use crate::pool::locks::{LockGuard, Mode};
 use crate::pool::object::{ObjectKey, ObjectKind};
 use crate::pool::store::Draft;
 use crate::pool::{Committer, OpenPool};
-use crate::volume::{Consistency, CopyRecord, Name, Source, Timestamp, Volume, VolumeId};
+use crate::volume::{Consistency, CopyRecord, Name, SizeRange, Source, Timestamp, Volume, VolumeId};
 
 /// The result of a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +112,23 @@ impl Engine {
         result
     }
 
+    /// Creates a volume from an archive of this host. Without a requested size, it has that of the volume in the archive.
+    ///
+    /// # Errors
+    /// `Invalid` for a path that is not that of a file; otherwise as [`Engine::create_from_archive`].
+    pub fn create_from_file(&self, mut request: CreateVolume, path: &Path) -> Result<Volume> {
+        let shown = || shown(path.as_os_str().as_bytes());
+        let mut archive = Reader::new(Decompressor::start(open_file(path).context(shown)?, || false)?);
+        let origin = archive.start().context(shown)?;
+        if request.size.required == 0 {
+            let size = origin.map_or(0, |origin| origin.size);
+            request.size = SizeRange { required: size, limit: size };
+        }
+        let spec = UnpackSpec::default();
+        let made = self.create_from_archive(&request, &mut archive, &spec, &Progress::default());
+        made.context(shown).map(|(volume, _)| volume)
+    }
+
     /// Locks the name of a volume that does not exist, until it does.
     fn lock_to_create(&self, pool: &Arc<OpenPool>, id: &VolumeId) -> Result<LockGuard<ObjectKey>> {
         let locked = self.lock_volume_in(pool, id)?;
@@ -119,6 +141,20 @@ impl Engine {
         let key = ObjectKey::CopyTo(ObjectKind::Volumes, id.name.clone());
         let lock = pool.store.locks().try_lock(key, Mode::Exclusive)?;
         lock.ok_or_else(|| being_copied(ObjectKind::Volumes, &id.name))
+    }
+}
+
+/// Opens a file, and nothing that could block.
+fn open_file(path: &Path) -> Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match fs::open(path, flags, FileMode::empty()) {
+        Err(Errno::NOENT | Errno::NXIO) => return Err(Error::new(Kind::Invalid, "there is no such file")),
+        opened => File::from(opened.context(|| "open")?),
+    };
+    let stat = fs::fstat(&file).context(|| "stat")?;
+    match FileType::from_raw_mode(stat.st_mode).is_file() {
+        true => Ok(file),
+        false => Err(Error::new(Kind::Invalid, "it is not a file")),
     }
 }
 

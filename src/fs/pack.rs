@@ -8,6 +8,7 @@ mod hard_links;
 mod queue;
 mod scan;
 mod stillness;
+mod stop;
 mod write;
 
 use std::io::Write;
@@ -17,6 +18,7 @@ use std::thread;
 use self::queue::queue;
 use self::scan::Scanner;
 use self::stillness::check_still;
+use self::stop::Stop;
 use self::write::{Counts, EntryWriter};
 use super::copy::Progress;
 use super::copy::catalogue::coarse_now;
@@ -53,30 +55,36 @@ pub fn pack<W: Write>(
     progress: &Progress,
 ) -> Result<Packed> {
     let began = must_be_still.then(coarse_now);
-    let (sender, receiver) = queue();
-    let scanner = Scanner::new(from, sender, began, progress)?;
-    let mut writer = EntryWriter::new(to, must_be_still, progress);
-    let (scanned, written) = thread::scope(|scope| {
-        let scan = thread::Builder::new().name("scan".to_owned()).spawn_scoped(scope, || scanner.run());
+    let (stop, (sender, receiver)) = (Stop::new(progress), queue());
+    let scanner = Scanner::new(from, sender, began, progress, &stop)?;
+    let mut writer = EntryWriter::new(to, began, progress, &stop);
+    let scanned = thread::scope(|scope| {
+        let scan = thread::Builder::new().name("scan".to_owned());
+        let scan = scan.spawn_scoped(scope, || stop.or_stop(scanner.run()));
         let scan = scan.context(|| "start the thread that scans the tree")?;
-        // The receiver is dropped at the first error, which ends the scan.
-        let written = receiver.for_each(|found| writer.write(found));
-        let scanned = scan.join().map_err(|_| Error::new(Kind::Internal, "the scan of the tree panicked"))?;
-        Ok::<_, Error>((scanned, written))
+        stop.or_stop(receiver.for_each(|found| writer.write(found)));
+        scan.join().map_err(|_| Error::new(Kind::Internal, "the scan of the tree panicked"))
     })?;
-    written?;
-    let (scanned, Counts { bytes, changed }) = (scanned?, writer.counts());
+    let Counts { bytes, changed } = writer.counts();
+    stop.result()?;
     if let Some(began) = began {
         check_still(from, began, progress)?;
     }
+    let scanned = scanned.unwrap_or_default();
     Ok(Packed { bytes, changed: scanned.changed + changed, ..scanned })
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File};
+    use std::os::fd::AsFd as _;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use rustix::io::Errno;
 
     use super::*;
+    use crate::fs::copy::catalogue::time;
+    use crate::fs::fstat;
 
     /// A tree whose last change is in the past of the coarse clock.
     fn tree() -> tempfile::TempDir {
@@ -133,5 +141,100 @@ mod tests {
         let root = File::open(dir.path()).unwrap();
         let packed = pack(root.as_fd(), &mut Writer::new(Changing(&file)), true, &Progress::default());
         assert_eq!(packed.unwrap_err().kind(), Kind::Busy);
+    }
+
+    /// Fails after some bytes.
+    struct Failing(usize);
+
+    impl Write for Failing {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let left = self.0.checked_sub(bytes.len());
+            self.0 = left.ok_or_else(|| std::io::Error::from_raw_os_error(Errno::NOSPC.raw_os_error()))?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// More entries than wait in the queue.
+    fn many_files() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        (0..2000).for_each(|n| fs::write(dir.path().join(n.to_string()), "data").unwrap());
+        dir
+    }
+
+    #[test]
+    fn a_failed_write_ends_the_backup_with_its_error() {
+        let dir = many_files();
+        let root = File::open(dir.path()).unwrap();
+        for room in [0, 512, 100_000] {
+            let mut to = Writer::new(Failing(room));
+            let error = pack(root.as_fd(), &mut to, false, &Progress::default()).unwrap_err();
+            assert_eq!(error.kind(), Kind::NoSpace, "{}", error.chain());
+        }
+    }
+
+    #[test]
+    fn a_cancelled_backup_ends() {
+        let dir = many_files();
+        let (root, progress) = (File::open(dir.path()).unwrap(), Progress::default());
+        progress.cancel();
+        let error = pack(root.as_fd(), &mut Writer::new(Vec::new()), false, &progress).unwrap_err();
+        assert_eq!(error.kind(), Kind::Busy, "{}", error.chain());
+    }
+
+    #[test]
+    fn each_name_is_in_a_half_of_the_check() {
+        let dir = many_files();
+        let root = File::open(dir.path()).unwrap();
+        let before = coarse_now();
+        while coarse_now() == before {
+            std::thread::yield_now();
+        }
+        let began = coarse_now();
+        check_still(root.as_fd(), began, &Progress::default()).unwrap();
+        for name in ["0", "1", "10", "1999"] {
+            let began = coarse_now();
+            File::open(dir.path().join(name))
+                .unwrap()
+                .set_permissions(fs::Permissions::from_mode(0o600))
+                .unwrap();
+            let error = check_still(root.as_fd(), began, &Progress::default()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Busy, "{name}");
+            let past = coarse_now();
+            while coarse_now() == past {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_scan_ends_the_backup_of_large_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let (large, size) = (dir.path().join("large"), 1 << 34);
+        // Not sparse for the archive: the whole file would be read.
+        File::create(&large).unwrap().set_len(size).unwrap();
+        let progress = Progress::default();
+        let stop = Stop::new(&progress);
+        let mut to = Writer::new(std::io::sink());
+        let mut writer = EntryWriter::new(&mut to, None, &progress, &stop);
+        assert!(stop.or_stop::<()>(Err(Error::new(Kind::Busy, "changed"))).is_none());
+        let entry = crate::archive::Entry {
+            path: b"large".to_vec(),
+            kind: crate::archive::EntryKind::File,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            modified: (0, 0),
+            accessed: None,
+            xattrs: Vec::new(),
+            size,
+            data: None,
+        };
+        let found = queue::Found { entry, data: queue::Data::Open(File::open(&large).unwrap().into()) };
+        assert!(writer.write(&found).is_err(), "it is not read to its end");
+        assert_eq!(stop.result().unwrap_err().to_string(), "changed", "the first error counts");
     }
 }

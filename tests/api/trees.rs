@@ -212,6 +212,11 @@ pub(crate) const UNUSUAL: &[UnusualTree] = &[
         make_sparse(&root.join("middle"), 1 << 20, &[(0, 4096), (1 << 19, 8192), ((1 << 20) - 4096, 4096)]);
         make_sparse(&root.join("small"), 65536, &[(32768, 4096)]);
         make_sparse(&root.join("huge"), 1 << 40, &[(1 << 39, 4096)]);
+        // The space of the attribute is as much as that of the data would be.
+        for (name, data) in [("tiny", &[][..]), ("tiny-end", &[(4096, 100)])] {
+            make_sparse(&root.join(name), if data.is_empty() { 2617 } else { 4196 }, data);
+            set_xattr(&root.join(name), "trusted.large", &[7; 2000]);
+        }
     }),
     ("modes", |root| {
         for mode in [0, 0o4755, 0o2755, 0o2644, 0o6711, 0o7777, 0o1600] {

@@ -58,19 +58,33 @@ podman() {
         --runroot "$work/podman-run" "$@"
 }
 
-# Podman lists its plugins in its configuration. Without systemd, its defaults for cgroups and events do not work.
-configure_podman() { # socket of orlop
-    cat >"$work/containers.conf" <<END
-[containers]
-default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
-[engine]
-runtime = "runc"
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-volume_plugin_timeout = 60
-[engine.volume_plugins]
-orlop = "$1"
+# The programs for the commands of a page: those of the suite, whose engines have no network.
+make_programs_of_pages() {
+    mkdir "$work/page"
+    ln -s "$orlop_bin" "$work/page/orlop"
+    cat >"$work/page/docker" <<END
+#!/usr/bin/env bash
+[[ \$1 != run ]] || set -- run --network none "\${@:2}"
+exec '$(type -P docker)' "\$@"
 END
+    cat >"$work/page/podman" <<END
+#!/usr/bin/env bash
+[[ \$1 != run ]] || set -- run --network none --cgroup-parent '$cgroup' "\${@:2}"
+CONTAINERS_CONF='$work/containers.conf' exec env -u DOCKER_CONFIG /usr/bin/podman --root '$work/podman' \
+    --runroot '$work/podman-run' "\$@"
+END
+    chmod +x "$work/page"/{docker,podman}
+}
+
+# Podman lists its plugins in its configuration, with the lines of docs/podman.md. Without systemd, its defaults for cgroups and
+# events do not work.
+configure_podman() {
+    local engine='runtime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"'
+    {
+        printf '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n'
+        sed -n 's/^    //p' "$top/docs/podman.md" | sed -n '/^\[engine]$/,/^orlop = /p' | sed "s/^\[engine]$/&\n$engine/"
+    } >"$work/containers.conf"
+    grep -q '^orlop = "/run/docker/plugins/orlop.sock"$' "$work/containers.conf" || fail 'docs/podman.md has no configuration'
 }
 
 # Makes the image `busybox` from the static busybox of this machine. No registry is needed.

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde_json::json;
@@ -129,6 +130,58 @@ fn a_volume_is_copied_from_a_volume_or_a_snapshot() {
         let error = plugin.error("Create", &from("v3", "none"));
         assert!(error.contains("no volume and no snapshot \"none\" exists"), "{error}");
         assert_eq!(plugin.names(), ["v1", "v2"]);
+    });
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "tar and mkfifo are processes")]
+fn a_volume_is_made_from_an_archive() {
+    with_plugin("protocol::a_volume_is_made_from_an_archive", |plugin, base| {
+        let (tree, archive, fifo) = (base.join("tree"), base.join("a.tar.gz"), base.join("fifo"));
+        fs::create_dir(&tree).unwrap();
+        fs::write(tree.join("file"), "data").unwrap();
+        let tar = Command::new("tar").arg("-czf").arg(&archive).arg("-C").arg(&tree).arg(".").status();
+        assert!(tar.unwrap().success());
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let from = |name: &str, from: &Path| json!({"Name": name, "Opts": {"from": from, "size": "10m"}});
+        plugin.ok("Create", &from("v1", &archive));
+        assert_eq!(fs::read_to_string(base.join("pool/volumes/v1/data/file")).unwrap(), "data");
+        assert_eq!(read_record(&volume_record(&base.join("pool"), "v1"))["size"], json!(10 << 20));
+        for (name, path, expected) in [
+            ("v1", &archive, "volume p/v1 already exists"),
+            ("v2", &base.join("missing.tar"), "missing.tar: there is no such file"),
+            ("v2", &fifo, "fifo: it is not a file"),
+            ("v2", &tree, "tree: it is not a file"),
+            ("v2", &tree.join("file"), "the archive ends too early"),
+        ] {
+            let error = plugin.error("Create", &from(name, path));
+            assert!(error.contains(expected), "{error}");
+        }
+        assert_eq!(plugin.names(), ["v1"]);
+    });
+}
+
+#[test]
+fn the_page_names_every_option_and_every_field_of_the_status() {
+    with_plugin("protocol::the_page_names_every_option_and_every_field_of_the_status", |plugin, _| {
+        let page = fs::read_to_string("docs/docker.md").unwrap();
+        let error = plugin.error("Create", &json!({"Name": "v1", "Opts": {"colour": "red"}}));
+        let known = error.split("the options are ").nth(1).unwrap();
+        let mut known: Vec<_> = known.split(", ").map(|option| option.trim().to_lowercase()).collect();
+        let rows = page.lines().filter(|line| line.starts_with("| `"));
+        let words = rows.flat_map(|row| row.split(" | ").next().unwrap().split('`').skip(1).step_by(2));
+        let mut shown: Vec<_> =
+            words.filter_map(|word| word.split_once('=')).map(|(option, _)| option.to_lowercase()).collect();
+        for names in [&mut known, &mut shown] {
+            names.sort();
+            names.dedup();
+        }
+        assert_eq!(shown, known);
+        plugin.ok("Create", &json!({"Name": "v1"}));
+        let volume = plugin.ok("Get", &json!({"Name": "v1"}))["Volume"].clone();
+        for field in volume["Status"].as_object().unwrap().keys() {
+            assert!(page.contains(&format!("`{field}`")), "docs/docker.md does not name {field}");
+        }
     });
 }
 

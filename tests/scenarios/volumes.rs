@@ -1,5 +1,6 @@
 //! Single volumes and their pods.
 
+use std::fs;
 use std::process::Command;
 
 use serde_json::json;
@@ -66,6 +67,33 @@ fn commands_in_the_nodes_pod_show_a_volume_with_its_pod_and_refuse_to_remove_it(
     test.delete(PODS, "user");
     test.delete(CLAIMS, "data");
     bound.wait_deleted(&test);
+}
+
+/// The objects and commands of README.md, in a namespace of their own.
+#[test]
+fn the_commands_of_the_readme_print_what_it_shows() {
+    let test = TestNamespace::new("readme");
+    let page = fs::read_to_string("README.md").unwrap();
+    let section = page.split("Create a claim and a pod:").nth(1).unwrap();
+    let section = section.split("Look at the directory").next().unwrap();
+    let mut lines = section.lines().filter_map(|line| line.strip_prefix("    ")).peekable();
+    let mut script = "kubectl() { command kubectl -n readme \"$@\"; }\n{\n".to_owned();
+    while let Some(line) = lines.next_if(|line| !line.starts_with("$ ")) {
+        script += &format!("{line}\n");
+    }
+    script += "} >/dev/null\n";
+    let (mut expected, mut commands) = (String::new(), 0);
+    for line in lines {
+        match line.strip_prefix("$ ") {
+            Some(command) => (script, commands) = (script + command + "\n", commands + 1),
+            None => expected += &format!("{line}\n"),
+        }
+    }
+    assert!(commands > 4 && script.contains("PersistentVolumeClaim"), "{script}");
+    let ran = Command::new("sh").args(["-euc", &script]).output().unwrap();
+    let errors = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!((String::from_utf8(ran.stdout).unwrap(), &*errors), (expected, ""), "{errors}");
+    test.delete_all();
 }
 
 #[test]

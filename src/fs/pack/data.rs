@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::Statx;
 use rustix::io::pread;
 
+use super::stop::Stop;
 use crate::archive::Parts;
 use crate::error::{Context as _, Result};
 use crate::fs::copy::catalogue::time;
@@ -42,16 +43,22 @@ fn may_be_whole(stat: &Statx) -> bool {
 }
 
 /// The parts of a file that have data; `None` if that is the whole file.
-pub(super) fn parts_of(file: BorrowedFd<'_>, stat: &Statx) -> Result<Option<Vec<Range<u64>>>> {
+pub(super) fn parts_of(
+    file: BorrowedFd<'_>,
+    stat: &Statx,
+    stop: &Stop<'_>,
+) -> Result<Option<Vec<Range<u64>>>> {
     let size = stat.stx_size;
     if may_be_whole(stat) && has_no_hole(file, size) {
         return Ok(None);
     }
     let (mut parts, mut at) = (Parts::default(), 0);
     while at < size {
-        let Some(range) = data_range(file, at..size)?.filter(|range| !range.is_empty()) else { break };
-        at = range.end;
-        parts.add(range);
+        stop.check()?;
+        let Some(Range { start, end }) = data_range(file, at..size)? else { break };
+        // At least one block, even if a hole has been punched there meanwhile: the rest may have data.
+        at = end.max(start + SMALLEST_BLOCK as u64).min(size);
+        parts.add(start..at);
     }
     let ranges = parts.into_ranges();
     let is_whole = matches!(&ranges[..], [range] if *range == (0..size));

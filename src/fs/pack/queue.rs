@@ -3,14 +3,15 @@
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, SyncSender, channel, sync_channel};
 
-use rustix::fs::Statx;
-
-use crate::archive::Entry;
+use crate::archive::{Entry, EntryKind};
 use crate::error::{Error, Kind, Result};
 
-/// Entries that are passed at once, and how often before the sender waits.
+/// Entries that are passed at once, their bytes of names, attributes and data, and how often before the sender waits.
 const BATCH: usize = 64;
+const BATCH_BYTES: usize = 512 << 10;
 const WAITING: usize = 4;
+/// What an attribute takes besides its name and value.
+const PER_XATTR: usize = 100;
 
 /// An entry, with the data of a regular file that has not been written yet.
 pub(super) struct Found {
@@ -23,12 +24,28 @@ pub(super) enum Data {
     None,
     /// The whole data of a small file.
     Read(Vec<u8>),
-    /// A file that is open for reading, and its attributes before that.
-    Open(OwnedFd, Box<Statx>),
+    /// A file that is open for reading.
+    Open(OwnedFd),
+}
+
+impl Found {
+    /// The memory that depends on the tree.
+    fn bytes(&self) -> usize {
+        let Self { entry, data } = self;
+        let xattrs = entry.xattrs.iter().map(|(name, value)| name.len() + value.len() + PER_XATTR);
+        let target = if let EntryKind::HardLink(target) | EntryKind::Symlink(target) = &entry.kind {
+            target.len()
+        } else {
+            0
+        };
+        let data = if let Data::Read(data) = data { data.len() } else { 0 };
+        entry.path.len() + target + xattrs.sum::<usize>() + data
+    }
 }
 
 pub(super) struct Sender {
     batch: Batch,
+    bytes: usize,
     to: SyncSender<Batch>,
     used: mpsc::Receiver<Batch>,
 }
@@ -42,7 +59,7 @@ type Batch = Vec<Found>;
 
 pub(super) fn queue() -> (Sender, Receiver) {
     let ((to, from), (used_to, used)) = (sync_channel(WAITING), channel());
-    (Sender { batch: Vec::new(), to, used }, Receiver { from, used: used_to })
+    (Sender { batch: Vec::new(), bytes: 0, to, used }, Receiver { from, used: used_to })
 }
 
 impl Sender {
@@ -51,16 +68,19 @@ impl Sender {
     /// # Errors
     /// `Internal` when the receiver has ended, which has the cause.
     pub(super) fn send(&mut self, entry: Entry, data: Data) -> Result<()> {
-        let is_open = matches!(data, Data::Open(..));
-        self.batch.push(Found { entry, data });
+        let found = Found { entry, data };
+        self.bytes += found.bytes();
         // Few files are open at a time.
-        if self.batch.len() < BATCH && !is_open { Ok(()) } else { self.flush() }
+        let is_full = matches!(found.data, Data::Open(_)) || self.bytes >= BATCH_BYTES;
+        self.batch.push(found);
+        if self.batch.len() < BATCH && !is_full { Ok(()) } else { self.flush() }
     }
 
     /// Passes the last entries on. Same errors as [`Sender::send`].
     pub(super) fn flush(&mut self) -> Result<()> {
         let mut next = self.used.try_recv().unwrap_or_default();
         next.clear();
+        self.bytes = 0;
         let batch = std::mem::replace(&mut self.batch, next);
         self.to.send(batch).map_err(|_| Error::new(Kind::Internal, "the writer of the archive has ended"))
     }
@@ -69,8 +89,13 @@ impl Sender {
 impl Receiver {
     /// Calls `write` with each entry, until it fails or there are no more.
     pub(super) fn for_each(self, mut write: impl FnMut(&Found) -> Result<()>) -> Result<()> {
-        for batch in self.from {
-            batch.iter().try_for_each(&mut write)?;
+        for mut batch in self.from {
+            for found in &mut batch {
+                write(found)?;
+                if matches!(found.data, Data::Open(_)) {
+                    found.data = Data::None; // closes the file
+                }
+            }
             // It is freed by the thread that allocated it: the allocator would have the two wait for each other.
             let _ = self.used.send(batch);
         }

@@ -10,6 +10,7 @@ use super::data::{has_changed, read_whole};
 use super::hard_links::HardLinks;
 use super::queue::{Data, Sender};
 use super::stillness::{changed, still};
+use super::stop::Stop;
 use crate::archive::{Entry, EntryKind, MAX_PATH, MAX_XATTRS, shown};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
@@ -28,8 +29,8 @@ enum Opened {
 
 pub(super) struct Scanner<'a> {
     walk: Walk,
-    /// Whether no device can be opened in the tree.
-    is_nodev: bool,
+    /// The tree through which no device can be opened, if the kernel made one. It exists as long as this is open.
+    nodev: Option<OwnedFd>,
     /// The path of the current directory in the archive.
     path: Vec<u8>,
     to: Sender,
@@ -41,6 +42,7 @@ pub(super) struct Scanner<'a> {
     /// When it was begun, if nothing may change.
     began: Option<Time>,
     progress: &'a Progress,
+    stop: &'a Stop<'a>,
     packed: Packed,
 }
 
@@ -51,12 +53,13 @@ impl<'a> Scanner<'a> {
         to: Sender,
         began: Option<Time>,
         progress: &'a Progress,
+        stop: &'a Stop<'a>,
     ) -> Result<Self> {
-        let clone = clone_without_devices(from);
-        let root = clone.as_ref().map_or(from, OwnedFd::as_fd);
+        let nodev = clone_without_devices(from);
+        let root = nodev.as_ref().map_or(from, OwnedFd::as_fd);
         Ok(Self {
             walk: Walk::of_live_tree(root).context(|| "open the directory")?,
-            is_nodev: clone.is_some(),
+            nodev,
             path: b".".to_vec(),
             to,
             budget: Budget::of_filesystem(from)?,
@@ -66,6 +69,7 @@ impl<'a> Scanner<'a> {
             leases: LeaseWait::default(),
             began,
             progress,
+            stop,
             packed: Packed::default(),
         })
     }
@@ -79,9 +83,9 @@ impl<'a> Scanner<'a> {
 
     fn scan(&mut self) -> Result<()> {
         let stat = fstat(self.walk.dir()).context(|| "stat the directory")?;
-        self.directory(&stat)?;
+        self.send_directory(&stat)?;
         loop {
-            self.progress.check()?;
+            self.stop.check()?;
             let Some(entry) = self.walk.next().context(|| format!("read {}", shown(&self.path)))? else {
                 if !self.walk.leave().context(|| format!("read {}", shown(&self.path)))? {
                     return Ok(());
@@ -93,7 +97,7 @@ impl<'a> Scanner<'a> {
             let parent = self.path.len();
             self.path.push(b'/');
             self.path.extend_from_slice(entry.name.to_bytes());
-            let has_entered = self.pack(&entry).context(|| format!("back up {}", shown(&self.path)))?;
+            let has_entered = self.send(&entry).context(|| format!("back up {}", shown(&self.path)))?;
             if !has_entered {
                 self.path.truncate(parent);
             }
@@ -101,7 +105,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Sends the entry at the current path. Reports whether it is a directory that was entered.
-    fn pack(&mut self, entry: &walk::Entry) -> Result<bool> {
+    fn send(&mut self, entry: &walk::Entry) -> Result<bool> {
         let Some((file, stat)) = self.open(entry)? else { return self.vanished() };
         if let Some(began) = self.began {
             still(&stat, began)?;
@@ -122,14 +126,14 @@ impl<'a> Scanner<'a> {
             Budget::check_depth(self.walk.depth())?;
             let directory = open_directory(file.as_fd(), c".").context(|| "open the directory")?;
             self.walk.enter(directory).context(|| "stat the directory")?;
-            return self.directory(&stat).map(|()| true);
+            return self.send_directory(&stat).map(|()| true);
         }
         if let Some(first) = self.links.first_name(&stat, &self.path) {
             let entry = Entry { kind: EntryKind::HardLink(first), ..self.entry(&stat, EntryKind::File) };
             return self.to.send(entry, Data::None).map(|()| false);
         }
         self.packed.separated_links = self.links.separated();
-        if kind.is_file() { self.file(file, stat) } else { self.special(file.as_fd(), &stat, kind) }
+        if kind.is_file() { self.send_file(file, stat) } else { self.send_special(file.as_fd(), &stat, kind) }
             .map(|()| false)
     }
 
@@ -145,16 +149,16 @@ impl<'a> Scanner<'a> {
         };
         let stat = fstat(opened.as_fd()).context(|| "stat")?;
         if matches!(opened, Opened::File(_)) && !kind_of(&stat).is_file() {
-            // It was replaced since the directory was read.
+            // It was replaced since the directory was read. What is unknown is opened as a path.
             return self.open(&walk::Entry { name: entry.name.clone(), kind: FileType::Unknown });
         }
         Ok((stat.stx_nlink > 0).then_some((opened, stat)))
     }
 
-    /// Opens what the directory says is a regular file for reading, if nothing else can happen by that. Otherwise, and at any
-    /// error, `None`: a path shows what it is.
+    /// Opens what the directory says is a regular file for reading, if it can be no device. Otherwise, and at any error, `None`:
+    /// a path shows what it is.
     fn open_file(&self, entry: &walk::Entry) -> Option<Opened> {
-        let is_safe = self.is_nodev && entry.kind == FileType::RegularFile;
+        let is_safe = self.nodev.is_some() && entry.kind == FileType::RegularFile;
         let opened = is_safe.then(|| open_file(self.walk.dir(), &entry.name));
         opened?.ok().map(Opened::File)
     }
@@ -193,7 +197,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Sends the directory that was just entered.
-    fn directory(&mut self, stat: &Statx) -> Result<()> {
+    fn send_directory(&mut self, stat: &Statx) -> Result<()> {
         let xattrs = {
             let directory = self.walk.dir().try_clone_to_owned().context(|| "open the directory")?;
             self.read_xattrs(&Handle::Open(directory.as_fd()))?
@@ -202,7 +206,7 @@ impl<'a> Scanner<'a> {
         self.to.send(entry, Data::None)
     }
 
-    fn special(&mut self, file: BorrowedFd<'_>, stat: &Statx, kind: FileType) -> Result<()> {
+    fn send_special(&mut self, file: BorrowedFd<'_>, stat: &Statx, kind: FileType) -> Result<()> {
         let device = (stat.stx_rdev_major, stat.stx_rdev_minor);
         let kind = match kind {
             FileType::Symlink => {
@@ -221,7 +225,7 @@ impl<'a> Scanner<'a> {
         self.to.send(entry, Data::None)
     }
 
-    fn file(&mut self, file: Opened, stat: Statx) -> Result<()> {
+    fn send_file(&mut self, file: Opened, stat: Statx) -> Result<()> {
         let file = match file {
             Opened::File(file) => file,
             Opened::Path(path) => {
@@ -235,7 +239,7 @@ impl<'a> Scanner<'a> {
                 self.packed.changed += u64::from(self.began.is_none() && has_changed(file.as_fd(), &stat)?);
                 Data::Read(data)
             }
-            None => Data::Open(file, Box::new(stat)),
+            None => Data::Open(file),
         };
         self.to.send(entry, data)
     }

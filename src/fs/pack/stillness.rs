@@ -7,6 +7,7 @@ use std::thread;
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
+use super::stop::Stop;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
 use crate::fs::copy::catalogue::{Time, time};
@@ -14,24 +15,26 @@ use crate::fs::{Budget, Walk, fstat, fstatat, kind_of, open_directory};
 
 /// Checks that nothing in a tree has changed since a time of the coarse clock, in two threads.
 pub(super) fn check_still(root: BorrowedFd<'_>, began: Time, progress: &Progress) -> Result<()> {
-    still(&fstat(root).context(|| "stat the directory")?, began)?;
+    let stop = Stop::new(progress);
     thread::scope(|scope| {
         let other = thread::Builder::new().name("check".to_owned());
-        let other = other.spawn_scoped(scope, || check_half(root, 1, began, progress));
+        let other = other.spawn_scoped(scope, || stop.or_stop(check_half(root, 1, began, &stop)));
         let other = other.context(|| "start the thread that checks the tree")?;
-        let this = check_half(root, 0, began, progress);
-        let other = other.join().map_err(|_| Error::new(Kind::Internal, "the check of the tree panicked"))?;
-        this.and(other)
-    })
+        stop.or_stop(check_half(root, 0, began, &stop));
+        other.join().map_err(|_| Error::new(Kind::Internal, "the check of the tree panicked"))
+    })?;
+    stop.result()
 }
 
 /// Checks the directories, and of all else the names of one half.
-fn check_half(root: BorrowedFd<'_>, half: u8, began: Time, progress: &Progress) -> Result<()> {
+fn check_half(root: BorrowedFd<'_>, half: u8, began: Time, stop: &Stop<'_>) -> Result<()> {
     let mut walk = Walk::of_live_tree(root).context(|| "open the directory")?;
     let mut budget = Budget::of_filesystem(root)?;
     loop {
-        progress.check()?;
+        stop.check()?;
         let Some(entry) = walk.next().context(|| "read a directory")? else {
+            // After it was read: a name may have moved to the other half.
+            still(&fstat(walk.dir()).context(|| "stat a directory")?, began)?;
             if walk.leave()? {
                 continue;
             }
@@ -40,7 +43,7 @@ fn check_half(root: BorrowedFd<'_>, half: u8, began: Time, progress: &Progress) 
         // What has become a directory since it was read has changed its parent.
         let may_be_directory = matches!(entry.kind, FileType::Directory | FileType::Unknown);
         if !may_be_directory && half_of(&entry.name) != half {
-            budget.take(u64::MAX)?;
+            budget.take(u64::MAX)?; // the number of its links is unknown
             continue;
         }
         let stat = match fstatat(walk.dir(), &entry.name) {

@@ -4,23 +4,27 @@ use std::io::Write;
 use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use rustix::fs::Statx;
 use rustix::io::pread;
 
 use super::data::{has_changed, parts_of};
 use super::queue::{Data, Found};
-use super::stillness::changed;
+use super::stillness::{changed, still};
+use super::stop::Stop;
 use crate::archive::{Entry, Writer, shown};
 use crate::error::{Context as _, Result};
 use crate::fs::copy::Progress;
+use crate::fs::copy::catalogue::{Time, time};
+use crate::fs::fstat;
 
 const BUFFER: usize = 256 << 10;
 
 pub(super) struct EntryWriter<'a, W> {
     to: &'a mut Writer<W>,
     buffer: Vec<u8>,
-    must_be_still: bool,
+    /// When the archive was begun, if nothing may change.
+    began: Option<Time>,
     progress: &'a Progress,
+    stop: &'a Stop<'a>,
     counts: Counts,
 }
 
@@ -34,9 +38,13 @@ pub(super) struct Counts {
 }
 
 impl<'a, W: Write> EntryWriter<'a, W> {
-    /// If `must_be_still`, a file that has become shorter is an error, and the caller looks for any other change.
-    pub(super) fn new(to: &'a mut Writer<W>, must_be_still: bool, progress: &'a Progress) -> Self {
-        Self { to, buffer: vec![0; BUFFER], must_be_still, progress, counts: Counts::default() }
+    pub(super) fn new(
+        to: &'a mut Writer<W>,
+        began: Option<Time>,
+        progress: &'a Progress,
+        stop: &'a Stop<'a>,
+    ) -> Self {
+        Self { to, buffer: vec![0; BUFFER], began, progress, stop, counts: Counts::default() }
     }
 
     pub(super) fn counts(self) -> Counts {
@@ -44,12 +52,13 @@ impl<'a, W: Write> EntryWriter<'a, W> {
     }
 
     pub(super) fn write(&mut self, found: &Found) -> Result<()> {
+        self.stop.check()?;
         let Found { entry, data } = found;
         match data {
             Data::None => self.to.entry(entry),
             Data::Read(data) => self.whole(entry, data),
-            Data::Open(file, stat) => {
-                self.parts(entry, file.as_fd(), stat).context(|| format!("back up {}", shown(&entry.path)))
+            Data::Open(file) => {
+                self.parts(entry, file.as_fd()).context(|| format!("back up {}", shown(&entry.path)))
             }
         }
     }
@@ -62,8 +71,15 @@ impl<'a, W: Write> EntryWriter<'a, W> {
         Ok(())
     }
 
-    fn parts(&mut self, entry: &Entry, file: BorrowedFd<'_>, stat: &Statx) -> Result<()> {
-        let entry = Entry { data: parts_of(file, stat)?, ..entry.clone() };
+    fn parts(&mut self, entry: &Entry, file: BorrowedFd<'_>) -> Result<()> {
+        // It was found some time ago.
+        let stat = fstat(file).context(|| "stat")?;
+        if let Some(began) = self.began {
+            still(&stat, began)?;
+        }
+        let data = parts_of(file, &stat, self.stop)?;
+        let (size, modified) = (stat.stx_size, time(stat.stx_mtime));
+        let entry = Entry { size, modified, data, ..entry.clone() };
         self.to.entry(&entry)?;
         self.counts.bytes += entry.stored();
         let whole = std::slice::from_ref(&(0..entry.size)).to_vec();
@@ -71,10 +87,11 @@ impl<'a, W: Write> EntryWriter<'a, W> {
         for range in entry.data.unwrap_or(whole) {
             is_complete &= self.range(file, range)?;
         }
-        if self.must_be_still {
+        if self.began.is_some() {
+            // The caller looks for any other change.
             return if is_complete { Ok(()) } else { Err(changed()) };
         }
-        self.counts.changed += u64::from(!is_complete || has_changed(file, stat)?);
+        self.counts.changed += u64::from(!is_complete || has_changed(file, &stat)?);
         Ok(())
     }
 
@@ -83,7 +100,7 @@ impl<'a, W: Write> EntryWriter<'a, W> {
         let Range { mut start, end } = range;
         let mut is_complete = true;
         while start < end {
-            self.progress.check()?;
+            self.stop.check()?;
             let length = usize::try_from(end - start).map_or(BUFFER, |left| left.min(BUFFER));
             let mut read = pread(file, &mut self.buffer[..length], start).context(|| "read")?;
             if read == 0 {
