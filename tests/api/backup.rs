@@ -110,6 +110,25 @@ fn a_backup_is_restored_from_each_format() {
 }
 
 #[test]
+fn a_volume_is_created_from_an_archive() {
+    if !is_root() {
+        return;
+    }
+    let pools = pools_with_data();
+    let file = pools.dir.path().join("a.tar.zst").display().to_string();
+    ran_well(&pools.run(&format!("backup a -o {file}")));
+    let planned = pools.run(&format!("create b -o from={file} --dry-run"));
+    assert_eq!(planned.stdout, format!("would create volume p/b from {file}\n"));
+    ran_well(&pools.run(&format!("create b -o from={file},ondelete=trash --label x=y")));
+    assert_eq!(facts(&data(&pools, "a")), facts(&data(&pools, "b")));
+    let record = read_record(&volume_record(&pools.path("p"), "b"));
+    assert_eq!((&record["size"], &record["labels"]["x"]), (&json!(1 << 30), &json!("y")));
+    assert_eq!(record["policy"]["onDelete"], "trash");
+    let missing = pools.run("create c -o from=/missing.tar");
+    assert_eq!((missing.code, missing.stderr.contains("/missing.tar does not exist")), (2, true));
+}
+
+#[test]
 fn a_backup_is_piped_to_tar_and_from_it() {
     if !is_root() {
         return;
