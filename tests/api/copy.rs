@@ -103,7 +103,11 @@ fn unusual_trees_are_copied_as_by_cp() {
         check_copy(workspace.path());
         let by_cp = workspace.path().join("cp");
         assert!(Command::new("cp").arg("-a").args([&from, &by_cp]).status().unwrap().success());
-        assert_same(&before, &facts(&by_cp));
+        // cp fills the hole of a small file.
+        let without_holes = |facts: BTreeMap<PathBuf, Facts>| {
+            facts.into_iter().map(|(path, facts)| (path, facts.without_holes())).collect()
+        };
+        assert_same(&without_holes(before), &without_holes(facts(&by_cp)));
     }
 }
 
