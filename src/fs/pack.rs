@@ -214,7 +214,6 @@ mod tests {
     fn an_error_of_the_scan_ends_the_backup_of_large_files() {
         let dir = tempfile::tempdir().unwrap();
         let (large, size) = (dir.path().join("large"), 1 << 34);
-        // Not sparse for the archive: the whole file would be read.
         File::create(&large).unwrap().set_len(size).unwrap();
         let progress = Progress::default();
         let stop = Stop::new(&progress);
