@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use super::{exec, interrupt, listing, print, print_error, removal, report, snapshots};
 use crate::archive;
-use crate::command::printable;
 use crate::command::session::Session;
+use crate::command::{self, printable};
 use crate::config::flags::{
     Adopt, CloneVolume, Create, Expand, Label, NewCopy, Pools, Rename, Restore, Volumes,
 };
@@ -86,8 +86,12 @@ fn create(flags: Create) -> Result<()> {
 /// Refuses the first volume of a host before a pool is made for it.
 fn check_first_volume(pool: &PoolSettings, name: &str, assigned: &Assigned) -> Result<()> {
     plain_name(name)?;
-    if let Some(from) = assigned.from.as_deref().filter(|from| !archive::name::is_archive(from)) {
-        return Err(no_source(from));
+    match &assigned.from {
+        Some(archive) if archive::name::is_archive(archive) => {
+            drop(command::archive::open(Path::new(archive))?)
+        }
+        Some(from) => return Err(no_source(from)),
+        None => {}
     }
     match &assigned.options.pool {
         Some(other) if *other != pool.name => {

@@ -24,7 +24,7 @@ impl Dispatch {
             true => None,
             false => Some(self.engine.claim_volume_name(&id)?),
         };
-        self.check_name(&id.pool, CheckVolumeName { id: id.clone() }).await?;
+        self.check_volume_name(&id).await?;
         let request = CreateVolume { pool: Some(id.pool), ..request };
         let lane = self.lane_of_create(&request);
         self.call(&lane, Create { request }).await
@@ -57,6 +57,14 @@ impl Dispatch {
         };
         self.check_name(&id.pool, CheckGroupName { id: id.clone(), snapshots }).await?;
         self.call(&Lane::Pool(id.pool), TakeGroup { request }).await
+    }
+
+    /// Refuses the name of a volume that a worker of another pool has.
+    ///
+    /// # Errors
+    /// `Conflict`; `Busy` while such a volume is being created.
+    pub async fn check_volume_name(&self, id: &VolumeId) -> Result<()> {
+        self.check_name(&id.pool, CheckVolumeName { id: id.clone() }).await
     }
 
     /// Asks the workers of other pools whether the name is taken there.

@@ -11,7 +11,7 @@ use super::Plugin;
 use super::calls::COPY_WAIT;
 use crate::engine::request::CreateVolume;
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::volume::{PoolName, Volume};
+use crate::volume::{Name, PoolName, Volume, VolumeId};
 
 impl Plugin {
     /// Creates a volume from an archive of this host.
@@ -31,6 +31,7 @@ impl Plugin {
             let text = format!("option from: pool {pool} is shared by several hosts: use {command}");
             return Err(Error::new(Kind::Unsupported, text));
         }
+        self.dispatch.check_volume_name(&VolumeId { pool: pool.clone(), name: Name::of(&name) }).await?;
         let engine = Arc::clone(self.dispatch.engine());
         let (done, made) = oneshot::channel();
         // A thread of its own, since it may take longer than any call.

@@ -315,7 +315,7 @@ fn the_first_create_of_a_host_without_settings_makes_a_pool_and_says_so() {
 mount -t tmpfs none /etc && mount -t tmpfs none /var/lib
 $0 ls -q; echo $?
 $0 create a --dry-run && ls /var/lib
-$0 create ../x; $0 create x -o pool=ssd; $0 create x -o from=y; ls /var/lib
+$0 create ../x; $0 create x -o pool=ssd; $0 create x -o from=y; $0 create x -o from=/missing.tar; ls /var/lib
 $0 create a && $0 create b && $0 ls -q";
     let mut command = Command::new("unshare");
     let ran = run(command.args(["--mount", "--propagation", "private", "sh", "-c", script, ORLOP]));
