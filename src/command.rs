@@ -5,7 +5,7 @@ pub mod df;
 pub mod filter;
 pub mod inspect;
 pub mod ls;
-mod progress;
+pub mod progress;
 pub mod session;
 pub mod snapshots;
 pub mod template;

@@ -13,6 +13,7 @@ use crate::command::archive::{
     summary, warnings,
 };
 use crate::command::printable;
+use crate::command::progress::Total;
 use crate::config::flags::{ArchiveFile, Archives, Backup, NewBackup, NewCopy, Pools, Restore};
 use crate::engine::request::{ConsistencySpec, CreateVolume};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -34,8 +35,9 @@ pub(super) fn run(flags: Backup) -> ExitCode {
 fn back_up(flags: NewBackup) -> Result<()> {
     let NewBackup { pools, source, output, format, consistency, dry_run } = flags;
     let compression = format.map_or_else(|| compression_for(&output), |format| Ok(format.into()))?;
-    let session = open_to_copy(&pools, true)?;
+    let mut session = open_to_copy(&pools, true)?;
     let source = source_of(&session, &source.unwrap_or_default())?;
+    session.set_total_of(&source);
     let what = format!("back up {source}");
     if dry_run {
         return print(&format!("would {what} to {}\n", output.display()));
@@ -152,11 +154,12 @@ pub(super) fn make(
 ) -> Result<()> {
     let Assigned { size, options, .. } = assigned;
     let directory = plain_name(&name)?;
-    let session = open_to_copy(pools, true)?;
+    let mut session = open_to_copy(pools, true)?;
     let pool = session.pool(options.pool)?;
     let id = VolumeId { pool: pool.clone(), name: directory };
     session.refuse_volume_name_of_other_pool(&id)?;
     let input = open(&path)?;
+    session.set_total(Total::of_input(&input));
     let progress = Arc::new(Progress::default());
     let stop = stop(&progress);
     let mut request = CreateVolume {
@@ -192,9 +195,10 @@ pub(super) fn make(
 }
 
 fn replace(copy: NewCopy, path: PathBuf, spec: UnpackSpec) -> Result<()> {
-    let session = open_to_copy(&copy.pools, true)?;
+    let mut session = open_to_copy(&copy.pools, true)?;
     let id = session.volume(&copy.name)?;
     let input = open(&path)?;
+    session.set_total(Total::of_input(&input));
     let (what, shown) = (format!("replace volume {id}"), path.clone());
     let checked = id.clone();
     session.call(&what, move |engine| engine.check_replace(&checked))?;

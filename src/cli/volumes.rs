@@ -148,8 +148,9 @@ fn clone(flags: CloneVolume) -> Result<()> {
 }
 
 fn restore(flags: Restore) -> Result<()> {
-    let session = open_to_copy(&flags.copy.pools, true)?;
+    let mut session = open_to_copy(&flags.copy.pools, true)?;
     let source = Source::Snapshot(session.snapshot(&flags.source)?);
+    session.set_total_of(&source);
     make_copy(&session, flags.copy, source)
 }
 

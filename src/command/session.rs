@@ -5,11 +5,11 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::progress::ProgressLine;
+use super::progress::{ProgressLine, Total};
 use crate::engine::Engine;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
-use crate::volume::{Name, PoolName, VolumeId};
+use crate::volume::{Name, PoolName, Source, VolumeId};
 
 /// How long an interrupted copy may take to stop, and its remains to be removed.
 const CLEAN_UP: Duration = Duration::from_secs(30);
@@ -23,6 +23,7 @@ pub struct Session {
     engine: Arc<Engine>,
     limit: Duration,
     interrupted: Arc<AtomicBool>,
+    total: Total,
 }
 
 impl Session {
@@ -30,7 +31,20 @@ impl Session {
     #[must_use]
     pub fn new(engine: Engine, interrupted: Arc<AtomicBool>) -> Self {
         let limit = engine.tuning().call_timeout;
-        Self { engine: Arc::new(engine), limit, interrupted }
+        Self { engine: Arc::new(engine), limit, interrupted, total: Total::Unknown }
+    }
+
+    /// Sets how much the next copy or transfer has to do. It is shown with its progress.
+    pub fn set_total(&mut self, total: Total) {
+        self.total = total;
+    }
+
+    /// Sets the total to the data of a snapshot, if that was counted. Any error is that of the copy.
+    pub fn set_total_of(&mut self, source: &Source) {
+        let Source::Snapshot(id) = source else { return };
+        let asked = id.clone();
+        let found = self.call(&format!("find {source}"), move |engine| engine.get_snapshot(&asked));
+        self.total = found.ok().and_then(|snapshot| snapshot.bytes).map_or(Total::Unknown, Total::Data);
     }
 
     /// Calls the engine. `what` names the operation and its object.
@@ -67,7 +81,7 @@ impl Session {
         what: &str,
         work: impl Fn(&Engine) -> Result<Option<T>> + Clone + Send + 'static,
     ) -> Result<T> {
-        let mut line = ProgressLine::new();
+        let mut line = ProgressLine::new(&self.total);
         loop {
             line.update(self.engine.copied_so_far());
             let is_running = self.engine.active_jobs() > 0;
@@ -103,7 +117,7 @@ impl Session {
         let shared = Arc::clone(progress);
         let call = self.begin(self.limit, move |engine| work(engine, &shared))?;
         let (mut probed, mut end) = (Instant::now(), None);
-        let mut line = ProgressLine::new();
+        let mut line = ProgressLine::new(&self.total);
         loop {
             line.update((progress.entries(), progress.bytes()));
             match call.result.recv_timeout(POLL) {

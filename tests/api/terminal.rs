@@ -36,6 +36,47 @@ sys.stdout.buffer.write(shown)
 sys.exit(child.wait())
 "#;
 
+/// Runs a command whose standard error is a terminal of 40 columns, and reads its output when the terminal shows `%`. Prints
+/// what the terminal has got.
+const UNREAD: &str = r#"
+import fcntl, os, pty, struct, subprocess, sys, termios
+ours, terminal = pty.openpty()
+fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal)
+os.close(terminal)
+shown = b""
+while b"%" not in shown:
+    shown += os.read(ours, 4096)
+while child.stdout.read(1 << 20):
+    pass
+sys.stdout.buffer.write(shown)
+sys.exit(child.wait())
+"#;
+
+/// The lines that replaced each other on a terminal.
+fn lines(shown: &str) -> impl Iterator<Item = &str> {
+    shown.split(['\r', '\u{1b}']).map(|line| line.trim_start_matches("[2K"))
+}
+
+#[test]
+fn what_takes_long_shows_a_bar_if_its_total_is_known() {
+    let pools = Pools::with(&[("a", 0)], &[]);
+    let mut random = vec![0; 16 << 20];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).unwrap();
+    fs::write(data(&pools, "a").join("big"), random).unwrap();
+    ran_well(&pools.run("snapshot create a s --consistency none"));
+    let backup = pools.command("backup s");
+    let mut terminal = Command::new("timeout");
+    terminal.args(["60", "python3", "-c", UNREAD]).arg(backup.get_program()).args(backup.get_args());
+    for (key, value) in backup.get_envs() {
+        value.map(|value| terminal.env(key, value));
+    }
+    let ran = run(terminal.env("TERM", "xterm"));
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let line = lines(&ran.stdout).find(|line| line.contains('%')).unwrap();
+    assert!(line.contains(">  ") && line.contains(" entries") && line.chars().count() <= 40, "{line:?}");
+}
+
 #[test]
 fn what_takes_long_shows_its_progress_on_a_narrow_terminal() {
     if !is_root() {
@@ -54,7 +95,7 @@ fn what_takes_long_shows_its_progress_on_a_narrow_terminal() {
     let ran = run(terminal.env("TERM", "xterm").stdin(Stdio::null()));
     assert_eq!(ran.code, 0, "{ran:?}");
     let (progress, rest) = ran.stdout.rsplit_once("\u{1b}[2K").unwrap();
-    let lines: Vec<_> = progress.split(['\r', '\u{1b}']).filter(|line| line.contains("entries")).collect();
+    let lines: Vec<_> = lines(progress).filter(|line| line.contains("entries")).collect();
     assert!(!lines.is_empty() && lines.iter().all(|line| line.len() <= 40), "{lines:?}");
     assert!(progress.ends_with('\r'), "the last line is cleared: {progress:?}");
     assert!(rest.contains("standard input is a backup") && rest.ends_with("p/b\r\n"), "{rest:?}");
