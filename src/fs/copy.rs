@@ -64,22 +64,29 @@ pub struct Manifest {
 /// The progress of a copy, and the request to cancel it. Shared between threads.
 #[derive(Debug, Default)]
 pub struct Progress {
+    done: Done,
+    cancelled: AtomicBool,
+}
+
+/// What was read or written. It has cache lines of its own: the threads that look whether to stop need not wait for each count.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Done {
     entries: AtomicU64,
     bytes: AtomicU64,
-    cancelled: AtomicBool,
 }
 
 impl Progress {
     /// Number of names created so far.
     #[must_use]
     pub fn entries(&self) -> u64 {
-        self.entries.load(Ordering::Relaxed)
+        self.done.entries.load(Ordering::Relaxed)
     }
 
     /// Bytes of data copied so far, without holes and further names of hard-linked files.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        self.done.bytes.load(Ordering::Relaxed)
     }
 
     /// Requests the copy to stop, which it does at the next entry or after at most 64 MiB.
@@ -95,8 +102,8 @@ impl Progress {
 
     /// Counts what was read or written.
     pub(super) fn add(&self, entries: u64, bytes: u64) {
-        self.entries.fetch_add(entries, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.done.entries.fetch_add(entries, Ordering::Relaxed);
+        self.done.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -327,7 +334,7 @@ impl<'a> TreeCopier<'a> {
 
     /// Counts an entry that was created in the current directory of the copy.
     fn count_created(&mut self) -> Result<()> {
-        self.progress.entries.fetch_add(1, Ordering::Relaxed);
+        self.progress.add(1, 0);
         self.room.take(self.to.dir())
     }
 }

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::Ordering;
 
 use rustix::fs::{SeekFrom, Statx, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use rustix::io::{Errno, pread, pwrite};
@@ -113,7 +112,7 @@ impl<'a> Contents<'a> {
 
     fn count_clone(&mut self, clone: BorrowedFd<'_>) -> Result<u64> {
         let clone = fstat(clone).context(|| "stat the clone")?;
-        self.progress.bytes.fetch_add(clone.stx_size, Ordering::Relaxed);
+        self.progress.add(0, clone.stx_size);
         self.handled += clone.stx_size;
         self.take(data_bytes(&clone))?;
         Ok(clone.stx_size)
@@ -129,7 +128,7 @@ impl<'a> Contents<'a> {
     }
 
     fn add_progress(&mut self, bytes: u64) -> Result<()> {
-        self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.progress.add(0, bytes);
         self.handled += bytes;
         self.take(bytes)
     }

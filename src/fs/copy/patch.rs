@@ -3,7 +3,6 @@
 use std::num::NonZero;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::Ordering;
 use std::thread;
 
 use rustix::fs::{FallocateFlags, fallocate, ftruncate};
@@ -59,7 +58,7 @@ impl Contents<'_> {
             let sections = sections(start..self.bounded(start, end), self.patchers.len());
             let files = Files { from, to, digests: &self.digests, slots };
             let reached = patch_sections(&mut self.patchers, &files, &sections)?;
-            self.progress.bytes.fetch_add(reached.written, Ordering::Relaxed);
+            self.progress.add(0, reached.written);
             self.handled += reached.offset - start;
             self.take(reached.offset - start)?;
             start = reached.offset;
@@ -97,7 +96,7 @@ impl Contents<'_> {
             self.progress.check()?;
             let length = usize::try_from(range.end - at).map_or(BUFFER, |left| left.min(BUFFER));
             write_all(to, &self.buffer[..length], at)?;
-            self.progress.bytes.fetch_add(length as u64, Ordering::Relaxed);
+            self.progress.add(0, length as u64);
             at += length as u64;
         }
         Ok(())
@@ -318,7 +317,7 @@ mod tests {
             pair.assert_equal();
         }
         // Four pages that differ, and the MiB that the copy lacked.
-        assert_eq!(progress.bytes.load(Ordering::Relaxed), 4 * PAGE as u64 + (1 << 20));
+        assert_eq!(progress.bytes(), 4 * PAGE as u64 + (1 << 20));
     }
 
     #[test]
@@ -333,9 +332,9 @@ mod tests {
         write_all(pair.to.as_fd(), b"not seen", 5 << 20).unwrap();
         new[9 << 20] ^= 1;
         write_all(pair.from.as_fd(), &new[9 << 20..=9 << 20], 9 << 20).unwrap();
-        let written = progress.bytes.load(Ordering::Relaxed);
+        let written = progress.bytes();
         pair.patch(size, slots).unwrap();
-        assert_eq!(progress.bytes.load(Ordering::Relaxed) - written, PAGE as u64);
+        assert_eq!(progress.bytes() - written, PAGE as u64);
         let mut read = [0; 8];
         pread(&pair.to, &mut read, 5 << 20).unwrap();
         assert_eq!(&read, b"not seen");
@@ -359,9 +358,9 @@ mod tests {
         }
         pair.assert_equal();
         write_all(pair.to.as_fd(), b"not seen", 5 << 20).unwrap();
-        let written = progress.bytes.load(Ordering::Relaxed);
+        let written = progress.bytes();
         pair.patch(u64::from(size), slots).unwrap();
-        assert_eq!(progress.bytes.load(Ordering::Relaxed), written);
+        assert_eq!(progress.bytes(), written);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::Statx;
 use rustix::io::pread;
 
@@ -22,8 +23,8 @@ const SMALLEST_BLOCK: usize = 512;
 pub(super) fn read_whole(file: BorrowedFd<'_>, stat: &Statx) -> Result<Option<Vec<u8>>> {
     let size = usize::try_from(stat.stx_size).ok().filter(|size| *size <= SMALL);
     let Some(size) = size.filter(|_| may_be_whole(stat)) else { return Ok(None) };
-    let mut data = vec![0; size];
-    let read = if size > 0 { pread(file, &mut data, 0).context(|| "read")? } else { 0 };
+    let mut data = Vec::with_capacity(size);
+    let read = if size > 0 { pread(file, spare_capacity(&mut data), 0).context(|| "read")? } else { 0 };
     // Space for attributes may stand for that of a hole, which reads as zeros.
     let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
     let may_have_hole = data.chunks(SMALLEST_BLOCK).any(is_zero);

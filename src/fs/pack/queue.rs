@@ -7,7 +7,7 @@ use crate::archive::{Entry, EntryKind};
 use crate::error::{Error, Kind, Result};
 
 /// Entries that are passed at once, their bytes of names, attributes and data, and how often before the sender waits.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
 const BATCH_BYTES: usize = 512 << 10;
 const WAITING: usize = 4;
 /// What an attribute takes besides its name and value.

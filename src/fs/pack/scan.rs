@@ -121,7 +121,6 @@ impl<'a> Scanner<'a> {
             return Ok(false);
         }
         self.packed.entries += 1;
-        self.progress.add(1, 0);
         if kind.is_dir() {
             Budget::check_depth(self.walk.depth())?;
             let directory = open_directory(file.as_fd(), c".").context(|| "open the directory")?;

@@ -55,7 +55,7 @@ impl<'a, W: Write> EntryWriter<'a, W> {
         self.stop.check()?;
         let Found { entry, data } = found;
         match data {
-            Data::None => self.to.entry(entry),
+            Data::None => self.without_data(entry),
             Data::Read(data) => self.whole(entry, data),
             Data::Open(file) => {
                 self.parts(entry, file.as_fd()).context(|| format!("back up {}", shown(&entry.path)))
@@ -63,11 +63,17 @@ impl<'a, W: Write> EntryWriter<'a, W> {
         }
     }
 
+    fn without_data(&mut self, entry: &Entry) -> Result<()> {
+        self.to.entry(entry)?;
+        self.progress.add(1, 0);
+        Ok(())
+    }
+
     fn whole(&mut self, entry: &Entry, data: &[u8]) -> Result<()> {
         self.to.entry(entry)?;
         self.to.data(data)?;
         self.counts.bytes += entry.size;
-        self.progress.add(0, entry.size);
+        self.progress.add(1, entry.size);
         Ok(())
     }
 
@@ -80,7 +86,7 @@ impl<'a, W: Write> EntryWriter<'a, W> {
         let data = parts_of(file, &stat, self.stop)?;
         let (size, modified) = (stat.stx_size, time(stat.stx_mtime));
         let entry = Entry { size, modified, data, ..entry.clone() };
-        self.to.entry(&entry)?;
+        self.without_data(&entry)?;
         self.counts.bytes += entry.stored();
         let whole = std::slice::from_ref(&(0..entry.size)).to_vec();
         let mut is_complete = true;
