@@ -4,7 +4,7 @@ SHELL := bash
 # Architectures of the static binaries and the image: amd64, arm64 or both.
 ARCH ?= $(shell uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 
-.PHONY: help demo test test-docker test-docker-29 test-vm test-vm-long test-vm-cluster test-long fuzz lint deny sanity bench static image deb manifest chart cluster-up cluster-down e2e e2e-storage figures
+.PHONY: help demo test test-docker test-docker-29 test-vm test-vm-long test-vm-cluster test-cluster test-long fuzz lint deny sanity bench static image deb manifest chart cluster-up cluster-down e2e e2e-storage figures
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,7 +41,13 @@ fuzz: ## extract mutated archives for five minutes
 	@tests/install rust test
 	ORLOP_FUZZ_SECONDS=300 ORLOP_FUZZ_SEED=$$(date +%s) cargo test --test api -- --nocapture a_mutated_archive
 
-test-long: test test-docker-29 test-vm-long test-vm-cluster fuzz ## run everything, also what takes longer than CI may (about two hours)
+# A KUBECONFIG of another cluster is ignored.
+test-cluster: export KUBECONFIG =
+test-cluster: cluster-up ## run orlop's commands in a Kubernetes cluster on this machine, and stop it
+	@tests/install rust
+	tests/cluster/scenarios verbs:: || failed=1; tests/cluster/down && exit $${failed-0}
+
+test-long: test test-docker-29 test-vm-long test-vm-cluster test-cluster fuzz ## run everything, also what takes longer than CI may (about two hours)
 	ORLOP_SNAPSHOTS=200 cargo test --test load -- --nocapture load::consistency
 
 lint: ## check formatting, clippy, documentation and shell scripts

@@ -1,8 +1,11 @@
 //! The command line: runs the subcommand, prints its result and returns the exit code.
 
+mod adopt;
 mod archive;
+mod cluster;
 mod doctor;
 mod exec;
+mod first_pool;
 mod interrupt;
 mod listing;
 mod manuals;
@@ -37,8 +40,6 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(flags) => serve(*flags),
         Command::Probe(flags) => probe(&flags),
-        Command::Check(flags) => check(&flags),
-        Command::Doctor(flags) => doctor::run(&flags),
         Command::Completions { shell } => manuals::completions(shell),
         Command::Man { dir } => manuals::write_pages(&dir),
         Command::Volumes(command) | Command::Volume(command) => volumes::run(command),

@@ -42,7 +42,7 @@ fn changes_direction(char: char) -> bool {
 ///
 /// # Errors
 /// `Internal` when the value cannot be represented.
-fn to_json(value: &impl Serialize) -> Result<String> {
+pub fn to_json(value: &impl Serialize) -> Result<String> {
     let json = serde_json::to_string_pretty(value)
         .map_err(|error| Error::caused(Kind::Internal, "format the result", error))?;
     // A line break in a string is escaped by JSON already.
@@ -53,7 +53,7 @@ fn to_json(value: &impl Serialize) -> Result<String> {
 ///
 /// # Errors
 /// `Internal` when the value cannot be represented.
-fn to_yaml(value: &impl Serialize) -> Result<String> {
+pub fn to_yaml(value: &impl Serialize) -> Result<String> {
     let value = serde_json::to_value(value)
         .map_err(|error| Error::caused(Kind::Internal, "format the result", error))?;
     let mut yaml = String::new();

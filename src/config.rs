@@ -118,10 +118,10 @@ pub const KNOWN_POOLS: &str = "/var/lib/orlop-known-pools";
 /// The file that commands read the pools from if neither `--pool` nor `--config` is given.
 const DEFAULT_FILE: &str = "/etc/orlop/orlop.toml";
 
-/// The pool of a host without any settings. `orlop create` makes it.
+/// The pool of a host without any settings. The first command that makes a volume makes it.
 const DEFAULT_POOL: &str = "/var/lib/orlop";
 
-/// The pool that the first `orlop create` of a host makes: `None` if there are settings, or if it exists.
+/// The pool that the first volume of a host needs: `None` if there are settings, or if it exists.
 ///
 /// # Errors
 /// `Internal` when the name of the pool is wrong.

@@ -1,7 +1,8 @@
-//! The parts of orlop that use the Kubernetes API: `release-node`, moving claims to the node of their source, and events about
-//! claims.
+//! The parts of orlop that use the Kubernetes API: `release-node`, moving claims to the node of their source, events about
+//! claims, and which volumes of a listing the cluster keeps.
 
 mod events;
+mod kept;
 mod relocate;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use serde_json::json;
 use crate::error::{Error, Kind, Result};
 
 pub use events::{ClaimNews, Recorder};
+pub use kept::{is_in_cluster, kept_handles};
 pub use relocate::Relocator;
 
 /// How long to wait for the deletion of a claim after its pods were deleted.

@@ -38,6 +38,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const RESPONSE_GRACE: Duration = Duration::from_millis(500);
 /// How often the memory of program text is given back. The pages that are in use are mapped again within microseconds.
 const TEXT_RELEASE: Duration = Duration::from_secs(60);
+/// How long a command waits for the list of PersistentVolumes.
+#[cfg(feature = "kube")]
+const LIST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the engine may take to stop its jobs.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -287,6 +290,20 @@ impl Signals {
 pub fn release_node(release: &crate::kube::Release, report: impl FnMut(String)) -> Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build().context(|| "start the runtime")?;
     runtime.block_on(crate::kube::release_node(release, report))
+}
+
+/// The handles of the volumes of a driver that the cluster of this pod keeps on a node.
+///
+/// # Errors
+/// Same as [`crate::kube::kept_handles`]; also `Unavailable` when the API server does not respond in time.
+#[cfg(feature = "kube")]
+pub fn kept_volumes(driver: &str, node: Option<&str>) -> Result<std::collections::BTreeSet<String>> {
+    let runtime = Builder::new_current_thread().enable_all().build().context(|| "start the runtime")?;
+    let asked = async { tokio::time::timeout(LIST_TIMEOUT, crate::kube::kept_handles(driver, node)).await };
+    let kept = runtime.block_on(asked);
+    // A name that is still being resolved is not waited for.
+    runtime.shutdown_background();
+    kept.unwrap_or_else(|_| Err(Error::new(Kind::Unavailable, "the API server did not respond in time")))
 }
 
 /// Asks the process that serves a CSI socket whether it is ready.

@@ -1,5 +1,6 @@
 //! Types for names, ids, sizes, policies, volumes and snapshots. They parse and check their values; no I/O.
 
+mod claim;
 mod consistency;
 mod id;
 mod record;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
+pub use claim::Claim;
 pub use consistency::{Consistency, CopyRecord, SnapshotCost};
 pub use id::{Name, PoolName, VolumeId, shorten};
 pub use jiff::Timestamp;

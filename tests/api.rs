@@ -19,6 +19,7 @@ mod api {
     mod engine;
     mod groups;
     mod hostile;
+    mod listings;
     mod live_copy;
     mod many_hosts;
     mod pools;

@@ -19,6 +19,7 @@ mod scenarios {
     mod disruptive;
     mod nodes;
     mod objects;
+    mod verbs;
     mod volumes;
 
     mod on_nodes {

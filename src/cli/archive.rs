@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use super::first_pool::FirstPool;
 use super::volumes::{in_own_words, open_to_copy, plain_name, source_of};
 use super::{print, print_error, report};
 use crate::archive::compression::{Compressor, Decompressor};
@@ -139,6 +140,14 @@ fn restore_new(copy: NewCopy, path: PathBuf, spec: UnpackSpec) -> Result<()> {
     let assigned = assignment::parse(&new.options, &new.labels)?;
     if assigned.from.is_some() {
         return Err(Error::new(Kind::Invalid, "option from: the source is an argument of this command"));
+    }
+    if let Some(first) = FirstPool::needed(&pools)? {
+        first.check(&name, &assigned)?;
+        drop(open(&path)?);
+        if new.dry_run {
+            return first.would(&format!("create volume {} from {}", first.volume(&name), shown_path(&path)));
+        }
+        first.make()?;
     }
     make(&pools, name, assigned, path, spec, new.dry_run)
 }

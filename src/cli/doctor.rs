@@ -1,5 +1,6 @@
 //! `orlop doctor`: what keeps volumes and pools from working, each with the next step.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -7,11 +8,11 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 
 use super::{print, report};
-use crate::check::{self, Verdict};
-use crate::command::printable;
+use crate::check::{self, Fact, Verdict};
 use crate::command::session::{FromPools, Session};
+use crate::command::{printable, to_json, to_yaml};
 use crate::config;
-use crate::config::flags::{Doctor, Output};
+use crate::config::flags::{Doctor, ListOutput};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::volume::{DATA, PoolName};
@@ -45,18 +46,45 @@ pub(super) fn run(flags: &Doctor) -> Result<ExitCode> {
     findings.extend(items);
     let is_well = findings.iter().all(|finding| finding.verdict != Verdict::Bad) && unavailable.is_empty();
     print(&match flags.output {
-        Output::Json => serde_json::to_string_pretty(&findings).map(|text| text + "\n").unwrap_or_default(),
-        Output::Text if findings.is_empty() => "nothing is wrong\n".to_owned(),
-        Output::Text => findings.iter().map(to_text).collect(),
+        ListOutput::Json => to_json(&findings)?,
+        ListOutput::Yaml => to_yaml(&findings)?,
+        ListOutput::Name => names(&findings),
+        ListOutput::Text => to_text(&findings),
+        ListOutput::Wide => right(&facts) + &to_text(&findings),
     })?;
     report(&unavailable);
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn to_text(finding: &Finding) -> String {
-    let verdict = if finding.verdict == Verdict::Bad { "BAD" } else { "note" };
-    let Finding { object, found, next, .. } = finding;
-    format!("{verdict:<5} {}: {}\n      next: {}\n", printable(object), printable(found), printable(next))
+fn to_text(findings: &[Finding]) -> String {
+    if findings.is_empty() {
+        return "nothing is wrong\n".to_owned();
+    }
+    let lines = findings.iter().map(|Finding { verdict, object, found, next }| {
+        let verdict = if *verdict == Verdict::Bad { "BAD" } else { "note" };
+        format!("{verdict:<5} {}: {}\n      next: {}\n", printable(object), printable(found), printable(next))
+    });
+    lines.collect()
+}
+
+/// What was looked at and is right.
+fn right(facts: &[Fact]) -> String {
+    let right = facts.iter().filter(|fact| fact.verdict == Verdict::Ok);
+    let line = |fact: &Fact| {
+        format!(
+            "ok    {}: {}: {}\n",
+            printable(&fact.object),
+            printable(&fact.property),
+            printable(&fact.found)
+        )
+    };
+    right.map(line).collect()
+}
+
+/// What the findings are about, each object once.
+fn names(findings: &[Finding]) -> String {
+    let objects: BTreeSet<_> = findings.iter().map(|finding| printable(&finding.object)).collect();
+    objects.into_iter().map(|object| object + "\n").collect()
 }
 
 /// Volumes whose record or data is not right, and deleted volumes whose record is not.

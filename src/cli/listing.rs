@@ -1,28 +1,48 @@
 //! The commands that show volumes and pools.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use super::cluster::orphans;
 use super::volumes::open;
 use super::{print, report};
 use crate::command::filter::Filters;
+use crate::command::inspect::Shown;
 use crate::command::ls::{self, Listing};
 use crate::command::session::{FromPools, Session};
 use crate::command::template::Template;
 use crate::command::{df, inspect, trash};
-use crate::config::flags::{Df, Inspect, Ls, LsOutput, Output};
+use crate::config::flags::{Df, Inspect, InspectOutput, ListOutput, Ls};
 use crate::engine::Engine;
-use crate::error::{Error, Result};
-use crate::volume::{Name, PoolName, Timestamp};
+use crate::engine::request::StoredVolume;
+use crate::engine::survey::PoolUses;
+use crate::error::{Context as _, Error, Result};
+use crate::volume::{PoolName, Timestamp};
 
-/// How long the usage of the volumes of a pool is measured for a listing.
-const MEASURE: Duration = Duration::from_secs(3);
+/// How long after its start a plain listing begins to measure another volume. A listing of many volumes stays fast.
+const MEASURE_BRIEFLY: Duration = Duration::from_millis(50);
+/// The same for a listing that is about the usage of volumes.
+pub(super) const MEASURE: Duration = Duration::from_secs(3);
 
 /// What a listing needs beside the records.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Needs {
     pub(super) users: bool,
-    pub(super) usage: bool,
+    /// Until when volumes are measured.
+    pub(super) usage_until: Option<Instant>,
+}
+
+impl Needs {
+    fn of(flags: &Ls, filters: &Filters, template: Option<&Template>, start: Instant) -> Self {
+        let only_ids = flags.quiet || flags.output == ListOutput::Name;
+        let (state, usage) = match template {
+            Some(template) => (template.has_state(), template.has_usage()),
+            None => (!only_ids, !only_ids),
+        };
+        let budget = if flags.output == ListOutput::Wide { MEASURE } else { MEASURE_BRIEFLY };
+        Self { users: state || filters.dangling.is_some(), usage_until: usage.then(|| start + budget) }
+    }
 }
 
 /// Lists volumes.
@@ -30,19 +50,23 @@ pub(super) fn list(flags: &Ls) -> Result<ExitCode> {
     if flags.trash {
         return list_trash(flags);
     }
+    let start = Instant::now();
     let filters = Filters::parse(&flags.filters, &["dangling", "label", "name", "pool"])?;
     let template = flags.format.as_deref().map(str::parse::<Template>).transpose()?;
-    let is_wide = flags.output == LsOutput::Wide;
-    let needs = Needs { users: is_wide || filters.dangling.is_some(), usage: is_wide };
-    let FromPools { items, unavailable } = listings(&open(&flags.pools)?, filters, needs);
+    let needs = Needs::of(flags, &filters, template.as_ref(), start);
+    let FromPools { mut items, unavailable } = listings(&open(&flags.pools)?, filters, needs);
+    if needs.users {
+        let orphans = orphans(&flags.cluster, items.iter().filter_map(Listing::record));
+        items.iter_mut().for_each(|listing| listing.is_orphan = orphans.contains(&listing.volume.id));
+    }
     let now = Timestamp::now();
     print(&match (flags.quiet, &template, flags.output) {
-        (true, ..) | (_, None, LsOutput::Name) => ls::to_ids(&items),
+        (true, ..) | (_, None, ListOutput::Name) => ls::to_ids(&items),
         (_, Some(template), _) => ls::by_template(&items, template),
-        (_, _, LsOutput::Text) => ls::to_text(&items, now),
-        (_, _, LsOutput::Wide) => ls::to_wide(&items, now),
-        (_, _, LsOutput::Json) => ls::to_json(&items)?,
-        (_, _, LsOutput::Yaml) => ls::to_yaml(&items)?,
+        (_, _, ListOutput::Text) => ls::to_table(&items, now, false),
+        (_, _, ListOutput::Wide) => ls::to_table(&items, now, true),
+        (_, _, ListOutput::Json) => ls::to_json(&items)?,
+        (_, _, ListOutput::Yaml) => ls::to_yaml(&items)?,
     })?;
     Ok(report(&unavailable))
 }
@@ -53,29 +77,53 @@ pub(super) fn listings(session: &Session, filters: Filters, needs: Needs) -> Fro
 }
 
 fn of_pool(engine: &Engine, pool: &PoolName, filters: &Filters, needs: Needs) -> Result<Vec<Listing>> {
-    let mut volumes = engine.records(pool)?;
+    let (mut volumes, mut uses) = records_and_uses(engine, pool, needs.users)?;
     volumes.retain(|volume| filters.admit(&volume.id, volume.record.as_ref().ok()));
-    let mut uses = needs.users.then(|| engine.used_volumes(pool)).transpose()?;
-    let names: Vec<Name> = volumes.iter().map(|volume| volume.id.name.clone()).collect();
-    let measured = if needs.usage { engine.used_bytes(pool, &names, MEASURE)? } else { Default::default() };
-    let listing = |volume: crate::engine::request::StoredVolume| {
-        let uses = uses.as_mut().map(|uses| uses.remove(&volume.id.name).unwrap_or_default());
+    let measured = match needs.usage_until {
+        Some(deadline) => {
+            let records: Vec<_> = volumes.iter().filter_map(|volume| volume.record.as_ref().ok()).collect();
+            engine.used_bytes(pool, &records, deadline)?
+        }
+        None => Default::default(),
+    };
+    let listing = |volume: StoredVolume| {
+        let uses = uses.as_mut().and_then(|uses| uses.take(&volume.id.name));
         let used = measured.get(&volume.id.name).copied();
         let path = engine.path_of_data(&volume.id).unwrap_or_default();
-        Listing { volume, path, uses, used }
+        Listing { volume, path, uses, used, is_orphan: false }
     };
     let mut found: Vec<_> = volumes.into_iter().map(listing).collect();
     found.retain(|listing| filters.dangling.is_none() || filters.dangling == listing.is_dangling());
     Ok(found)
 }
 
+/// Reads the records of a pool and, at the same time, the mounts of the host.
+fn records_and_uses(
+    engine: &Engine,
+    pool: &PoolName,
+    with_uses: bool,
+) -> Result<(Vec<StoredVolume>, Option<PoolUses>)> {
+    if !with_uses {
+        return Ok((engine.records(pool)?, None));
+    }
+    thread::scope(|scope| {
+        let scan = thread::Builder::new().name("users".to_owned());
+        let uses = scan.spawn_scoped(scope, || engine.uses_of_pool(pool)).context(|| "start a thread")?;
+        let volumes = engine.records(pool);
+        let uses = uses.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((volumes?, Some(uses?)))
+    })
+}
+
 fn list_trash(flags: &Ls) -> Result<ExitCode> {
     let FromPools { items, unavailable } = open(&flags.pools)?.each_pool("list the trash", Engine::trash);
+    let now = Timestamp::now();
     print(&match (flags.quiet, flags.output) {
-        (true, _) | (_, LsOutput::Name) => trash::to_ids(&items),
-        (_, LsOutput::Text | LsOutput::Wide) => trash::to_text(&items, Timestamp::now()),
-        (_, LsOutput::Json) => trash::to_json(&items)?,
-        (_, LsOutput::Yaml) => trash::to_yaml(&items)?,
+        (true, _) | (_, ListOutput::Name) => trash::to_ids(&items),
+        (_, ListOutput::Text) => trash::to_table(&items, now, false),
+        (_, ListOutput::Wide) => trash::to_table(&items, now, true),
+        (_, ListOutput::Json) => trash::to_json(&items)?,
+        (_, ListOutput::Yaml) => trash::to_yaml(&items)?,
     })?;
     Ok(report(&unavailable))
 }
@@ -86,13 +134,20 @@ pub(super) fn inspect(flags: &Inspect) -> Result<ExitCode> {
     let session = open(&flags.pools)?;
     let mut found = Vec::new();
     let errors = session.for_each(&flags.volumes, |id| {
-        found.push(session.call(&format!("inspect volume {id}"), move |engine| engine.inspect(&id))?);
+        let inspected = session.call(&format!("inspect volume {id}"), move |engine| engine.inspect(&id))?;
+        found.push(Shown { inspected, is_orphan: false });
         Ok(())
     });
-    print(&match &template {
-        Some(template) => inspect::by_template(&found, template),
-        None if flags.output == "yaml" => inspect::to_yaml(&found)?,
-        None => inspect::to_json(&found)?,
+    let has_state = template.as_ref().map_or(flags.output != InspectOutput::Name, Template::has_state);
+    if has_state {
+        let orphans = orphans(&flags.cluster, found.iter().map(|shown| &shown.inspected.volume));
+        found.iter_mut().for_each(|shown| shown.is_orphan = orphans.contains(&shown.inspected.volume.id));
+    }
+    print(&match (&template, flags.output) {
+        (Some(template), _) => inspect::by_template(&found, template),
+        (None, InspectOutput::Json) => inspect::to_json(&found)?,
+        (None, InspectOutput::Yaml) => inspect::to_yaml(&found)?,
+        (None, InspectOutput::Name) => inspect::to_ids(&found),
     })?;
     Ok(report(&errors))
 }
@@ -102,8 +157,9 @@ pub(super) fn df(flags: &Df) -> Result<ExitCode> {
     let session = open(&flags.pools)?;
     let FromPools { items: pools, mut unavailable } =
         session.each_pool("measure the space", |engine, pool| Ok(vec![engine.space(pool)?]));
-    let volumes = flags.verbose.then(|| {
-        let needs = Needs { users: false, usage: true };
+    let with_volumes = flags.verbose && flags.output != ListOutput::Name;
+    let volumes = with_volumes.then(|| {
+        let needs = Needs { users: false, usage_until: Some(Instant::now() + MEASURE) };
         let mut found = listings(&session, Filters::default(), needs);
         // An unavailable pool is reported once.
         found
@@ -112,9 +168,13 @@ pub(super) fn df(flags: &Df) -> Result<ExitCode> {
         unavailable.append(&mut found.unavailable);
         found.items
     });
+    let of_volumes = volumes.as_deref();
     print(&match flags.output {
-        Output::Text => df::to_text(&pools, volumes.as_deref()),
-        Output::Json => df::to_json(&pools, volumes.as_deref())?,
+        ListOutput::Text => df::to_table(&pools, of_volumes, false),
+        ListOutput::Wide => df::to_table(&pools, of_volumes, true),
+        ListOutput::Json => df::to_json(&pools, of_volumes)?,
+        ListOutput::Yaml => df::to_yaml(&pools, of_volumes)?,
+        ListOutput::Name => df::to_names(&pools),
     })?;
     Ok(report(&unavailable))
 }

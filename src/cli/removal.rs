@@ -2,9 +2,10 @@
 
 use std::io::{self, BufRead as _, IsTerminal as _};
 use std::process::ExitCode;
+use std::time::Instant;
 
-use super::listing::{Needs, listings};
-use super::volumes::{claim_of, open, plain_name};
+use super::listing::{MEASURE, Needs, listings};
+use super::volumes::{open, plain_name};
 use super::{print, print_error, report};
 use crate::command::filter::Filters;
 use crate::command::ls::Listing;
@@ -48,7 +49,8 @@ pub(super) fn prune(flags: &Prune) -> Result<ExitCode> {
     let mut filters = Filters::parse(&flags.filters, &["label"])?;
     filters.dangling = Some(true);
     let session = open(&flags.pools)?;
-    let FromPools { items, unavailable } = listings(&session, filters, Needs { users: true, usage: true });
+    let needs = Needs { users: true, usage_until: Some(Instant::now() + MEASURE) };
+    let FromPools { items, unavailable } = listings(&session, filters, needs);
     let (candidates, mut errors) = candidates(&session, items, flags.all);
     errors.extend(unavailable);
     let frees = freed(&candidates);
@@ -85,11 +87,11 @@ pub(super) fn prune(flags: &Prune) -> Result<ExitCode> {
 fn candidates(session: &Session, listed: Vec<Listing>, all: bool) -> (Vec<Candidate>, Vec<Error>) {
     let (mut found, mut errors, mut claimed) = (Vec::new(), Vec::new(), 0);
     for Listing { volume, used, .. } in listed {
-        let Ok(Volume { policy, labels, managed: true, .. }) = &volume.record else { continue };
+        let Ok(record @ Volume { policy, labels, managed: true, .. }) = &volume.record else { continue };
         if !all && !labels.contains_key(ANONYMOUS) {
             continue;
         }
-        if volume.record.as_ref().is_ok_and(|volume| claim_of(volume).is_some()) {
+        if record.claim().is_some() {
             claimed += 1;
             continue;
         }

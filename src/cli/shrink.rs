@@ -1,6 +1,5 @@
 //! `orlop expand --shrink`: a volume becomes smaller.
 
-use super::volumes::claim_of;
 use super::{print, print_error};
 use crate::command::printable;
 use crate::command::session::Session;
@@ -30,9 +29,9 @@ pub(super) fn shrink(session: &Session, id: &VolumeId, size: u64, dry_run: bool)
 
 /// Kubernetes does not learn of the new size.
 fn note_claim(volume: &Volume) {
-    if let Some(claim) = claim_of(volume) {
+    if let Some(claim) = volume.claim() {
         let text = format!(
-            "volume {} is that of {claim}, which Kubernetes goes on to show with its old size",
+            "volume {} is that of claim {claim}, which Kubernetes goes on to show with its old size",
             volume.id
         );
         print_error(&printable(&text));

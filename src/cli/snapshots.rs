@@ -6,7 +6,7 @@ use super::volumes::{in_own_words, open, open_to_copy, plain_name};
 use super::{print, report};
 use crate::command::session::FromPools;
 use crate::command::snapshots;
-use crate::config::flags::{CreateSnapshot, LsSnapshots, Output, RmSnapshots, Snapshots};
+use crate::config::flags::{CreateSnapshot, ListOutput, LsSnapshots, RmSnapshots, Snapshots};
 use crate::engine::Engine;
 use crate::engine::request::{self, ConsistencySpec};
 use crate::error::{Kind, Result};
@@ -50,10 +50,13 @@ fn create(flags: &CreateSnapshot) -> Result<()> {
 fn list(flags: &LsSnapshots) -> Result<ExitCode> {
     let FromPools { items, unavailable } =
         open(&flags.pools)?.each_pool("list the snapshots", Engine::snapshot_records);
+    let now = Timestamp::now();
     print(&match (flags.quiet, flags.output) {
-        (true, _) => snapshots::to_ids(&items),
-        (false, Output::Text) => snapshots::to_text(&items, Timestamp::now()),
-        (false, Output::Json) => snapshots::to_json(&items)?,
+        (true, _) | (_, ListOutput::Name) => snapshots::to_ids(&items),
+        (_, ListOutput::Text) => snapshots::to_table(&items, now, false),
+        (_, ListOutput::Wide) => snapshots::to_table(&items, now, true),
+        (_, ListOutput::Json) => snapshots::to_json(&items)?,
+        (_, ListOutput::Yaml) => snapshots::to_yaml(&items)?,
     })?;
     Ok(report(&unavailable))
 }

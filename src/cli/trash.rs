@@ -31,7 +31,7 @@ pub(super) fn empty(flags: &Prune) -> Result<ExitCode> {
     });
     let counted = if kept.len() == 1 { "1 volume".to_owned() } else { format!("{} volumes", kept.len()) };
     if !flags.force && !kept.is_empty() {
-        print(&trash::to_text(&kept, Timestamp::now()))?;
+        print(&trash::to_table(&kept, Timestamp::now(), false))?;
     }
     if flags.dry_run {
         print(&format!("would remove {counted}\n"))?;

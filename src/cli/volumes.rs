@@ -1,30 +1,25 @@
 //! The commands on volumes and snapshots: each parses its arguments, calls the engine, and prints the result.
 
 use std::collections::BTreeMap;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::{exec, interrupt, listing, print, print_error, removal, report, snapshots};
+use super::first_pool::FirstPool;
+use super::{adopt, doctor, exec, interrupt, listing, print, removal, report, snapshots};
 use crate::archive;
+use crate::command;
 use crate::command::session::Session;
-use crate::command::{self, printable};
-use crate::config::flags::{
-    Adopt, CloneVolume, Create, Expand, Label, NewCopy, Pools, Rename, Restore, Volumes,
-};
-use crate::config::{self, KNOWN_POOLS};
+use crate::config;
+use crate::config::flags::{CloneVolume, Create, Expand, Label, NewCopy, Pools, Rename, Restore, Volumes};
 use crate::engine::Engine;
-use crate::engine::request::{CreateVolume, OwnerSpec, PoolSettings, Tuning};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::fs::copy::Progress;
 use crate::fs::unpack::UnpackSpec;
 use crate::options::assignment::{self, Assigned};
 use crate::quantity::DockerSize;
-use crate::volume::{Name, Size, SizeRange, Source, Volume, VolumeId, shorten};
+use crate::volume::{Name, Size, SizeRange, Source, VolumeId, shorten};
 
 /// How long a call waits for a copy before the command looks whether it was interrupted.
 const COPY_WAIT: Duration = Duration::from_millis(100);
@@ -40,7 +35,7 @@ pub(super) fn run(command: Volumes) -> Result<ExitCode> {
         Volumes::Undelete(flags) => removal::undelete(&flags),
         Volumes::Exec(flags) => return exec::exec(&flags),
         Volumes::Rename(flags) => rename(&flags),
-        Volumes::Adopt(flags) => adopt(flags),
+        Volumes::Adopt(flags) => adopt::adopt(flags),
         Volumes::Backup(flags) => return Ok(super::archive::run(*flags)),
         Volumes::Create(flags) => create(flags),
         Volumes::Clone(flags) => clone(flags),
@@ -52,6 +47,8 @@ pub(super) fn run(command: Volumes) -> Result<ExitCode> {
         Volumes::Expand(flags) => expand(&flags),
         Volumes::Label(flags) => label(&flags),
         Volumes::Snapshot(command) => return snapshots::run(&command),
+        Volumes::Doctor(flags) => return doctor::run(&flags),
+        Volumes::Check(flags) => return super::check(&flags),
     };
     Ok(report(result.err().as_slice()))
 }
@@ -63,16 +60,19 @@ fn create(flags: Create) -> Result<()> {
     if is_anonymous {
         assigned.options.labels.entry(assignment::ANONYMOUS.to_owned()).or_default();
     }
-    if let Some(pool) = config::first_pool(&flags.pools)? {
-        check_first_volume(&pool, &name, &assigned)?;
-        if flags.new.dry_run {
-            return print(&format!(
-                "would make {} a pool and create volume {}/{name}\n",
-                pool.path.display(),
-                pool.name
-            ));
+    if let Some(first) = FirstPool::needed(&flags.pools)? {
+        first.check(&name, &assigned)?;
+        match &assigned.from {
+            Some(archive) if archive::name::is_archive(archive) => {
+                drop(command::archive::open(Path::new(archive))?);
+            }
+            Some(from) => return Err(no_source(from)),
+            None => {}
         }
-        make_pool(pool)?;
+        if flags.new.dry_run {
+            return first.would(&format!("create volume {}", first.volume(&name)));
+        }
+        first.make()?;
     }
     if let Some(archive) = assigned.from.take_if(|from| archive::name::is_archive(from)) {
         let (pools, dry_run) = (&flags.pools, flags.new.dry_run);
@@ -83,40 +83,8 @@ fn create(flags: Create) -> Result<()> {
     make(&session, name, source, assigned, flags.new.dry_run)
 }
 
-/// Refuses the first volume of a host before a pool is made for it.
-fn check_first_volume(pool: &PoolSettings, name: &str, assigned: &Assigned) -> Result<()> {
-    plain_name(name)?;
-    match &assigned.from {
-        Some(archive) if archive::name::is_archive(archive) => {
-            drop(command::archive::open(Path::new(archive))?)
-        }
-        Some(from) => return Err(no_source(from)),
-        None => {}
-    }
-    match &assigned.options.pool {
-        Some(other) if *other != pool.name => {
-            let text = format!("pool {other} does not exist; the only pool is {}", pool.name);
-            Err(Error::new(Kind::Invalid, text))
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
 fn no_source(text: &str) -> Error {
     Error::new(Kind::NotFound, format!("no volume and no snapshot {:?} exists", shorten(text)))
-}
-
-/// Makes the first pool of a host without any settings.
-fn make_pool(pool: PoolSettings) -> Result<()> {
-    let path = pool.path.clone();
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-    made.context(|| format!("create {}", path.display()))?;
-    let engine = Engine::open_recorded(vec![pool], Tuning::default(), Path::new(KNOWN_POOLS))?;
-    if let Some(why) = engine.pools().into_iter().find_map(|pool| pool.unavailable) {
-        return Err(Error::new(Kind::Unavailable, why));
-    }
-    print_error(&format!("{} is now the pool default, since no settings name another one", path.display()));
-    Ok(())
 }
 
 /// A name like those of Docker's anonymous volumes.
@@ -248,8 +216,8 @@ fn rename(flags: &Rename) -> Result<()> {
     session.refuse_volume_name_of_other_pool(&VolumeId { pool: id.pool.clone(), name: name.clone() })?;
     let asked = id.clone();
     let volume = session.call(&what, move |engine| engine.get(&asked))?;
-    if let Some(claim) = claim_of(&volume) {
-        let text = format!("volume {id} is that of {claim}, whose PersistentVolume has its name");
+    if let Some(claim) = volume.claim() {
+        let text = format!("volume {id} is that of claim {claim}, whose PersistentVolume has its name");
         return Err(Error::new(Kind::Unsupported, text));
     }
     if flags.dry_run {
@@ -259,73 +227,6 @@ fn rename(flags: &Rename) -> Result<()> {
     }
     let renamed = session.call(&what, move |engine| engine.rename(&id, &name))?;
     print(&format!("{}\n", renamed.id))
-}
-
-/// The claim that a volume belongs to, if Kubernetes has made it for one.
-pub(super) fn claim_of(volume: &Volume) -> Option<String> {
-    let label = |key: &str| volume.labels.get(&format!("csi.storage.k8s.io/pvc/{key}"));
-    label("name").map(|name| format!("claim {}/{name}", label("namespace").map_or("", String::as_str)))
-}
-
-/// What `adopt` makes a volume of.
-enum Adopted {
-    Directory(PathBuf),
-    Unmanaged(VolumeId),
-}
-
-fn adopt(flags: Adopt) -> Result<()> {
-    let Assigned { size, from, options } = assignment::parse(&flags.options, &flags.labels)?;
-    if from.is_some() || options.owner != OwnerSpec::default() {
-        let text = "options from, uid, gid and mode: a directory keeps its contents, owner and mode";
-        return Err(Error::new(Kind::Invalid, text));
-    }
-    let session = open(&flags.pools)?;
-    let (name, pool, adopted) = if flags.directory.starts_with(['/', '.']) {
-        let path = directory_of(&flags.directory)?;
-        let last = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        (flags.name.unwrap_or(last), session.pool(options.pool)?, Adopted::Directory(path))
-    } else {
-        let id = session.volume(&flags.directory)?;
-        if flags.name.is_some() || options.pool.as_ref().is_some_and(|pool| *pool != id.pool) {
-            let text =
-                format!("unmanaged volume {id} is adopted where it is: leave out the name and the pool");
-            return Err(Error::new(Kind::Invalid, text));
-        }
-        (id.name.to_string(), id.pool.clone(), Adopted::Unmanaged(id))
-    };
-    let id = VolumeId { pool: pool.clone(), name: plain_name(&name)? };
-    session.refuse_volume_name_of_other_pool(&id)?;
-    let request = CreateVolume {
-        name,
-        pool: Some(pool),
-        size: SizeRange { required: size.unwrap_or(0), limit: 0 },
-        policy: options.policy,
-        labels: options.labels,
-        ..CreateVolume::default()
-    };
-    let (what, path) = match adopted {
-        Adopted::Directory(path) => (format!("directory {}", path.display()), Some(path)),
-        Adopted::Unmanaged(id) => (format!("unmanaged volume {id}"), None),
-    };
-    if flags.dry_run {
-        let check = move |engine: &Engine| engine.check_adopt(&request, path.as_deref());
-        session.call(&format!("adopt {what}"), check)?;
-        return print(&format!("would make {} volume {id}\n", printable(&what)));
-    }
-    // With project quotas, all its files are looked at.
-    let adopt = move |engine: &Engine, _: &Progress| engine.adopt(&request, path.as_deref());
-    session.transfer(&format!("adopt {what}"), &id.pool, &Arc::new(Progress::default()), adopt)?;
-    print(&format!("{id}\n"))
-}
-
-/// The absolute path of a directory, without `..`.
-fn directory_of(text: &str) -> Result<PathBuf> {
-    let path = std::path::absolute(text).context(|| format!("find {:?}", shorten(text)))?;
-    if path.components().any(|part| part == std::path::Component::ParentDir) {
-        let text = format!("directory {:?}: write its path without ..", shorten(text));
-        return Err(Error::new(Kind::Invalid, text));
-    }
-    Ok(path)
 }
 
 fn label(flags: &Label) -> Result<()> {

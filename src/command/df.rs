@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::ls::{Listing, aligned};
-use super::to_json as format_json;
+use super::ls::{Listing, aligned, or_dash};
+use super::{printable, to_json as format_json, to_yaml as format_yaml};
 use crate::engine::survey::Space;
 use crate::error::Result;
 use crate::volume::{Size, VolumeId};
@@ -33,15 +33,15 @@ struct Used<'a> {
     used: Option<u64>,
 }
 
-/// Formats the pools as a table, and then their volumes if there are any.
+/// Formats the pools as a table, with their directories if it may be `wide`; and then their volumes, if these are given.
 #[must_use]
-pub fn to_text(pools: &[Space], volumes: Option<&[Listing]>) -> String {
+pub fn to_table(pools: &[Space], volumes: Option<&[Listing]>, wide: bool) -> String {
     let header =
         ["POOL", "BACKEND", "TOTAL", "FREE", "PROVISIONED", "ALLOCATABLE", "VOLUMES", "SNAPSHOTS", "TRASH"];
-    let mut table = vec![header.map(str::to_owned)];
+    let mut table = vec![header.map(str::to_owned).to_vec()];
     table.extend(pools.iter().map(|space| {
         let size = |bytes| Size(bytes).to_short();
-        [
+        vec![
             space.pool.to_string(),
             space.backend.to_owned(),
             size(space.total),
@@ -53,11 +53,16 @@ pub fn to_text(pools: &[Space], volumes: Option<&[Listing]>) -> String {
             space.trash.to_string(),
         ]
     }));
+    if wide {
+        let paths = pools.iter().map(|space| printable(&space.path.display().to_string()));
+        let paths = std::iter::once("PATH".to_owned()).chain(paths);
+        table.iter_mut().zip(paths).for_each(|(row, path)| row.push(path));
+    }
     let mut text = aligned(&table);
     if let Some(volumes) = volumes {
         let mut table = vec![["VOLUME", "SIZE", "USED"].map(str::to_owned)];
         table.extend(volumes.iter().map(|listing| {
-            let size = |bytes: Option<u64>| bytes.map_or("-".to_owned(), |bytes| Size(bytes).to_short());
+            let size = |bytes: Option<u64>| or_dash(bytes.map(|bytes| Size(bytes).to_short()));
             let provisioned = listing.size().filter(|size| *size != 0);
             [listing.volume.id.to_string(), size(provisioned), size(listing.used)]
         }));
@@ -71,14 +76,32 @@ pub fn to_text(pools: &[Space], volumes: Option<&[Listing]>) -> String {
 ///
 /// # Errors
 /// `Internal` when they cannot be represented.
-pub fn to_json<'a>(pools: &'a [Space], volumes: Option<&'a [Listing]>) -> Result<String> {
+pub fn to_json(pools: &[Space], volumes: Option<&[Listing]>) -> Result<String> {
+    format_json(&rows(pools, volumes))
+}
+
+/// Formats the pools as YAML.
+///
+/// # Errors
+/// `Internal` when they cannot be represented.
+pub fn to_yaml(pools: &[Space], volumes: Option<&[Listing]>) -> Result<String> {
+    format_yaml(&rows(pools, volumes))
+}
+
+/// Formats the names of the pools, one for each line.
+#[must_use]
+pub fn to_names(pools: &[Space]) -> String {
+    pools.iter().map(|space| format!("{}\n", space.pool)).collect()
+}
+
+fn rows<'a>(pools: &'a [Space], volumes: Option<&'a [Listing]>) -> Vec<Row<'a>> {
     let usage = |space: &Space| {
         let of_pool = volumes?.iter().filter(|listing| listing.volume.id.pool == space.pool);
         let used =
             |listing: &'a Listing| Used { id: &listing.volume.id, size: listing.size(), used: listing.used };
         Some(of_pool.map(used).collect())
     };
-    let rows = pools.iter().map(|space| Row {
+    let row = |space: &'a Space| Row {
         pool: space.pool.as_str(),
         path: space.path.display().to_string(),
         backend: space.backend,
@@ -90,6 +113,6 @@ pub fn to_json<'a>(pools: &'a [Space], volumes: Option<&'a [Listing]>) -> Result
         snapshots: space.snapshots,
         trash: space.trash,
         usage: usage(space),
-    });
-    format_json(&rows.collect::<Vec<_>>())
+    };
+    pools.iter().map(row).collect()
 }

@@ -5,15 +5,32 @@ use std::path::Path;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::ls::state_of;
 use super::template::{Item, Template};
 use super::{to_json as format_json, to_yaml as format_yaml};
 use crate::engine::request::{HostUse, Inspected};
 use crate::error::Result;
 use crate::mount::users::User;
 use crate::volume::{
-    BackendState, Consistency, Enforced, Labels, Name, Owner, Policy, PoolName, Source, Timestamp, Volume,
-    VolumeId,
+    BackendState, Claim, Consistency, Enforced, Labels, Name, Owner, Policy, PoolName, Source, Timestamp,
+    Volume, VolumeId,
 };
+
+/// A volume to be shown.
+#[derive(Debug)]
+pub struct Shown {
+    /// The volume.
+    pub inspected: Inspected,
+    /// Whether the cluster has no PersistentVolume of it, although Kubernetes has made it for a claim.
+    pub is_orphan: bool,
+}
+
+impl Shown {
+    fn state(&self) -> &'static str {
+        let Inspected { volume, users, hosts, .. } = &self.inspected;
+        state_of(Some(volume), Some(users.is_empty() && hosts.is_empty()), self.is_orphan)
+    }
+}
 
 /// A volume, with `null` for what only a managed volume has.
 #[derive(Debug, Serialize)]
@@ -34,6 +51,7 @@ struct Details<'a> {
     owner: Option<Owner>,
     policy: Policy,
     labels: &'a Labels,
+    claim: Option<Claim<'a>>,
     source: Option<&'a Source>,
     consistency: Option<Consistency>,
     pause_ms: Option<u64>,
@@ -43,6 +61,7 @@ struct Details<'a> {
     managed: bool,
     ephemeral: bool,
     backend: &'a BackendState,
+    state: &'static str,
     users: Vec<UserDetails<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     hosts: Vec<HostDetails<'a>>,
@@ -50,7 +69,7 @@ struct Details<'a> {
 
 /// A host that uses a volume of a shared pool.
 #[derive(Debug, Serialize)]
-struct HostDetails<'a> {
+pub(super) struct HostDetails<'a> {
     node: &'a str,
     since: Timestamp,
     /// Whether no other host may use it meanwhile.
@@ -59,17 +78,21 @@ struct HostDetails<'a> {
 
 /// A user of a volume, with `null` for what is not known.
 #[derive(Debug, Serialize)]
-struct UserDetails<'a> {
+#[serde(rename_all = "camelCase")]
+pub(super) struct UserDetails<'a> {
+    /// Its UID.
     pod: Option<&'a str>,
+    pod_namespace: Option<&'a str>,
+    pod_name: Option<&'a str>,
     container: Option<&'a str>,
     pid: Option<i32>,
     command: Option<&'a str>,
     target: String,
 }
 
-impl<'a> From<&'a Inspected> for Details<'a> {
-    fn from(inspected: &'a Inspected) -> Self {
-        let Inspected { volume, path, not_enforced, has_cheap_snapshots, users, hosts } = inspected;
+impl<'a> From<&'a Shown> for Details<'a> {
+    fn from(shown: &'a Shown) -> Self {
+        let Inspected { volume, path, not_enforced, has_cheap_snapshots, users, hosts } = &shown.inspected;
         let Volume { id, managed, copied, .. } = volume;
         let copied = copied.as_ref();
         Self {
@@ -86,6 +109,7 @@ impl<'a> From<&'a Inspected> for Details<'a> {
             owner: managed.then_some(volume.owner),
             policy: volume.policy,
             labels: &volume.labels,
+            claim: volume.claim(),
             source: volume.source.as_ref(),
             consistency: copied.map(|copied| copied.consistency),
             pause_ms: copied.map(|copied| copied.pause_ms),
@@ -95,6 +119,7 @@ impl<'a> From<&'a Inspected> for Details<'a> {
             managed: *managed,
             ephemeral: volume.ephemeral,
             backend: &volume.backend,
+            state: shown.state(),
             users: users.iter().map(UserDetails::from).collect(),
             hosts: hosts.iter().map(HostDetails::from).collect(),
         }
@@ -109,8 +134,11 @@ impl<'a> From<&'a HostUse> for HostDetails<'a> {
 
 impl<'a> From<&'a User> for UserDetails<'a> {
     fn from(user: &'a User) -> Self {
+        let name = user.pod_name.as_ref();
         Self {
             pod: user.pod.as_deref(),
+            pod_namespace: name.map(|pod| pod.namespace.as_str()),
+            pod_name: name.map(|pod| pod.name.as_str()),
             container: user.container.as_deref(),
             pid: user.pid,
             command: user.pid.map(|_| user.command.as_str()),
@@ -123,7 +151,7 @@ impl<'a> From<&'a User> for UserDetails<'a> {
 ///
 /// # Errors
 /// `Internal` when they cannot be represented.
-pub fn to_json(volumes: &[Inspected]) -> Result<String> {
+pub fn to_json(volumes: &[Shown]) -> Result<String> {
     format_json(&volumes.iter().map(Details::from).collect::<Vec<_>>())
 }
 
@@ -131,22 +159,29 @@ pub fn to_json(volumes: &[Inspected]) -> Result<String> {
 ///
 /// # Errors
 /// `Internal` when they cannot be represented.
-pub fn to_yaml(volumes: &[Inspected]) -> Result<String> {
+pub fn to_yaml(volumes: &[Shown]) -> Result<String> {
     format_yaml(&volumes.iter().map(Details::from).collect::<Vec<_>>())
 }
 
 /// Formats each volume by a template.
 #[must_use]
-pub fn by_template(volumes: &[Inspected], template: &Template) -> String {
-    let line = |inspected: &Inspected| {
-        let Inspected { volume, path, users, .. } = inspected;
-        let whole = serde_json::to_value(Details::from(inspected)).unwrap_or_default();
-        let state = match (volume.managed, users.is_empty()) {
-            (false, _) => "unmanaged",
-            (true, true) => "dangling",
-            (true, false) => "ok",
-        };
-        template.render(&Item { id: &volume.id, path, volume: Some(volume), state, whole: &whole })
+pub fn by_template(volumes: &[Shown], template: &Template) -> String {
+    let line = |shown: &Shown| {
+        let Inspected { volume, path, .. } = &shown.inspected;
+        let whole = serde_json::to_value(Details::from(shown)).unwrap_or_default();
+        template.render(&Item {
+            id: &volume.id,
+            path,
+            volume: Some(volume),
+            state: shown.state(),
+            whole: &whole,
+        })
     };
     volumes.iter().map(line).collect()
+}
+
+/// Formats the ids, one for each line.
+#[must_use]
+pub fn to_ids(volumes: &[Shown]) -> String {
+    volumes.iter().map(|shown| format!("{}\n", shown.inspected.volume.id)).collect()
 }

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::ls::{age, aligned};
-use super::to_json as format_json;
+use super::ls::{age, aligned, or_dash};
+use super::{printable, to_json as format_json, to_yaml as format_yaml};
 use crate::engine::request::StoredSnapshot;
 use crate::error::Result;
 use crate::volume::{Labels, Name, PoolName, Size, Timestamp, VolumeId};
@@ -46,25 +46,34 @@ impl<'a> From<&'a StoredSnapshot> for Row<'a> {
     }
 }
 
-/// Formats the snapshots as a table.
+/// Formats the snapshots as a table; with the sizes of their volumes and their labels if it may be `wide`.
 #[must_use]
-pub fn to_text(snapshots: &[StoredSnapshot], now: Timestamp) -> String {
-    let header = ["POOL", "NAME", "VOLUME", "BYTES", "AGE", "CONSISTENCY", "STATE"];
+pub fn to_table(snapshots: &[StoredSnapshot], now: Timestamp, wide: bool) -> String {
+    let header = ["POOL", "NAME", "VOLUME", "BYTES", "AGE", "CONSISTENCY", "STATE", "SIZE", "LABELS"];
+    let shown = if wide { header.len() } else { header.len() - 2 };
     let mut table = vec![header.map(str::to_owned)];
     table.extend(snapshots.iter().map(|snapshot| {
         let row = Row::from(snapshot);
-        let unknown = || "-".to_owned();
+        let size = |bytes: u64| Size(bytes).to_short();
         [
             row.pool.to_string(),
             row.name.to_string(),
-            row.source_volume.map_or_else(unknown, |volume| volume.name.to_string()),
-            row.bytes.map_or_else(unknown, |bytes| Size(bytes).to_short()),
-            row.created.map_or_else(unknown, |created| age(created, now)),
-            row.consistency.map_or_else(unknown, str::to_owned),
+            or_dash(row.source_volume.map(|volume| volume.name.to_string())),
+            or_dash(row.bytes.map(size)),
+            or_dash(row.created.map(|created| age(created, now))),
+            or_dash(row.consistency.map(str::to_owned)),
             row.state.to_owned(),
+            or_dash(row.size.filter(|bytes| *bytes != 0).map(size)),
+            or_dash(row.labels.filter(|labels| !labels.is_empty()).map(labels_as_text)),
         ]
     }));
-    aligned(&table)
+    aligned(&table.iter().map(|row| &row[..shown]).collect::<Vec<_>>())
+}
+
+/// Labels as `a=b,c=d`.
+fn labels_as_text(labels: &Labels) -> String {
+    let labels: Vec<_> = labels.iter().map(|(key, value)| printable(&format!("{key}={value}"))).collect();
+    labels.join(",")
 }
 
 /// Formats the snapshots as a JSON array.
@@ -73,6 +82,14 @@ pub fn to_text(snapshots: &[StoredSnapshot], now: Timestamp) -> String {
 /// `Internal` when they cannot be represented.
 pub fn to_json(snapshots: &[StoredSnapshot]) -> Result<String> {
     format_json(&snapshots.iter().map(Row::from).collect::<Vec<_>>())
+}
+
+/// Formats the snapshots as YAML.
+///
+/// # Errors
+/// `Internal` when they cannot be represented.
+pub fn to_yaml(snapshots: &[StoredSnapshot]) -> Result<String> {
+    format_yaml(&snapshots.iter().map(Row::from).collect::<Vec<_>>())
 }
 
 /// Formats the ids, one for each line.

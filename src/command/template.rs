@@ -98,6 +98,22 @@ fn unescaped(text: &str) -> String {
 }
 
 impl Template {
+    /// Whether it prints the state of a volume, which depends on its users.
+    #[must_use]
+    pub fn has_state(&self) -> bool {
+        self.0.iter().any(|part| match part {
+            Part::Field(name) | Part::Json(name) => name == "State",
+            Part::Whole => true,
+            Part::Text(_) | Part::Label(_) => false,
+        })
+    }
+
+    /// Whether it prints all of a volume, also what it takes.
+    #[must_use]
+    pub fn has_usage(&self) -> bool {
+        self.0.contains(&Part::Whole)
+    }
+
     /// The line of a volume.
     #[must_use]
     pub fn render(&self, item: &Item<'_>) -> String {

@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use super::ls::{age, aligned};
-use super::{to_json as format_json, to_yaml as format_yaml};
+use super::ls::{age, aligned, or_dash};
+use super::{printable, to_json as format_json, to_yaml as format_yaml};
 use crate::engine::trash::{Kept, Trashed};
 use crate::error::Result;
-use crate::volume::{Name, PoolName, Size, Timestamp, VolumeId};
+use crate::volume::{Claim, Labels, Name, PoolName, Size, Timestamp, Volume, VolumeId};
 
 /// A deleted volume in a listing.
 #[derive(Debug, Serialize)]
@@ -16,23 +16,32 @@ struct Row<'a> {
     pool: &'a PoolName,
     name: &'a Name,
     size: Option<u64>,
+    labels: Option<&'a Labels>,
+    claim: Option<Claim<'a>>,
+    created: Option<Timestamp>,
     deleted: Option<Timestamp>,
     /// `null` if it is kept until an administrator removes it.
     kept_until: Option<Timestamp>,
     /// Whether it can be restored.
     restorable: bool,
     entry: &'a str,
+    /// `trashed` or `unreadable`.
+    state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
 impl<'a> From<&'a Trashed> for Row<'a> {
     fn from(Trashed { id, entry, record, deleted, kept }: &'a Trashed) -> Self {
+        let volume = record.as_ref().ok();
         Self {
             id,
             pool: &id.pool,
             name: &id.name,
-            size: record.as_ref().ok().map(|volume| volume.size),
+            size: volume.map(|volume| volume.size),
+            labels: volume.map(|volume| &volume.labels),
+            claim: volume.and_then(Volume::claim),
+            created: volume.map(|volume| volume.created),
             deleted: *deleted,
             kept_until: match kept {
                 Kept::Until(time) => Some(*time),
@@ -40,34 +49,37 @@ impl<'a> From<&'a Trashed> for Row<'a> {
             },
             restorable: record.is_ok() && *kept != Kept::Due,
             entry,
+            state: if volume.is_some() { "trashed" } else { "unreadable" },
             error: record.as_ref().err().map(|error| error.chain()),
         }
     }
 }
 
-/// Formats the volumes as a table.
+/// Formats the volumes as a table; with their claims and their ages if it may be `wide`.
 #[must_use]
-pub fn to_text(trash: &[Trashed], now: Timestamp) -> String {
-    let mut table = vec![["POOL", "NAME", "SIZE", "DELETED", "KEPT", "ENTRY"].map(str::to_owned)];
+pub fn to_table(trash: &[Trashed], now: Timestamp, wide: bool) -> String {
+    let header = ["POOL", "NAME", "SIZE", "DELETED", "KEPT", "STATE", "ENTRY", "CLAIM", "AGE"];
+    let shown = if wide { header.len() } else { header.len() - 2 };
+    let mut table = vec![header.map(str::to_owned)];
     table.extend(trash.iter().map(|trashed| {
         let row = Row::from(trashed);
-        let unknown = || "-".to_owned();
-        let size = row.size.filter(|size| *size != 0);
         [
             row.pool.to_string(),
             row.name.to_string(),
-            size.map_or_else(unknown, |size| Size(size).to_short()),
-            row.deleted.map_or_else(unknown, |deleted| age(deleted, now)),
+            or_dash(row.size.filter(|size| *size != 0).map(|size| Size(size).to_short())),
+            or_dash(row.deleted.map(|deleted| age(deleted, now))),
             match trashed.kept {
-                _ if row.error.is_some() => "unreadable".to_owned(),
                 Kept::Forever => "forever".to_owned(),
                 Kept::Until(time) => age(now, time),
                 Kept::Due => "no".to_owned(),
             },
+            row.state.to_owned(),
             row.entry.to_owned(),
+            or_dash(row.claim.map(|claim| printable(&claim.to_string()))),
+            or_dash(row.created.map(|created| age(created, now))),
         ]
     }));
-    aligned(&table)
+    aligned(&table.iter().map(|row| &row[..shown]).collect::<Vec<_>>())
 }
 
 /// Formats the volumes as a JSON array.

@@ -15,8 +15,8 @@ use crate::pause::HELPER_COMMAND;
 use crate::volume::{PoolName, shorten};
 use crate::worker::WORKER_COMMAND;
 pub use archive::{ArchiveFile, Archives, Backup, Format, NewBackup};
-pub use listing::{Inspect, Ls, LsOutput};
-pub use upkeep::{Adopt, Df, Exec, Prune, Rename, Undelete};
+pub use listing::{Df, Doctor, InCluster, Inspect, InspectOutput, ListOutput, Ls};
+pub use upkeep::{Adopt, Exec, Prune, Rename, Undelete};
 pub use volumes::{
     CloneVolume, ConsistencyFlag, Create, CreateSnapshot, Expand, Label, LsSnapshots, NewCopy, NewVolume,
     Restore, RmSnapshots, Snapshots, Volumes,
@@ -38,10 +38,6 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Ask a running orlop whether it is ready; the exit code is 0 if it is
     Probe(Probe),
-    /// Report what this kernel and the given pools support, without changing anything unless --fix is given
-    Check(Check),
-    /// Report what keeps volumes and pools from working, each with the next step
-    Doctor(Doctor),
     /// A command on volumes
     #[command(flatten)]
     Volumes(Volumes),
@@ -199,8 +195,8 @@ pub struct Probe {
 /// Flags of `orlop check`.
 #[derive(Debug, Args)]
 pub struct Check {
-    /// The pools to check
     #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
     pub pools: Pools,
 
     /// Search the volumes for files that have left their project, so that no size limits them
@@ -211,18 +207,6 @@ pub struct Check {
     /// with --audit, put the files back that it finds
     #[arg(long)]
     pub fix: bool,
-
-    /// Output format
-    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
-    pub output: Output,
-}
-
-/// Flags of `orlop doctor`.
-#[derive(Debug, Args)]
-pub struct Doctor {
-    /// The pools to check
-    #[command(flatten)]
-    pub pools: Pools,
 
     /// Output format
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]

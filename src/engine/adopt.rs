@@ -61,7 +61,7 @@ impl Engine {
         let _claim = self.claims.claim(ObjectKind::Volumes, &id)?;
         let locked = self.lock_volume_in(&pool, &id)?;
         check_limit(&pool, request.policy)?;
-        let found = directory.map(|path| self.check_directory(path)).transpose()?;
+        let found = directory.map(|path| self.find_directory(path)).transpose()?;
         match &found {
             Some(_) => self.refuse_taken(&locked)?,
             None if locked.require()?.managed => {
@@ -96,8 +96,15 @@ impl Engine {
         enter(&locked, volume).context(|| text)?.required()
     }
 
-    /// Checks that nothing speaks against moving a directory.
-    fn check_directory(&self, path: &Path) -> Result<Directory> {
+    /// Checks that a directory can be moved, as far as that does not depend on the pool.
+    ///
+    /// # Errors
+    /// As those of [`Engine::adopt`] about the directory.
+    pub fn check_directory(&self, path: &Path) -> Result<()> {
+        self.find_directory(path).map(drop)
+    }
+
+    fn find_directory(&self, path: &Path) -> Result<Directory> {
         let shown = path.display();
         let invalid = |why: &str| Err(Error::new(Kind::Invalid, format!("directory {shown}: {why}")));
         let (Some(parent), Some(entry)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))

@@ -1,6 +1,6 @@
 //! The health of volumes and the space that they take.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Engine;
 use super::request::{Amounts, Severity, Symptom, Usage};
 use super::source::reopen;
+use crate::backend::Used;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::mount;
 use crate::pool::object::ObjectKind;
@@ -103,16 +104,27 @@ impl Engine {
 
 /// The bytes and the inodes that a volume takes, as far as they are known within `wait`.
 pub(super) fn used(pool: &OpenPool, volume: &Volume, wait: Duration) -> Result<(Option<u64>, Option<u64>)> {
+    let data = open_data(pool, volume)?;
+    if let Some(used) = used_by_backend(pool, volume)? {
+        return Ok((Some(used.bytes), used.inodes));
+    }
+    let measured = pool.usage.measure(&volume.id.name, data, wait)?;
+    Ok((measured.map(|usage| usage.bytes), measured.map(|usage| usage.inodes)))
+}
+
+/// The space that a volume takes as its filesystem counts it; `None` if its files must be counted.
+pub(super) fn used_by_backend(pool: &OpenPool, volume: &Volume) -> Result<Option<Used>> {
+    let object = pool.store.object(ObjectKind::Volumes, &volume.id.name)?;
+    let used = pool.backend.used(object.as_fd(), &volume.backend);
+    used.context(|| format!("read the usage of volume {}", volume.id))
+}
+
+/// Opens the data of a volume for reading.
+pub(super) fn open_data(pool: &OpenPool, volume: &Volume) -> Result<OwnedFd> {
     let id = &volume.id;
     let data = pool.store.data(ObjectKind::Volumes, &id.name)?;
     let data = data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} has no data")))?;
-    let object = pool.store.object(ObjectKind::Volumes, &id.name)?;
-    let used = pool.backend.used(object.as_fd(), &volume.backend);
-    if let Some(used) = used.context(|| format!("read the usage of volume {id}"))? {
-        return Ok((Some(used.bytes), used.inodes));
-    }
-    let measured = pool.usage.measure(&id.name, reopen(data.as_fd())?, wait)?;
-    Ok((measured.map(|usage| usage.bytes), measured.map(|usage| usage.inodes)))
+    reopen(data.as_fd())
 }
 
 /// The symptoms in the index and the last measurement, without access to the disk.

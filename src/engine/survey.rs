@@ -1,20 +1,26 @@
 //! What commands show of a pool beside its records: space, usage, and users. And a volume that a command mounts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::Engine;
-use super::health::used;
-use super::locked::{LockedVolume, read};
+use super::health::{open_data, used_by_backend};
+use super::locked::LockedVolume;
 use super::takeover::check_usable;
 use crate::error::{Error, Kind, Result};
+use crate::fs::Measurement;
 use crate::mount::location::MountedDir;
 use crate::mount::users::User;
 use crate::pool::object::ObjectKind;
-use crate::pool::{HostUse, Medium};
-use crate::volume::{DATA, Name, PoolName, VolumeId};
+use crate::pool::{HostUse, Medium, OpenPool};
+use crate::volume::{DATA, Name, PoolName, Volume, VolumeId};
+
+/// How long a volume is measured before it is the turn of the next one: a large volume does not hide the small ones.
+const TURN: Duration = Duration::from_millis(5);
+/// Number of measurements that are begun at once. Each has some open directories.
+const MOST_MEASURED: usize = 4;
 
 /// The space of a pool, in bytes, and the number of its objects.
 #[derive(Debug, Clone)]
@@ -48,6 +54,20 @@ pub struct Uses {
     pub users: Vec<User>,
     /// The hosts, if its pool is shared by several.
     pub hosts: Vec<HostUse>,
+}
+
+/// The users of the volumes of a pool.
+#[derive(Debug, Clone, Default)]
+pub struct PoolUses {
+    known: BTreeMap<Name, Uses>,
+    unknown: BTreeSet<Name>,
+}
+
+impl PoolUses {
+    /// Takes out the users of a volume; `None` if they are not known.
+    pub fn take(&mut self, name: &Name) -> Option<Uses> {
+        (!self.unknown.contains(name)).then(|| self.known.remove(name).unwrap_or_default())
+    }
 }
 
 /// The data of a volume, which is neither deleted nor renamed while this exists.
@@ -107,57 +127,74 @@ impl Engine {
         Ok(self.pool(&id.pool)?.store.data(ObjectKind::Volumes, &id.name)?.is_some())
     }
 
-    /// The volumes of a pool that are in use, with their users. Loop devices and overlays are not looked for.
+    /// The users of the volumes of a pool. Loop devices and overlays are not looked for.
     ///
     /// # Errors
     /// `Unavailable` if the pool is; `Internal` if the processes cannot be listed.
-    pub fn used_volumes(&self, pool: &PoolName) -> Result<BTreeMap<Name, Uses>> {
+    pub fn uses_of_pool(&self, pool: &PoolName) -> Result<PoolUses> {
         let pool = self.pool(pool)?;
-        let mut found: BTreeMap<Name, Uses> = BTreeMap::new();
+        let mut found = PoolUses::default();
         let mounted = self.users.entries_mounted(pool.store.directory(ObjectKind::Volumes))?;
         let names = mounted.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse::<Name>().ok());
         let (mut used, mut directories) = (Vec::new(), Vec::new());
         for name in names {
             // Not kept open: there may be more of them than this process may have open files.
-            let Some(data) = pool.store.data(ObjectKind::Volumes, &name)? else { continue };
-            directories.push(MountedDir::of(data.as_fd())?);
-            used.push(name);
+            let data = pool.store.data(ObjectKind::Volumes, &name);
+            match data.and_then(|data| data.map(|data| MountedDir::of(data.as_fd())).transpose()) {
+                Ok(Some(directory)) => {
+                    directories.push(directory);
+                    used.push(name);
+                }
+                Ok(None) => {}
+                // For example, something is mounted at the directory. That does not hide the other volumes.
+                Err(_) => drop(found.unknown.insert(name)),
+            }
         }
         // One scan for all of them.
         let users = if directories.is_empty() { Vec::new() } else { self.users.of_each(&directories)? };
-        for (name, users) in used.into_iter().zip(users).filter(|(_, users)| !users.is_empty()) {
-            found.entry(name).or_default().users = users;
+        for (name, users) in used.into_iter().zip(users) {
+            found.known.entry(name).or_default().users = users;
         }
         if let Some(used) = pool.used() {
-            for name in pool.store.names(ObjectKind::Volumes)? {
-                let hosts = used.users(&name)?;
-                if !hosts.is_empty() {
-                    found.entry(name).or_default().hosts = hosts;
-                }
+            for (name, hosts) in used.all_users()? {
+                found.known.entry(name).or_default().hosts = hosts;
             }
         }
         Ok(found)
     }
 
-    /// The bytes that these volumes of a pool take, as far as they are known within `wait`.
+    /// The bytes that these volumes of a pool take, as far as they are known at the deadline.
     ///
     /// # Errors
     /// `Unavailable` if the pool is.
-    pub fn used_bytes(&self, pool: &PoolName, names: &[Name], wait: Duration) -> Result<BTreeMap<Name, u64>> {
-        let (pool, deadline) = (self.pool(pool)?, Instant::now() + wait);
-        let mut found = BTreeMap::new();
-        for name in names {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
+    pub fn used_bytes(
+        &self,
+        pool: &PoolName,
+        volumes: &[&Volume],
+        deadline: Instant,
+    ) -> Result<BTreeMap<Name, u64>> {
+        let pool = self.pool(pool)?;
+        let (mut found, mut waiting, mut begun) = (BTreeMap::new(), volumes.iter(), VecDeque::new());
+        while Instant::now() < deadline {
+            let next = if begun.len() < MOST_MEASURED { waiting.next() } else { None };
+            let (name, mut measurement) = match next.map(|volume| (&volume.id.name, begin(&pool, volume))) {
+                Some((name, Ok(Begun::Known(bytes)))) => {
+                    found.insert(name.clone(), bytes);
+                    continue;
+                }
+                Some((name, Ok(Begun::Walk(measurement)))) => (name, measurement),
+                // A volume that cannot be measured does not hide the others.
+                Some((_, Err(_))) => continue,
+                None => match begun.pop_front() {
+                    Some(first) => first,
+                    None => break,
+                },
+            };
+            match measurement.run(TURN) {
+                Ok(Some(usage)) => drop(found.insert(name.clone(), usage.bytes)),
+                Ok(None) => begun.push_back((name, measurement)),
+                Err(_) => {}
             }
-            let id = VolumeId { pool: pool.settings.name.clone(), name: name.clone() };
-            // A volume that cannot be measured does not hide the others.
-            let bytes = read(&pool, &id).and_then(|volume| match volume {
-                Some(volume) => Ok(used(&pool, &volume, left)?.0),
-                None => Ok(None),
-            });
-            found.extend(bytes.ok().flatten().map(|bytes| (name.clone(), bytes)));
         }
         Ok(found)
     }
@@ -180,4 +217,19 @@ impl Engine {
         let data = data.ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} has no data")))?;
         Ok(HeldData { data, _locked: locked })
     }
+}
+
+/// A measurement of a volume that has begun.
+enum Begun {
+    /// The filesystem counts the bytes of a volume.
+    Known(u64),
+    /// Its files are counted.
+    Walk(Measurement),
+}
+
+fn begin(pool: &OpenPool, volume: &Volume) -> Result<Begun> {
+    if let Some(used) = used_by_backend(pool, volume)? {
+        return Ok(Begun::Known(used.bytes));
+    }
+    Ok(Begun::Walk(Measurement::new(open_data(pool, volume)?.as_fd())?))
 }

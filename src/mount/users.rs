@@ -9,6 +9,7 @@
 //! only a thread is in or only a descriptor keeps alive, and a mount that is not attached anywhere.
 
 mod namespaces;
+mod pods;
 mod record;
 mod scan;
 mod user;
@@ -18,6 +19,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+pub use self::pods::PodName;
 pub use self::user::{User, container_of_cgroup, pod_of_cgroup};
 
 use self::namespaces::ScanCache;
@@ -105,6 +107,7 @@ impl Users {
             let of_root = scan.mounts_in(&location).into_iter().filter(|found| found.root == location.path);
             users.extend(user::identify(&self.proc, of_root.collect()));
         }
+        user::name_pods(&self.proc, users.iter_mut());
         Ok(users)
     }
 
@@ -122,7 +125,10 @@ impl Users {
     }
 
     fn identify(&self, scan: &Scan, locations: &[FsLocation]) -> Vec<Vec<User>> {
-        locations.iter().map(|location| user::identify(&self.proc, scan.mounts_in(location))).collect()
+        let identify = |location| user::identify(&self.proc, scan.mounts_in(location));
+        let mut users: Vec<Vec<User>> = locations.iter().map(identify).collect();
+        user::name_pods(&self.proc, users.iter_mut().flatten());
+        users
     }
 
     /// Whether an overlay may be mounted, as of the last scan.

@@ -155,6 +155,23 @@ impl UsedLocks {
         Ok(users)
     }
 
+    /// The hosts that use volumes, by volume, as their records say.
+    ///
+    /// # Errors
+    /// The error of the failed system call.
+    pub fn all_users(&self) -> Result<BTreeMap<Name, Vec<HostUse>>> {
+        let mut found: BTreeMap<Name, Vec<HostUse>> = BTreeMap::new();
+        for host in self.hosts.all()?.iter().filter(|host| !self.is_gone(host)) {
+            for (name, used) in self.hosts.uses_of(host) {
+                found.entry(name).or_default().push(used);
+            }
+        }
+        for users in found.values_mut() {
+            users.sort_by(|a, b| (&a.node, a.since).cmp(&(&b.node, b.since)));
+        }
+        Ok(found)
+    }
+
     /// Why this host should not use a volume that it has mounted: another one took it while this one could not reach the
     /// pool. `None` if all is well.
     pub(crate) fn lost(&self, name: &Name) -> Option<String> {

@@ -104,6 +104,60 @@ fn what_takes_long_shows_its_progress_on_a_narrow_terminal() {
     assert!(!quiet.stderr.contains('\r'), "{quiet:?}");
 }
 
+/// Runs a command on a terminal, and prints what the terminal has got.
+const ON_PLAIN_TERMINAL: &str = r#"
+import os, pty, select, subprocess, sys, time
+ours, terminal = pty.openpty()
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=terminal, stderr=terminal)
+os.close(terminal)
+shown, deadline = b"", time.monotonic() + 60
+while time.monotonic() < deadline:
+    if select.select([ours], [], [], 1)[0]:
+        try:
+            shown += os.read(ours, 4096)
+        except OSError:
+            break
+child.wait()
+sys.stdout.buffer.write(shown)
+"#;
+
+/// Help and the errors of wrong flags have colours. Tables, ids and errors of commands have none.
+#[test]
+fn colours_are_only_on_a_terminal_and_not_with_no_color() {
+    let pools = Pools::with(&[("a", 4096)], &[]);
+    let cases = [
+        ("--help", true),
+        ("ls --help", true),
+        ("ls --colour", true),
+        ("ls", false),
+        ("ls -o wide", false),
+        ("inspect a", false),
+        ("df", false),
+        ("doctor", false),
+        ("rm none", false),
+    ];
+    for (arguments, has_colours) in cases {
+        let piped = pools.run(arguments);
+        assert!(!format!("{piped:?}").contains("u{1b}"), "{arguments}: {piped:?}");
+        assert!(!piped.stdout.is_empty() || !piped.stderr.is_empty(), "{arguments}");
+        let on_terminal = |term: &str, no_color: Option<&str>| {
+            let orlop = pools.command(arguments);
+            let mut terminal = Command::new("python3");
+            terminal.args(["-c", ON_PLAIN_TERMINAL]).arg(orlop.get_program()).args(orlop.get_args());
+            for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+                terminal.env_remove(name);
+            }
+            no_color.map(|value| terminal.env("NO_COLOR", value));
+            let shown = run(terminal.env("TERM", term)).stdout;
+            assert!(!shown.is_empty(), "{arguments}");
+            shown.contains('\u{1b}')
+        };
+        assert_eq!(on_terminal("xterm-256color", None), has_colours, "{arguments}");
+        assert!(!on_terminal("xterm-256color", Some("1")), "{arguments} with NO_COLOR");
+        assert!(!on_terminal("dumb", None), "{arguments} with TERM=dumb");
+    }
+}
+
 #[test]
 fn a_reader_that_closes_its_pipe_causes_neither_a_panic_nor_noise() {
     let pools = Pools::with(&[("a", 0)], &[]);

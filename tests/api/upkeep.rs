@@ -88,8 +88,8 @@ fn a_volume_in_use_is_neither_renamed_nor_pruned() {
     let pid = format!("process {}", container.0.id());
     assert!(wide.lines().nth(1).unwrap().contains(&pid), "{wide}");
     drop(container);
-    let wide = pools.run("ls -o wide").stdout;
-    assert!(wide.lines().nth(1).unwrap().ends_with("dangling"), "{wide}");
+    let table = pools.run("ls").stdout;
+    assert!(table.lines().nth(1).unwrap().ends_with("dangling"), "{table}");
     assert_eq!(pools.run("rename a b").code, 0);
 }
 
@@ -183,7 +183,10 @@ fn a_deleted_volume_is_listed_and_restored_while_the_trash_keeps_it() {
         [("p/a", true), ("p/gone", false), ("p/kept", true)].map(|(id, is)| (json!(id), json!(is)));
     assert_eq!([shown(0), shown(1), shown(2)], expected);
     let table = pools.run("ls --trash").stdout;
-    assert!(table.contains("1d") && table.contains("forever"), "{table}");
+    assert!(table.contains("1d  ") && table.contains("forever  trashed  "), "{table}");
+    fs::write(p.join("trash").join(entry_of(&p, "gone")).join("volume.json"), "{").unwrap();
+    assert!(pools.run("ls --trash").stdout.contains("no       unreadable  gone."), "{table}");
+    assert_eq!(pools.run("ls --trash -o json").json()[1]["state"], json!("unreadable"));
     assert_eq!(pools.run("ls --trash -q").stdout, "p/a\np/gone\np/kept\n");
 
     refused(
@@ -219,10 +222,14 @@ fn a_deleted_volume_is_listed_and_restored_while_the_trash_keeps_it() {
     assert_eq!(pools.run(&format!("undelete {first} --as first")), done("p/first\n"));
 }
 
+/// The first entry of a volume of this name in the trash.
+fn entry_of(pool: &Path, name: &str) -> String {
+    names(&pool.join("trash")).into_iter().find(|entry| entry.starts_with(&format!("{name}."))).unwrap()
+}
+
 /// Lets the entry of this name in the trash be some seconds older.
 fn edit_trash_time(pool: &Path, name: &str, seconds: i64) {
-    let trash = pool.join("trash");
-    let entry = names(&trash).into_iter().find(|entry| entry.starts_with(&format!("{name}."))).unwrap();
+    let (trash, entry) = (pool.join("trash"), entry_of(pool, name));
     let (deleted, rest) = entry[name.len() + 1..].split_once('+').unwrap();
     let older = deleted.parse::<i64>().unwrap() - seconds;
     fs::rename(trash.join(&entry), trash.join(format!("{name}.{older}+{rest}"))).unwrap();
@@ -455,7 +462,7 @@ fn listings_are_filtered_and_formatted_as_dockers() {
     let cells: Vec<_> = wide.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(
         [cells[0], cells[1], cells[2], cells[4], cells[5], cells[6]],
-        ["db", "q", "4Ki", "-", "5h", "dangling"]
+        ["q", "db", "4Ki", "-", "5h", "dangling"]
     );
 }
 

@@ -331,3 +331,54 @@ default/b
     let told = "/var/lib/orlop is now the pool default, since no settings name another one";
     assert_eq!(ran.stderr.matches(told).count(), 1, "{}", ran.stderr);
 }
+
+/// The commands run in a mount namespace with an empty `/etc`, `/var/lib` and `/srv`, on one filesystem but for `/srv/other`.
+#[test]
+fn the_first_volume_of_a_host_may_be_restored_or_adopted() {
+    if !isolation::is_root() {
+        return;
+    }
+    let script = "\
+mount -t tmpfs none /etc && mount -t tmpfs none /var/lib && mkdir /var/lib/shop /var/lib/shop/sub /var/lib/other
+mount -t tmpfs none /var/lib/other && mkdir /var/lib/other/shop
+echo text >/var/lib/shop/file && tar cf /var/lib/a.tar -C /var/lib/shop . && ln -s shop /var/lib/link
+rest() { ls /var/lib | grep -v -e ^shop$ -e ^other$ -e ^a.tar$ -e ^link$; }
+$0 restore /var/lib/none.tar x; $0 restore /var/lib/a.tar ../x; $0 restore /var/lib/a.tar x -o pool=ssd
+$0 restore snapshot x; $0 restore /var/lib/a.tar x --replace
+$0 adopt /var/lib/none; $0 adopt /var/lib/shop ../x; $0 adopt /var/lib/shop -o pool=ssd; $0 adopt /var/lib/link
+$0 adopt /var/lib all; $0 adopt /var/lib/shop/file; $0 adopt default/mine; $0 adopt /var/lib/other/shop
+rest
+$0 restore /var/lib/a.tar x --dry-run; $0 adopt /var/lib/shop --dry-run; rest
+$0 $1 && cat /var/lib/orlop/volumes/*/data/file && $0 ls -q";
+    let ran_first = |first: &str| {
+        let mut command = Command::new("unshare");
+        let script = script.replace("$1", first);
+        run(command.args(["--mount", "--propagation", "private", "sh", "-c", &script, ORLOP]))
+    };
+    let told = "orlop: /var/lib/orlop is now the pool default, since no settings name another one\n";
+    for (first, name) in [("restore /var/lib/a.tar x", "x"), ("adopt /var/lib/shop", "shop")] {
+        let ran = ran_first(first);
+        let expected = format!(
+            "would make /var/lib/orlop a pool and create volume default/x from /var/lib/a.tar\n\
+             would make /var/lib/orlop a pool and directory /var/lib/shop volume default/shop\n\
+             default/{name}\ntext\ndefault/{name}\n"
+        );
+        assert_eq!(ran.stdout, expected, "{}", ran.stderr);
+        assert_eq!(ran.stderr.matches(told).count(), 1, "{}", ran.stderr);
+        let (refusals, _) = ran.stderr.split_once(told).unwrap();
+        for refusal in [
+            "/var/lib/none.tar does not exist",
+            "is not 1 to 64 letters",
+            "pool ssd does not exist; the only pool is default",
+            "no pools: name them",
+            "directory /var/lib/none does not exist",
+            "its path has a symbolic link",
+            "a pool is inside of it",
+            "/var/lib/shop/file is not a directory",
+            "is on another filesystem than /var/lib/orlop, which would become the pool",
+        ] {
+            assert!(refusals.contains(refusal), "{refusal}: {refusals}");
+        }
+        assert_eq!(refusals.matches("orlop: ").count(), 13, "each is refused: {refusals}");
+    }
+}

@@ -89,6 +89,8 @@ env:
   # Errors name the node by it.
   - name: ORLOP_NODE_ID
     valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+  # For the commands in this container.
+  - {name: ORLOP_DRIVER, value: {{ include "orlop.nfs.driver" .root }}}
   {{- with .values.extraEnv }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- if .root.Values.metrics.enabled }}
 ports:

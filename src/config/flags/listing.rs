@@ -30,22 +30,50 @@ pub struct Ls {
 
     /// Output format
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
-    pub output: LsOutput,
+    pub output: ListOutput,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub cluster: InCluster,
+}
+
+/// Flags of a command that asks the cluster whether it still has the volumes of claims. The chart sets their variables.
+#[derive(Debug, Args)]
+pub struct InCluster {
+    /// In a cluster: the CSI driver whose PersistentVolumes tell which volumes are orphans
+    #[arg(long, value_name = "NAME", env = "ORLOP_DRIVER", default_value = "dir.orlop.dev")]
+    pub driver: String,
+
+    /// In a cluster: the name of this node, so that volumes of other nodes do not count
+    #[arg(long, value_name = "NAME", env = "ORLOP_NODE_ID")]
+    pub node_id: Option<String>,
 }
 
 /// A format of a listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum LsOutput {
-    /// A table
+pub enum ListOutput {
+    /// Text for people
     #[default]
     Text,
-    /// A table with the space that volumes take, and their users
+    /// The same with more details
     Wide,
     /// JSON
     Json,
     /// YAML
     Yaml,
-    /// The ids only
+    /// The names only, one for each line
+    Name,
+}
+
+/// A format of the details of volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum InspectOutput {
+    /// JSON
+    #[default]
+    Json,
+    /// YAML
+    Yaml,
+    /// The ids only, one for each line
     Name,
 }
 
@@ -65,6 +93,38 @@ pub struct Inspect {
     pub format: Option<String>,
 
     /// Output format
-    #[arg(long, short, value_name = "FORMAT", value_parser = ["json", "yaml"], default_value = "json")]
-    pub output: String,
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: InspectOutput,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub cluster: InCluster,
+}
+
+/// Flags of `orlop df`.
+#[derive(Debug, Args)]
+pub struct Df {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// Print the space that each volume takes
+    #[arg(long, short)]
+    pub verbose: bool,
+
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: ListOutput,
+}
+
+/// Flags of `orlop doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
+    pub pools: Pools,
+
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: ListOutput,
 }

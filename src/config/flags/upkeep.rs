@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Output, Pools};
+use super::Pools;
 
 /// Flags of `orlop prune`.
 #[derive(Debug, Args)]
@@ -33,22 +33,6 @@ pub struct Prune {
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
-}
-
-/// Flags of `orlop df`.
-#[derive(Debug, Args)]
-pub struct Df {
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "a doc comment would replace the description of the command")]
-    pub pools: Pools,
-
-    /// Print the space that each volume takes
-    #[arg(long, short)]
-    pub verbose: bool,
-
-    /// Output format
-    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
-    pub output: Output,
 }
 
 /// Flags of `orlop rename`.

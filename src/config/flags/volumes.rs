@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Adopt, Backup, Df, Exec, Inspect, Ls, Output, Pools, Prune, Rename, Rm, Undelete};
+use super::{
+    Adopt, Backup, Check, Df, Doctor, Exec, Inspect, ListOutput, Ls, Pools, Prune, Rename, Rm, Undelete,
+};
 use crate::volume::Consistency;
 
 /// The commands on volumes. Each one is also a command of `orlop volume`.
@@ -45,6 +47,10 @@ pub enum Volumes {
     /// Create, list and delete snapshots
     #[command(subcommand)]
     Snapshot(Snapshots),
+    /// Report what keeps volumes and pools from working, each with the next step
+    Doctor(Doctor),
+    /// Report what this kernel and the given pools support, without changing anything unless --fix is given
+    Check(Check),
 }
 
 /// The commands on snapshots.
@@ -247,7 +253,7 @@ pub struct LsSnapshots {
 
     /// Output format
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
-    pub output: Output,
+    pub output: ListOutput,
 }
 
 /// Flags of `orlop snapshot rm`.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use super::pods::{self, PodName};
 use super::record::MountRecord;
 
 /// A mount that uses a directory, with the process, pod or container that it belongs to.
@@ -20,6 +21,8 @@ pub struct User {
     pub target: PathBuf,
     /// The UID of the pod, from the target or the cgroup.
     pub pod: Option<String>,
+    /// The name of the pod, if kubelet's directory of logs tells it.
+    pub pod_name: Option<PodName>,
     /// The id of the container, from the cgroup.
     pub container: Option<String>,
     /// The peer group that the copies of the mount, which propagation has made, originate from.
@@ -27,10 +30,11 @@ pub struct User {
 }
 
 impl fmt::Display for User {
-    /// For example `pod 0b6f… (process 77, nginx) at /data`.
+    /// For example `pod shop/web-0 (process 77, nginx) at /data`. A pod whose name is not known is shown by its UID.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let process = self.pid.map(|pid| format!("process {pid}, {}", self.command));
-        match (&self.pod, &self.container, process) {
+        let pod = self.pod_name.as_ref().map(ToString::to_string).or_else(|| self.pod.clone());
+        match (&pod, &self.container, process) {
             (Some(pod), _, Some(process)) => write!(f, "pod {pod} ({process}) at ")?,
             (Some(pod), _, None) => write!(f, "pod {pod} at ")?,
             (None, Some(container), Some(process)) => write!(f, "container {container} ({process}) at ")?,
@@ -81,8 +85,21 @@ fn user(proc: &Path, record: &MountRecord, group: Option<u64>) -> User {
         command: read("comm").trim_end().to_owned(),
         target: PathBuf::from(OsString::from_vec(record.target.clone())),
         pod,
+        pod_name: None,
         container: container_of_cgroup(&cgroup),
         group,
+    }
+}
+
+/// Finds the names of the pods among these users. The host is asked only if there are any.
+pub(super) fn name_pods<'u>(proc: &Path, users: impl Iterator<Item = &'u mut User>) {
+    let mut of_pods = users.filter(|user| user.pod.is_some()).peekable();
+    if of_pods.peek().is_none() {
+        return;
+    }
+    let names = pods::names(proc);
+    for user in of_pods {
+        user.pod_name = user.pod.as_ref().and_then(|uid| names.get(uid)).cloned();
     }
 }
 
@@ -155,14 +172,39 @@ mod tests {
     fn a_user_is_displayed_with_pod_container_and_process() {
         let user = |pid, pod: Option<&str>, container: Option<&str>| {
             let (pod, container) = (pod.map(str::to_owned), container.map(str::to_owned));
-            User { pid, command: "nginx".to_owned(), target: "/data".into(), pod, container, group: None }
-                .to_string()
+            let (command, target) = ("nginx".to_owned(), "/data".into());
+            User { pid, command, target, pod, pod_name: None, container, group: None }
         };
+        let named = User {
+            pod_name: Some(PodName { namespace: "shop".to_owned(), name: "web-0".to_owned() }),
+            ..user(Some(7), Some("u"), Some("c"))
+        };
+        assert_eq!(named.to_string(), "pod shop/web-0 (process 7, nginx) at /data");
+        let user = |pid, pod, container| user(pid, pod, container).to_string();
         assert_eq!(user(Some(7), Some("u"), Some("c")), "pod u (process 7, nginx) at /data");
         assert_eq!(user(None, Some("u"), None), "pod u at /data");
         assert_eq!(user(Some(7), None, Some("c")), "container c (process 7, nginx) at /data");
         assert_eq!(user(Some(7), None, None), "process 7, nginx at /data");
         assert_eq!(user(None, None, None), "a mount at /data");
+    }
+
+    #[test]
+    fn users_get_the_names_of_their_pods() {
+        let proc = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(proc.path().join(format!("1/root/var/log/pods/shop_web-0_{UID}"))).unwrap();
+        let target = format!("/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~csi/pvc-1/mount");
+        let record = |target: &str| {
+            let (device, root) = (crate::mount::mountinfo::Device { major: 0, minor: 1 }, b"/data".to_vec());
+            MountRecord { device, root, pid: None, target: target.into(), group: None, master: None }
+        };
+        let (known, other) = (record(&target), record("/var/lib/kubelet/pods/unknown/volumes/x/mount"));
+        let mut users = identify(proc.path(), vec![&known, &other]);
+        name_pods(proc.path(), users.iter_mut());
+        let shown: Vec<_> = users.iter().map(ToString::to_string).collect();
+        assert!(
+            shown[0].starts_with("pod shop/web-0 at /") && shown[1].starts_with("pod unknown at /"),
+            "{shown:?}"
+        );
     }
 
     #[test]
