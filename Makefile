@@ -4,7 +4,7 @@ SHELL := bash
 # Architectures of the static binaries and the image: amd64, arm64 or both.
 ARCH ?= $(shell uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 
-.PHONY: help demo test test-docker test-docker-29 test-vm test-vm-long test-vm-cluster test-cluster test-long fuzz lint deny sanity bench static image deb manifest chart cluster-up cluster-down e2e e2e-storage figures
+.PHONY: help demo test test-docker test-docker-figures test-docker-29 test-vm test-vm-long test-vm-cluster test-cluster test-long fuzz lint deny sanity bench static image deb manifest chart cluster-up cluster-down e2e e2e-storage figures
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,7 +19,8 @@ test: ## run all tests that this machine supports, including csi-sanity, Docker 
 	@echo 'Installing what is missing: bindfs, strace, acl, attr, docker.io and podman (the first time) …'
 	@tests/install rust test docker go
 	@echo 'Building, then running the tests of the project (about 13 minutes the first time) …'
-	cargo test
+	cargo test --no-run
+	@start=$$(date +%s) && cargo test && tests/budget 'cargo test: passed' "$$(($$(date +%s) - start))" 1800
 	@echo 'Building csi-sanity (about a minute the first time) and running it on two filesystems …'
 	tests/sanity/run
 	tests/sanity/run btrfs
@@ -31,6 +32,10 @@ test: ## run all tests that this machine supports, including csi-sanity, Docker 
 test-docker: ## run the suite with Docker and Podman only
 	@tests/install rust docker
 	tests/docker/suite
+
+test-docker-figures: static ## compare times and memory of the static binary with Docker's own driver and with their bars
+	@tests/install docker
+	ORLOP_BIN=$${CARGO_TARGET_DIR:-target}/$$(uname -m)-unknown-linux-musl/release/orlop tests/docker/suite figures
 
 test-docker-29: ## build the 29 series of Docker and Compose 5 from Go modules, and run the suite with them
 	@tests/install rust docker docker-29 go
@@ -47,7 +52,7 @@ test-cluster: cluster-up ## run orlop's commands in a Kubernetes cluster on this
 	@tests/install rust
 	tests/cluster/scenarios verbs:: || failed=1; tests/cluster/down && exit $${failed-0}
 
-test-long: test test-docker-29 test-vm-long test-vm-cluster test-cluster fuzz ## run everything, also what takes longer than CI may (about two hours)
+test-long: test test-docker-figures test-docker-29 test-vm-long test-vm-cluster test-cluster fuzz ## run everything, also what takes longer than CI may (about two hours)
 	ORLOP_SNAPSHOTS=200 cargo test --test load -- --nocapture load::consistency
 
 lint: ## check formatting, clippy, documentation and shell scripts

@@ -30,7 +30,7 @@ use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::time::timeout;
 use tower::Layer as _;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use self::catalog::Catalog;
 use crate::dispatch::Dispatch;
@@ -166,7 +166,11 @@ impl Plugin {
             let text = format!("the body of the request is incomplete, or larger than {MAX_BODY} bytes");
             Error::caused(Kind::Invalid, text, error)
         })?;
-        self.call(message::parse(parts.uri.path(), &body)?).await
+        let (plugin, request) = (Arc::clone(self), message::parse(parts.uri.path(), &body)?);
+        // The call goes on when the client disconnects, and keeps the name that it has claimed until it ends.
+        let call = tokio::spawn(async move { plugin.call(request).await }.in_current_span());
+        call.await
+            .unwrap_or_else(|error| Err(Error::caused(Kind::Internal, "the call ended unexpectedly", error)))
     }
 }
 

@@ -9,4 +9,5 @@ mod docker {
     mod package;
     mod protocol;
     mod shares;
+    mod vanishing;
 }

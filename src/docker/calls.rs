@@ -19,7 +19,7 @@ use crate::mount::MountFlags;
 use crate::telemetry;
 use crate::volume::{Name, PoolName, Source, Volume, VolumeId, shorten};
 
-/// How long Get and List wait for a disk. Then they answer what is known: engines call them before everything else.
+/// How long Get, List and Path wait for a disk. Then they answer what is known: engines call them before everything else.
 pub(super) const QUERY_WAIT: Duration = Duration::from_millis(80);
 /// How long Create waits for a copy. Docker gives up after 120 s, and an administrator should read the reason.
 pub(super) const COPY_WAIT: Duration = Duration::from_secs(100);
@@ -131,8 +131,8 @@ impl Plugin {
     }
 
     async fn path(&self, name: String) -> Result<String> {
-        let id = self.locate(&name).await?;
-        let described = self.describe(&id).await?;
+        let id = self.locate_soon(&name).await?;
+        let described = self.describe_soon(&id).await?;
         Ok(answer(json!({ "Mountpoint": described.targets.first() })))
     }
 

@@ -23,8 +23,8 @@ pub(super) fn parse(name: &str, opts: &Opts) -> Result<Requested> {
     check_name(name)?;
     let words: Vec<_> = opts.iter().map(|(option, value)| format!("{option}={value}")).collect();
     let mut assigned = assignment::parse(&words, &[])?;
-    if opts.is_empty() && is_anonymous(name) {
-        assigned.options.labels.insert(ANONYMOUS.to_owned(), String::new());
+    if is_anonymous(name) {
+        assigned.options.labels.entry(ANONYMOUS.to_owned()).or_default();
     }
     let is_given = |option: &str| opts.keys().any(|name| name.eq_ignore_ascii_case(option));
     let policy = assigned.options.policy;
@@ -84,7 +84,7 @@ pub(super) fn check_name(name: &str) -> Result<()> {
     Err(Error::new(Kind::Invalid, text))
 }
 
-/// Whether an engine made the name of a volume for which none was given.
+/// Whether an engine made the name of a volume for which none was given. Docker and Podman make 64 hexadecimal digits.
 fn is_anonymous(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -116,8 +116,9 @@ mod tests {
         let labels =
             |name: &str, words: &str| parse(name, &opts(words)).unwrap().assigned.options.labels.len();
         let name = "0f".repeat(32);
-        assert_eq!(labels(&name, ""), 1);
-        assert_eq!((labels(&name, "size=1G"), labels(&"0F".repeat(32), ""), labels("data", "")), (0, 0, 0));
+        // As Docker labels it: whatever its options.
+        assert_eq!((labels(&name, ""), labels(&name, "size=1G"), labels(&name, "label.team=a")), (1, 1, 2));
+        assert_eq!((labels(&"0F".repeat(32), ""), labels(&name[1..], ""), labels("data", "")), (0, 0, 0));
     }
 
     #[test]

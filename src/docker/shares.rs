@@ -106,9 +106,8 @@ impl Plugin {
 
     /// Describes a share without its server.
     async fn get_share(&self, name: &Name) -> Result<String> {
-        let described = timeout_at(Instant::now() + QUERY_WAIT, self.mounted_share(name)).await;
         // An engine takes an error for a share that does not exist, and forgets its labels.
-        let mounted = described.ok().and_then(Result::ok).unwrap_or_default();
+        let mounted = self.mounted_share_soon(name).await.unwrap_or_default();
         let volume = match self.record(name) {
             Ok(record) => describe(&record, &mounted),
             Err(error) => json!({ "Name": name, "Status": { "state": error.chain() } }),
@@ -117,7 +116,7 @@ impl Plugin {
     }
 
     async fn path_of_share(&self, name: &Name) -> Result<String> {
-        Ok(answer(json!({ "Mountpoint": self.mounted_share(name).await?.targets.first() })))
+        Ok(answer(json!({ "Mountpoint": self.mounted_share_soon(name).await?.targets.first() })))
     }
 
     async fn mount_share(&self, name: &Name, user: &str) -> Result<String> {
@@ -157,9 +156,14 @@ impl Plugin {
         Ok(answer(json!({})))
     }
 
-    async fn mounted_share(&self, name: &Name) -> Result<MountedShare> {
+    async fn mounted_share_soon(&self, name: &Name) -> Result<MountedShare> {
         let targets = self.targets_of(name);
-        self.dispatch.run(&Lane::NoPool, move |engine| engine.describe_share(&targets)).await
+        let described = self.dispatch.run(&Lane::NoPool, move |engine| engine.describe_share(&targets));
+        timeout_at(Instant::now() + QUERY_WAIT, described).await.unwrap_or_else(|_| {
+            let text =
+                format!("the mounts of share {name} are not known within {} ms", QUERY_WAIT.as_millis());
+            Err(Error::new(Kind::Unresponsive, text))
+        })
     }
 
     fn record(&self, name: &Name) -> Result<ShareRecord> {

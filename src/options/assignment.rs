@@ -1,7 +1,7 @@
 //! Options as users write them on a command line: `-o size=10G -o uid=www-data`.
 
 use std::collections::HashMap;
-use std::fs;
+use std::{fs, io};
 
 use super::{Spelling, VOLUME, VolumeOptions, volume_options_as};
 use crate::engine::request::CreateVolume;
@@ -114,13 +114,24 @@ fn id_of(option: &str, file: &str, value: &str) -> Result<String> {
     if value.starts_with(|c: char| c.is_ascii_digit()) {
         return Ok(value.to_owned());
     }
-    let table = fs::read_to_string(file).context(|| format!("read {file}"))?;
+    let table = match fs::read_to_string(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let text = format!(
+                "option {option}: {:?} is not a number, and there is no {file} that names it, as in a managed plugin of Docker: \
+                 use a number",
+                shorten(value)
+            );
+            return Err(invalid(text));
+        }
+        table => table.context(|| format!("read {file}"))?,
+    };
     let number = table.lines().find_map(|line| {
         let mut fields = line.split(':');
         (fields.next() == Some(value)).then(|| fields.nth(1)).flatten()
     });
     number.map(str::to_owned).ok_or_else(|| {
-        let text = format!("option {option}: {:?} is neither a number nor in {file}", shorten(value));
+        let text =
+            format!("option {option}: {:?} is neither a number nor in {file}: use a number", shorten(value));
         invalid(text)
     })
 }
@@ -179,5 +190,19 @@ mod tests {
             assert_eq!(error.kind(), Kind::Invalid, "{options}");
             assert!(error.chain().contains(expected), "{options}: {}", error.chain());
         }
+    }
+
+    #[test]
+    fn without_a_file_of_names_an_owner_has_to_be_a_number() {
+        let owner = |value: &str| id_of("uid", "/nonexistent/passwd", value);
+        assert_eq!(owner("70").unwrap(), "70");
+        let error = owner("postgres").unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        let text = error.chain();
+        assert!(
+            text.starts_with("option uid: \"postgres\" is not a number, and there is no /nonexistent/passwd"),
+            "{text}"
+        );
+        assert!(text.ends_with("use a number"), "{text}");
     }
 }

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Docker, Podman and orlop for the suite. Everything is in $work, and in the namespaces of the suite.
 PATH=${DOCKER_BIN_DIR:+$DOCKER_BIN_DIR:}/usr/sbin:/usr/bin:/sbin:/bin
-orlop_bin=${ORLOP_BIN:-$top/target/debug/orlop}
+orlop_bin=${ORLOP_BIN:-${CARGO_TARGET_DIR:-$top/target}/debug/orlop}
 export DOCKER_HOST=unix://$work/docker.sock DOCKER_CONFIG=$work/config
 dockerd= orlop= # process ids
 
@@ -53,7 +53,14 @@ kill_docker() {
     wait "$dockerd" 2>/dev/null || true
 }
 
+# Stops the engine, which stops its containers first.
+stop_docker() {
+    kill "$dockerd"
+    wait "$dockerd" || true
+}
+
 podman() {
+    [[ $1 != run ]] || set -- run --cgroup-parent "$cgroup" "${@:2}"
     env -u DOCKER_CONFIG CONTAINERS_CONF="$work/containers.conf" /usr/bin/podman --root "$work/podman" \
         --runroot "$work/podman-run" "$@"
 }

@@ -33,7 +33,7 @@ pub(super) fn with_plugin(test: &str, body: impl FnOnce(&mut Plugin, &Path)) {
 }
 
 /// The mount points below a directory.
-fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let targets = table.lines().map(|line| PathBuf::from(line.split(' ').nth(4).unwrap()));
     targets.filter(|target| target.starts_with(dir)).collect()
@@ -188,9 +188,11 @@ fn the_page_names_every_option_and_every_field_of_the_status() {
 #[test]
 fn an_anonymous_volume_is_labelled() {
     with_plugin("protocol::an_anonymous_volume_is_labelled", |plugin, base| {
-        plugin.ok("Create", &json!({"Name": ID, "Opts": null}));
-        let record = read_record(&volume_record(&base.join("pool"), ID));
-        assert_eq!(record["labels"], json!({"com.docker.volume.anonymous": ""}));
+        for (name, opts) in [(ID, json!(null)), (&"0f".repeat(32), json!({"size": "1m"}))] {
+            plugin.ok("Create", &json!({"Name": name, "Opts": opts}));
+            let record = read_record(&volume_record(&base.join("pool"), name));
+            assert_eq!(record["labels"], json!({"com.docker.volume.anonymous": ""}), "{opts}");
+        }
     });
 }
 

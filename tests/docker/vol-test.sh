@@ -45,7 +45,7 @@ case_voltest() {
     configure_podman "$work/second.sock"
     make_image podman
     within 60 reloaded testvol
-    start_mounter podman --cgroup-parent "$cgroup"
+    start_mounter podman
     data_is_there podman
     refused 'in use' docker volume rm testvol
     stop_mounter podman

@@ -42,8 +42,12 @@ fn volumes_of_a_pool_that_hangs_are_described_at_once_and_others_are_not_delayed
             call();
             started.elapsed() < FAST
         };
-        // An engine asks for each name that it is to create.
+        let path = |name: &str| plugin.error("Path", &json!({ "Name": name }));
+        // Before orlop knows that the pool hangs. An engine asks for each name that it is to create.
         let started = Instant::now();
+        let error = path("v1");
+        assert!(error.contains("pool slow has not responded"), "{error}");
+        path("unknown");
         plugin.error("Get", &json!({"Name": "unknown"}));
         assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
         let volume = get("v1");
@@ -51,6 +55,7 @@ fn volumes_of_a_pool_that_hangs_are_described_at_once_and_others_are_not_delayed
         within_seconds(60, "Get is fast", || is_fast(&|| drop(get("v1"))));
         assert_eq!(plugin.names(), ["v1"]);
         within_seconds(60, "List is fast", || is_fast(&|| drop(plugin.names())));
+        within_seconds(60, "Path is fast", || is_fast(&|| drop(path("v1"))));
         plugin.ok("Create", &json!({"Name": "v2", "Opts": {"pool": "ok"}}));
         plugin.ok("Mount", &json!({"Name": "v2", "ID": "a"}));
         plugin.ok("Unmount", &json!({"Name": "v1", "ID": "a"}));
