@@ -112,31 +112,31 @@ impl<'a> From<&'a Listing> for Row<'a> {
 #[must_use]
 pub fn to_table(volumes: &[Listing], now: Timestamp, wide: bool) -> String {
     let has_claims = volumes.iter().any(|listing| listing.record().is_some_and(|it| it.claim().is_some()));
-    let columns = |cells: [String; 9]| -> Vec<String> {
-        let is_shown = |column: &usize| match column {
-            5 => has_claims,
-            8 => wide,
-            _ => true,
-        };
-        cells.into_iter().enumerate().filter(|(column, _)| is_shown(column)).map(|(_, cell)| cell).collect()
-    };
-    let header = ["POOL", "NAME", "SIZE", "USED", "USED BY", "CLAIM", "AGE", "STATE", "PATH"];
-    let mut table = vec![columns(header.map(str::to_owned))];
-    table.extend(volumes.iter().map(|listing| {
+    let cells = |listing: &Listing| {
         let row = Row::from(listing);
-        columns([
+        let mut cells = vec![
             row.pool.to_string(),
             row.name.to_string(),
             or_dash(row.size.filter(|size| *size != 0).map(|size| Size(size).to_short())),
             or_dash(row.used.map(|used| Size(used).to_short())),
             or_dash(listing.uses.as_ref().and_then(first_user)),
-            or_dash(row.claim.map(|claim| printable(&claim.to_string()))),
-            or_dash(row.created.map(|created| age(created, now))),
-            row.state.to_owned(),
-            printable(&row.path.display().to_string()),
-        ])
-    }));
-    aligned(&table)
+        ];
+        if has_claims {
+            cells.push(or_dash(row.claim.map(|claim| printable(&claim.to_string()))));
+        }
+        cells.push(or_dash(row.created.map(|created| age(created, now))));
+        cells.push(row.state.to_owned());
+        if wide {
+            cells.push(printable(&row.path.display().to_string()));
+        }
+        cells
+    };
+    let mut header = vec!["POOL", "NAME", "SIZE", "USED", "USED BY"];
+    header.extend(has_claims.then_some("CLAIM"));
+    header.extend(["AGE", "STATE"]);
+    header.extend(wide.then_some("PATH"));
+    let header = header.into_iter().map(str::to_owned).collect();
+    aligned(&std::iter::once(header).chain(volumes.iter().map(cells)).collect::<Vec<Vec<String>>>())
 }
 
 /// A cell of a table: `-` for what is not known, or does not exist.
