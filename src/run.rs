@@ -36,8 +36,9 @@ const SPARE_BLOCKING_THREADS: usize = 16;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sending a response may take after the last call has finished.
 const RESPONSE_GRACE: Duration = Duration::from_millis(500);
-/// How often the memory of program text is given back. The pages that are in use are mapped again within microseconds.
-const TEXT_RELEASE: Duration = Duration::from_secs(60);
+/// How often the memory of program text is given back. The pages that are in use are mapped again within microseconds. Much more
+/// often than background work runs (each minute), which maps some megabytes for a moment.
+const TEXT_RELEASE: Duration = Duration::from_secs(10);
 /// How long a command waits for the list of PersistentVolumes.
 #[cfg(feature = "kube")]
 const LIST_TIMEOUT: Duration = Duration::from_secs(2);

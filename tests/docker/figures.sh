@@ -47,7 +47,7 @@ is_static() { ldd "$orlop_bin" 2>&1 | grep -q 'statically linked\|not a dynamic 
 resident() { sed -n 's/^VmRSS:[^0-9]*\([0-9]*\) kB/\1/p' "/proc/$orlop/status"; }
 fits() { (($(resident) <= memory_bar)); }
 
-# Program text is given back after some seconds, so that this is the memory of a server that has just worked.
+# Program text is given back every ten seconds: this is the memory of a server that worked a moment ago.
 memory_fits() { # when
     local now
     now=$(resident)
@@ -55,7 +55,7 @@ memory_fits() { # when
         echo "figures: resident memory $1: $now kB (the bar of $memory_bar kB is one of the static release binary: make test-docker-figures)"
         return
     fi
-    within 90 fits
+    within 30 fits
     echo "figures: resident memory $1: $now kB, then $(grep -E '^(VmRSS|RssAnon)' "/proc/$orlop/status" | tr -s '\t \n' ' ')(bar: $memory_bar kB)"
 }
 
