@@ -29,6 +29,8 @@ pub(super) const MEASURE: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Needs {
     pub(super) users: bool,
+    /// Whether the cluster is asked which volumes it keeps.
+    pub(super) orphans: bool,
     /// Until when volumes are measured.
     pub(super) usage_until: Option<Instant>,
 }
@@ -41,7 +43,11 @@ impl Needs {
             None => (!only_ids, !only_ids),
         };
         let budget = if flags.output == ListOutput::Wide { MEASURE } else { MEASURE_BRIEFLY };
-        Self { users: state || filters.dangling.is_some(), usage_until: usage.then(|| start + budget) }
+        Self {
+            users: state || filters.dangling.is_some(),
+            orphans: state,
+            usage_until: usage.then(|| start + budget),
+        }
     }
 }
 
@@ -55,7 +61,7 @@ pub(super) fn list(flags: &Ls) -> Result<ExitCode> {
     let template = flags.format.as_deref().map(str::parse::<Template>).transpose()?;
     let needs = Needs::of(flags, &filters, template.as_ref(), start);
     let FromPools { mut items, unavailable } = listings(&open(&flags.pools)?, filters, needs);
-    if needs.users {
+    if needs.orphans {
         let orphans = orphans(&flags.cluster, items.iter().filter_map(Listing::record));
         items.iter_mut().for_each(|listing| listing.is_orphan = orphans.contains(&listing.volume.id));
     }
@@ -159,7 +165,7 @@ pub(super) fn df(flags: &Df) -> Result<ExitCode> {
         session.each_pool("measure the space", |engine, pool| Ok(vec![engine.space(pool)?]));
     let with_volumes = flags.verbose && flags.output != ListOutput::Name;
     let volumes = with_volumes.then(|| {
-        let needs = Needs { users: false, usage_until: Some(Instant::now() + MEASURE) };
+        let needs = Needs { users: false, orphans: false, usage_until: Some(Instant::now() + MEASURE) };
         let mut found = listings(&session, Filters::default(), needs);
         // An unavailable pool is reported once.
         found

@@ -55,9 +55,9 @@ pub(super) fn state_of(record: Option<&Volume>, is_dangling: Option<bool>, is_or
     match (record, is_dangling) {
         (None, _) => "unreadable",
         (Some(volume), _) if !volume.managed => "unmanaged",
+        (Some(_), Some(false)) => "in use",
         (Some(_), _) if is_orphan => "orphan",
         (Some(_), Some(true)) => "dangling",
-        (Some(_), Some(false)) => "in use",
         (Some(_), None) => "unknown",
     }
 }

@@ -44,7 +44,8 @@ impl Session {
         let Source::Snapshot(id) = source else { return };
         let asked = id.clone();
         let found = self.call(&format!("find {source}"), move |engine| engine.get_snapshot(&asked));
-        self.total = found.ok().and_then(|snapshot| snapshot.bytes).map_or(Total::Unknown, Total::Data);
+        let bytes = found.ok().and_then(|snapshot| snapshot.bytes).filter(|bytes| *bytes > 0);
+        self.total = bytes.map_or(Total::Unknown, Total::Data);
     }
 
     /// Calls the engine. `what` names the operation and its object.

@@ -66,7 +66,9 @@ pub struct PoolUses {
 impl PoolUses {
     /// Takes out the users of a volume; `None` if they are not known.
     pub fn take(&mut self, name: &Name) -> Option<Uses> {
-        (!self.unknown.contains(name)).then(|| self.known.remove(name).unwrap_or_default())
+        let found = self.known.remove(name);
+        // A host that uses it is known, whatever is mounted on this one.
+        if self.unknown.contains(name) { found } else { Some(found.unwrap_or_default()) }
     }
 }
 
@@ -163,7 +165,8 @@ impl Engine {
         Ok(found)
     }
 
-    /// The bytes that these volumes of a pool take, as far as they are known at the deadline.
+    /// The bytes that these volumes of a pool take: of all that the filesystem counts, and of others as far as they are measured
+    /// at the deadline.
     ///
     /// # Errors
     /// `Unavailable` if the pool is.
@@ -174,16 +177,21 @@ impl Engine {
         deadline: Instant,
     ) -> Result<BTreeMap<Name, u64>> {
         let pool = self.pool(pool)?;
-        let (mut found, mut waiting, mut begun) = (BTreeMap::new(), volumes.iter(), VecDeque::new());
+        let (mut found, mut begun) = (BTreeMap::new(), VecDeque::new());
+        let mut uncounted = Vec::new();
+        for volume in volumes {
+            // A volume that cannot be measured does not hide the others.
+            match used_by_backend(&pool, volume) {
+                Ok(Some(used)) => drop(found.insert(volume.id.name.clone(), used.bytes)),
+                Ok(None) => uncounted.push(volume),
+                Err(_) => {}
+            }
+        }
+        let mut waiting = uncounted.into_iter();
         while Instant::now() < deadline {
             let next = if begun.len() < MOST_MEASURED { waiting.next() } else { None };
-            let (name, mut measurement) = match next.map(|volume| (&volume.id.name, begin(&pool, volume))) {
-                Some((name, Ok(Begun::Known(bytes)))) => {
-                    found.insert(name.clone(), bytes);
-                    continue;
-                }
-                Some((name, Ok(Begun::Walk(measurement)))) => (name, measurement),
-                // A volume that cannot be measured does not hide the others.
+            let (name, mut measurement) = match next.map(|volume| (&volume.id.name, walk(&pool, volume))) {
+                Some((name, Ok(measurement))) => (name, measurement),
                 Some((_, Err(_))) => continue,
                 None => match begun.pop_front() {
                     Some(first) => first,
@@ -219,17 +227,7 @@ impl Engine {
     }
 }
 
-/// A measurement of a volume that has begun.
-enum Begun {
-    /// The filesystem counts the bytes of a volume.
-    Known(u64),
-    /// Its files are counted.
-    Walk(Measurement),
-}
-
-fn begin(pool: &OpenPool, volume: &Volume) -> Result<Begun> {
-    if let Some(used) = used_by_backend(pool, volume)? {
-        return Ok(Begun::Known(used.bytes));
-    }
-    Ok(Begun::Walk(Measurement::new(open_data(pool, volume)?.as_fd())?))
+/// Begins to count the files of a volume.
+fn walk(pool: &OpenPool, volume: &Volume) -> Result<Measurement> {
+    Measurement::new(open_data(pool, volume)?.as_fd())
 }

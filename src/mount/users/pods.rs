@@ -4,14 +4,24 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{self, Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// The directory in which kubelet makes `<namespace>_<name>_<uid>/` for each pod of the host. Pods cannot change it.
+/// The directory in which kubelet makes `<namespace>_<name>_<uid>/` for each pod of the host. Only pods that have it as a hostPath
+/// volume can change it: names are shown, and nothing is decided by them.
 const LOGS: &str = "var/log/pods";
 /// Maximum number of entries that are read. A kubelet runs some hundred pods, and keeps the logs of deleted ones for a while.
 const MOST: usize = 16_384;
+
+/// How long the names are waited for: they only make a message clearer.
+const WAIT: Duration = Duration::from_millis(200);
+/// Number of lookups that may wait for a filesystem that does not respond.
+const MOST_LOOKUPS: usize = 4;
 
 /// The name of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +35,37 @@ pub struct PodName {
 impl fmt::Display for PodName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// As [`names`]; empty if the filesystem of the host does not respond soon.
+pub(super) fn names_soon(proc: &Path) -> BTreeMap<String, PodName> {
+    static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
+    let proc = proc.to_owned();
+    soon(&LOOKUPS, move || names(&proc))
+}
+
+/// The result of a lookup in a thread of its own; the default if it is late, or too many others have not returned yet.
+fn soon<T: Default + Send + 'static>(
+    lookups: &'static AtomicUsize,
+    look: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    if lookups.fetch_add(1, Ordering::Relaxed) >= MOST_LOOKUPS {
+        lookups.fetch_sub(1, Ordering::Relaxed);
+        return T::default();
+    }
+    let (sender, found) = mpsc::channel();
+    let run = move || {
+        let result = look();
+        lookups.fetch_sub(1, Ordering::Relaxed);
+        drop(sender.send(result));
+    };
+    match thread::Builder::new().name("pod-names".to_owned()).spawn(run) {
+        Ok(_) => found.recv_timeout(WAIT).unwrap_or_default(),
+        Err(_) => {
+            lookups.fetch_sub(1, Ordering::Relaxed);
+            T::default()
+        }
     }
 }
 
@@ -75,6 +116,27 @@ mod tests {
     use super::*;
 
     const UID: &str = "0b6fd0a7-5d3c-4c3e-9d7c-2a8f1d1f0a11";
+
+    #[test]
+    fn a_host_that_does_not_respond_delays_a_lookup_briefly_and_occupies_few_threads() {
+        static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
+        let start = std::time::Instant::now();
+        let senders: Vec<_> = (0..MOST_LOOKUPS + 10)
+            .map(|_| {
+                let (resume, resumed) = mpsc::channel::<()>();
+                assert!(!soon(&LOOKUPS, move || resumed.recv().is_err()));
+                resume
+            })
+            .collect();
+        let waited = u32::try_from(MOST_LOOKUPS).unwrap() * WAIT;
+        assert!(start.elapsed() < waited + 5 * WAIT, "those beyond the limit do not wait");
+        assert_eq!(LOOKUPS.load(Ordering::Relaxed), MOST_LOOKUPS);
+        drop(senders);
+        while LOOKUPS.load(Ordering::Relaxed) > 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(soon(&LOOKUPS, || true), "it responds again");
+    }
 
     #[test]
     fn a_pod_is_named_by_its_directory_of_logs() {

@@ -97,7 +97,7 @@ pub(super) fn name_pods<'u>(proc: &Path, users: impl Iterator<Item = &'u mut Use
     if of_pods.peek().is_none() {
         return;
     }
-    let names = pods::names(proc);
+    let names = pods::names_soon(proc);
     for user in of_pods {
         user.pod_name = user.pod.as_ref().and_then(|uid| names.get(uid)).cloned();
     }
