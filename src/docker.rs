@@ -28,7 +28,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinError;
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 use tower::Layer as _;
 use tracing::{Instrument as _, info, warn};
 
@@ -45,6 +48,10 @@ use crate::volume::PoolName;
 const MAX_BODY: usize = 1 << 20;
 /// How long the body of a request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls that change something and run at once. They go on when their clients disconnect.
+const MAX_CHANGES: usize = 256;
+/// How long a call waits for its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the pools are read again until all are available.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
@@ -81,16 +88,20 @@ pub struct Plugin {
     settings: Settings,
     /// The shares that are volumes, too.
     shares: Option<Arc<ShareRecords>>,
+    /// The calls in progress, also those whose clients have disconnected.
+    running: TaskTracker,
+    changes: Arc<Semaphore>,
 }
 
 impl Plugin {
-    /// Creates the plugin of an engine, whose calls `dispatch` runs. Reads the records of the shares.
+    /// Creates the plugin of an engine, whose calls `dispatch` runs and `running` tracks. Reads the records of the shares.
     ///
     /// # Errors
     /// `Unavailable` when they cannot be read.
-    pub fn open(dispatch: Dispatch, settings: Settings) -> Result<Self> {
+    pub fn open(dispatch: Dispatch, settings: Settings, running: TaskTracker) -> Result<Self> {
         let shares = settings.shares.clone().map(ShareRecords::open).transpose()?.map(Arc::new);
-        Ok(Self { dispatch, catalog: Catalog::default(), settings, shares })
+        let changes = Arc::new(Semaphore::new(MAX_CHANGES));
+        Ok(Self { dispatch, catalog: Catalog::default(), settings, shares, running, changes })
     }
 
     /// Serves the protocol until `stop` completes, on a socket of its own or on one that was passed. Calls in progress
@@ -167,11 +178,28 @@ impl Plugin {
             Error::caused(Kind::Invalid, text, error)
         })?;
         let (plugin, request) = (Arc::clone(self), message::parse(parts.uri.path(), &body)?);
+        let turn = if request.is_query() { None } else { Some(self.turn().await?) };
         // The call goes on when the client disconnects, and keeps the name that it has claimed until it ends.
-        let call = tokio::spawn(async move { plugin.call(request).await }.in_current_span());
-        call.await
-            .unwrap_or_else(|error| Err(Error::caused(Kind::Internal, "the call ended unexpectedly", error)))
+        let call = async move {
+            let _turn = turn;
+            plugin.call(request).await
+        };
+        let ended = self.running.spawn(call.in_current_span()).await;
+        ended.unwrap_or_else(|error| Err(unexpected_end(parts.uri.path(), error)))
     }
+
+    /// Waits until another call may change something.
+    async fn turn(&self) -> Result<OwnedSemaphorePermit> {
+        let turn = timeout(TURN_TIMEOUT, Arc::clone(&self.changes).acquire_owned()).await;
+        turn.ok().and_then(Result::ok).ok_or_else(|| {
+            let text = format!("too many calls at once: {MAX_CHANGES} have not ended; retry");
+            Error::new(Kind::Busy, text)
+        })
+    }
+}
+
+fn unexpected_end(call: &str, error: JoinError) -> Error {
+    Error::caused(Kind::Internal, format!("the call {call} ended unexpectedly"), error)
 }
 
 async fn handle(State(plugin): State<Arc<Plugin>>, request: extract::Request) -> Response {
@@ -181,4 +209,49 @@ async fn handle(State(plugin): State<Arc<Plugin>>, request: extract::Request) ->
 fn create_directory(path: &Path, mode: u32) -> Result<()> {
     let created = DirBuilder::new().recursive(true).mode(mode).create(path);
     created.context(|| format!("create {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Engine;
+    use crate::engine::request::Tuning;
+
+    #[tokio::test]
+    async fn a_call_beyond_the_limit_is_refused_and_a_query_is_not() {
+        let engine = Arc::new(Engine::open(Vec::new(), Tuning::default()).unwrap());
+        let settings = Settings {
+            socket: "/nonexistent/orlop.sock".into(),
+            targets: "/nonexistent".into(),
+            pools: Vec::new(),
+            scope: Scope::Local,
+            shares: None,
+        };
+        let plugin = Plugin::open(Dispatch::new(engine), settings, TaskTracker::new()).unwrap();
+        let plugin = Arc::new(plugin);
+        let call = async |path: &str| {
+            let request = http::Request::post(path).body(axum::body::Body::from(r#"{"Name":"v"}"#));
+            plugin.answer(request.unwrap()).await
+        };
+        let missing = "volume \"v\" does not exist";
+        assert_eq!(call("/VolumeDriver.Remove").await.unwrap_err().chain(), missing);
+        let all = u32::try_from(MAX_CHANGES).unwrap();
+        let running = plugin.changes.try_acquire_many(all).unwrap();
+        let refused = call("/VolumeDriver.Remove").await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Busy);
+        assert_eq!(refused.chain(), "too many calls at once: 256 have not ended; retry");
+        assert_eq!(call("/VolumeDriver.Get").await.unwrap_err().chain(), missing);
+        drop(running);
+        assert_eq!(call("/VolumeDriver.Remove").await.unwrap_err().chain(), missing);
+    }
+
+    #[tokio::test]
+    async fn the_error_of_a_panic_names_the_call() {
+        let panicked = tokio::spawn(async { panic!("bad index") }).await;
+        let error = unexpected_end("/VolumeDriver.Mount", panicked.map(|()| ()).unwrap_err());
+        assert_eq!(error.kind(), Kind::Internal);
+        let text = error.chain();
+        assert!(text.starts_with("the call /VolumeDriver.Mount ended unexpectedly: "), "{text}");
+        assert!(text.contains("bad index"), "{text}");
+    }
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::error::{Error, Kind, Result};
 
 pub use events::{ClaimNews, Recorder};
-pub use kept::{is_in_cluster, kept_handles};
+pub use kept::{ClusterState, is_in_cluster, volume_states};
 pub use relocate::Relocator;
 
 /// How long to wait for the deletion of a claim after its pods were deleted.

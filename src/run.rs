@@ -4,6 +4,8 @@
 mod cluster;
 
 use std::collections::BTreeMap;
+#[cfg(feature = "kube")]
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{field, info, info_span, warn};
 use uuid::Uuid;
 
@@ -25,6 +28,8 @@ use crate::engine::request::{KeptFiles, PoolSettings};
 use crate::error::{Context, Error, Kind, Result};
 use crate::health::Health;
 use crate::http;
+#[cfg(feature = "kube")]
+use crate::kube::ClusterState;
 use crate::metrics::Metrics;
 use crate::socket::{self, Passed};
 use crate::sys::program_text;
@@ -105,7 +110,8 @@ async fn run_frontends(settings: Settings, passed: Vec<Passed>) -> Result<()> {
         frontends.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
         bound.file
     });
-    for (plugin, socket) in plugins(settings.docker, &calls, passed).await? {
+    let docker_calls = TaskTracker::new();
+    for (plugin, socket) in plugins(settings.docker, &calls, &docker_calls, passed).await? {
         frontends.spawn(plugin.serve(socket, Arc::clone(&metrics), stop.clone().cancelled_owned()));
     }
     if let Some(address) = &settings.http {
@@ -132,7 +138,7 @@ async fn run_frontends(settings: Settings, passed: Vec<Passed>) -> Result<()> {
         Some(ended) = frontends.join_next() => ended.unwrap_or_else(|error| Err(task_failed(error, "serve"))),
     };
     stop.cancel();
-    drain(&mut frontends, &calls).await;
+    drain(&mut frontends, &calls, &docker_calls).await;
     stop_workers(&calls).await;
     shut_down(engine).await;
     result
@@ -158,14 +164,15 @@ async fn release_program_text() {
 async fn plugins(
     endpoints: Vec<docker::Settings>,
     calls: &Dispatch,
+    running: &TaskTracker,
     mut passed: Vec<Passed>,
 ) -> Result<Vec<(Plugin, Option<Passed>)>> {
     let mut plugins = Vec::new();
     for endpoint in endpoints {
         let socket = passed.iter().position(|passed| *passed.path() == endpoint.socket);
         let socket = socket.map(|at| passed.swap_remove(at));
-        let calls = calls.clone();
-        let plugin = tokio::task::spawn_blocking(move || Plugin::open(calls, endpoint));
+        let (calls, running) = (calls.clone(), running.clone());
+        let plugin = tokio::task::spawn_blocking(move || Plugin::open(calls, endpoint, running));
         plugins.push((plugin.await.map_err(|error| task_failed(error, "open the shares"))??, socket));
     }
     // A client of a socket that nothing serves would wait for ever.
@@ -238,7 +245,7 @@ pub fn work(worker: &Worker, setup: Setup, kept: BTreeMap<String, OwnedFd>) -> R
 
 /// Waits until the frontends have responded to the calls in progress. Idle connections may stay open: a client can take
 /// long to close one.
-async fn drain(frontends: &mut JoinSet<Result<()>>, calls: &Dispatch) {
+async fn drain(frontends: &mut JoinSet<Result<()>>, calls: &Dispatch, docker_calls: &TaskTracker) {
     let all_ended = async {
         while let Some(ended) = frontends.join_next().await {
             if let Err(error) = ended.unwrap_or_else(|error| Err(task_failed(error, "stop"))) {
@@ -250,8 +257,16 @@ async fn drain(frontends: &mut JoinSet<Result<()>>, calls: &Dispatch) {
         calls.wait_until_idle().await;
         tokio::time::sleep(RESPONSE_GRACE).await;
     };
+    let docker_ended = async {
+        docker_calls.close();
+        if !docker_calls.is_empty() {
+            docker_calls.wait().await;
+            tokio::time::sleep(RESPONSE_GRACE).await;
+        }
+    };
     let drained = async {
         tokio::select! { () = all_ended => {}, () = idle => {} }
+        docker_ended.await;
     };
     if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
         warn!("some calls did not finish in time; their callers must retry");
@@ -293,18 +308,22 @@ pub fn release_node(release: &crate::kube::Release, report: impl FnMut(String)) 
     runtime.block_on(crate::kube::release_node(release, report))
 }
 
-/// The handles of the volumes of a driver that the cluster of this pod keeps on a node.
+/// What the cluster of this pod says about volumes of a driver on a node.
 ///
 /// # Errors
-/// Same as [`crate::kube::kept_handles`]; also `Unavailable` when the API server does not respond in time.
+/// Same as [`crate::kube::volume_states`]; also `Unavailable` when the API server does not respond in time.
 #[cfg(feature = "kube")]
-pub fn kept_volumes(driver: &str, node: Option<&str>) -> Result<std::collections::BTreeSet<String>> {
+pub fn volume_states(
+    driver: &str,
+    node: Option<&str>,
+    handles: &BTreeSet<String>,
+) -> Result<BTreeMap<String, ClusterState>> {
     let runtime = Builder::new_current_thread().enable_all().build().context(|| "start the runtime")?;
-    let asked = async { tokio::time::timeout(LIST_TIMEOUT, crate::kube::kept_handles(driver, node)).await };
-    let kept = runtime.block_on(asked);
+    let asked = crate::kube::volume_states(driver, node, handles);
+    let states = runtime.block_on(async { tokio::time::timeout(LIST_TIMEOUT, asked).await });
     // A name that is still being resolved is not waited for.
     runtime.shutdown_background();
-    kept.unwrap_or_else(|_| Err(Error::new(Kind::Unavailable, "the API server did not respond in time")))
+    states.unwrap_or_else(|_| Err(Error::new(Kind::Unavailable, "the API server did not respond in time")))
 }
 
 /// Asks the process that serves a CSI socket whether it is ready.

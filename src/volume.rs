@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
-pub use claim::Claim;
+pub use claim::{CLAIM_NAME, CLAIM_NAMESPACE, Claim};
 pub use consistency::{Consistency, CopyRecord, SnapshotCost};
 pub use id::{Name, PoolName, VolumeId, shorten};
 pub use jiff::Timestamp;

@@ -60,9 +60,11 @@ pub(super) fn list(flags: &Ls) -> Result<ExitCode> {
     let filters = Filters::parse(&flags.filters, &["dangling", "label", "name", "pool"])?;
     let template = flags.format.as_deref().map(str::parse::<Template>).transpose()?;
     let needs = Needs::of(flags, &filters, template.as_ref(), start);
-    let FromPools { mut items, unavailable } = listings(&open(&flags.pools)?, filters, needs);
+    let session = open(&flags.pools)?;
+    let FromPools { mut items, unavailable } = listings(&session, filters, needs);
     if needs.orphans {
-        let orphans = orphans(&flags.cluster, items.iter().filter_map(Listing::record));
+        let volumes = items.iter().filter_map(|listing| Some((listing.record()?, listing.path.as_path())));
+        let orphans = orphans(&session, &flags.cluster, volumes);
         items.iter_mut().for_each(|listing| listing.is_orphan = orphans.contains(&listing.volume.id));
     }
     let now = Timestamp::now();
@@ -146,7 +148,8 @@ pub(super) fn inspect(flags: &Inspect) -> Result<ExitCode> {
     });
     let has_state = template.as_ref().map_or(flags.output != InspectOutput::Name, Template::has_state);
     if has_state {
-        let orphans = orphans(&flags.cluster, found.iter().map(|shown| &shown.inspected.volume));
+        let volumes = found.iter().map(|shown| (&shown.inspected.volume, shown.inspected.path.as_path()));
+        let orphans = orphans(&session, &flags.cluster, volumes);
         found.iter_mut().for_each(|shown| shown.is_orphan = orphans.contains(&shown.inspected.volume.id));
     }
     print(&match (&template, flags.output) {

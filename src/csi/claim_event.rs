@@ -2,8 +2,7 @@
 
 use tokio::sync::mpsc::Sender;
 
-use super::relocate::{CLAIM_NAME, CLAIM_NAMESPACE};
-use crate::volume::{Enforced, Limit, Size, Volume};
+use crate::volume::{CLAIM_NAME, CLAIM_NAMESPACE, Enforced, Limit, Size, Volume};
 
 /// An event about the claim of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,10 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::engine::request::CreateVolume;
-use crate::volume::Source;
-
-pub(super) const CLAIM_NAME: &str = "csi.storage.k8s.io/pvc/name";
-pub(super) const CLAIM_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
+use crate::volume::{CLAIM_NAME, CLAIM_NAMESPACE, Source};
 
 /// A claim for a copy of a volume or snapshot, which another node can satisfy.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -45,6 +45,16 @@ pub(super) enum Request {
     Unmount { name: String, user: String },
 }
 
+impl Request {
+    /// Whether the call changes nothing. Such a call ends soon, also when a disk does not respond.
+    pub(super) fn is_query(&self) -> bool {
+        match self {
+            Self::Activate | Self::Capabilities | Self::List | Self::Get { .. } | Self::Path { .. } => true,
+            Self::Create { .. } | Self::Mount { .. } | Self::Remove { .. } | Self::Unmount { .. } => false,
+        }
+    }
+}
+
 /// The body of any call. Docker sends no content type, and Podman leaves out what is empty.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

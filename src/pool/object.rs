@@ -15,7 +15,9 @@ pub enum ObjectKind {
 }
 
 impl ObjectKind {
-    pub(super) fn record(self) -> &'static str {
+    /// The name of the file with the record of an object, in the directory of the object.
+    #[must_use]
+    pub fn record(self) -> &'static str {
         match self {
             Self::Volumes => "volume.json",
             Self::Snapshots => "snapshot.json",

@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use super::{Labels, Volume};
 
-/// The labels that csi-provisioner gives a volume with `--extra-create-metadata`.
-const CLAIM_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
-const CLAIM_NAME: &str = "csi.storage.k8s.io/pvc/name";
+/// The label with the namespace of the claim. csi-provisioner gives it to a volume with `--extra-create-metadata`.
+pub const CLAIM_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
+/// The label with the name of the claim.
+pub const CLAIM_NAME: &str = "csi.storage.k8s.io/pvc/name";
 
 /// A PersistentVolumeClaim, as the labels of a volume name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

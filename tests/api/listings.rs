@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use orlop::engine::Engine;
 use orlop::engine::request::Tuning;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::api::commands::{Container, Pools, Ran, run, set_age};
 use crate::common::isolation;
-use crate::common::pool::settings_of;
+use crate::common::pool::{settings_of, volume_record};
 use crate::common::server::ORLOP;
 
 const CLAIM: &str = "csi.storage.k8s.io/pvc";
@@ -233,7 +233,7 @@ def volume(name, phase="Bound", node="n1", driver="dir.orlop.dev"):
             "spec": {"csi": {"driver": driver, "volumeHandle": "p/" + name}, "nodeAffinity": affinity}}
 
 PAGES = [[volume("kept"), volume("released", "Released"), volume("elsewhere", node="n2")],
-         [volume("late"), volume("foreign", driver="other.dev")]]
+         [volume("late"), volume("foreign", driver="other.dev"), volume("yielded", "Released")]]
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -251,6 +251,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             status = 403
             body = {"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden",
                     "message": "you may not list persistentvolumes", "metadata": {}}
+        if answer == "incomplete" and page:
+            body["metadata"] = {"continue": "", "remainingItemCount": 7}
+        if answer == "verbose":
+            status = 500
+            body = {"message": "first line\n" + "x" * 100000}
+        if answer == "endless":
+            self.send_response(200)
+            self.end_headers()
+            while True:
+                self.wfile.write(b" " * (1 << 20))
         text = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -263,6 +273,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 server.daemon_threads = True
+server.handle_error = lambda *_: None
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain("cert.pem", "key.pem")
 server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -314,12 +325,15 @@ fn a_volume_of_a_claim_without_a_persistent_volume_is_an_orphan() {
         return;
     }
     let pools = Pools::with(&[("plain", 0)], &[]);
-    let names = ["elsewhere", "foreign", "kept", "late", "lost", "released", "young"];
+    let names = ["elsewhere", "foreign", "kept", "late", "lost", "released", "yielded", "young"];
     for name in names {
         let labels = format!("--label {CLAIM}/namespace=shop --label {CLAIM}/name={name}");
         assert_eq!(pools.run(&format!("create {name} {labels}")).code, 0);
-        if name != "young" {
-            set_age(&pools.path("p"), name, 1);
+        // The record of a volume has the time at which its copy began.
+        set_age(&pools.path("p"), name, 1);
+        if !["yielded", "young"].contains(&name) {
+            let record = fs::File::options().write(true).open(volume_record(&pools.path("p"), name)).unwrap();
+            record.set_modified(SystemTime::now() - Duration::from_secs(601)).unwrap();
         }
     }
     let directory = pools.dir.path().join("api");
@@ -343,22 +357,27 @@ shift; exec \"$@\"";
     };
     let listed = in_pod("well", "ls");
     assert_eq!((listed.code, listed.stderr.as_str()), (0, ""));
-    assert_eq!(orphans(&listed.stdout), ["elsewhere", "foreign", "lost", "released"], "{}", listed.stdout);
+    let expected = ["elsewhere", "foreign", "lost", "released", "yielded"];
+    assert_eq!(orphans(&listed.stdout), expected, "{}", listed.stdout);
     assert_eq!(cell(&listed.stdout, "plain", "STATE"), "dangling");
     let inspected = in_pod("well", "inspect lost kept").json();
     assert_eq!((&inspected[0]["state"], &inspected[1]["state"]), (&json!("orphan"), &json!("dangling")));
     let other = in_pod("well", "ls --driver other.dev --node-id n1").stdout;
     assert_eq!(orphans(&other), ["elsewhere", "kept", "late", "lost", "released"], "{other}");
 
-    for (answer, why) in
-        [("forbidden", "you may not list persistentvolumes"), ("never", "did not respond in time")]
-    {
+    for (answer, why) in [
+        ("forbidden", "you may not list persistentvolumes"),
+        ("never", "did not respond in time"),
+        ("incomplete", "the list is incomplete: 7 are missing"),
+        ("verbose", "first line\\u000ax"),
+        ("endless", "larger than 16777216 bytes"),
+    ] {
         let begin = Instant::now();
         let ran = in_pod(answer, "ls");
         assert!(begin.elapsed() < Duration::from_secs(20), "{answer}");
         assert_eq!((ran.code, ran.stderr.lines().count()), (0, 1), "{}", ran.stderr);
         assert!(ran.stderr.starts_with("orlop: which volumes are orphans is not known: "), "{}", ran.stderr);
-        assert!(ran.stderr.contains(why), "{}", ran.stderr);
+        assert!(ran.stderr.contains(why) && ran.stderr.chars().count() < 400, "{}", ran.stderr);
         assert_eq!(orphans(&ran.stdout), [""; 0]);
     }
     assert_eq!(in_pod("forbidden", "ls -q").stderr, "", "a listing without states does not ask");

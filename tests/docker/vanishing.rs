@@ -1,7 +1,7 @@
 //! Clients that close their connection in the middle of a call: the call goes on, and the same request can be repeated.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,6 +15,9 @@ use crate::common::wait::within_seconds;
 
 /// Files of the volume that is copied: its copy takes much longer than a call.
 const FILES: usize = 20_000;
+
+/// The same for a copy that a stop waits for.
+const FEW_FILES: usize = 5000;
 
 /// Sends a request and does not read the answer.
 fn send(client: &Client, method: &str, body: &Value) -> UnixStream {
@@ -67,6 +70,28 @@ fn vanish_during_a_copy(plugin: &Client, pool: &Path) {
 fn a_copy_for_a_client_that_vanishes_goes_on_and_its_request_can_be_repeated() {
     let test = "vanishing::a_copy_for_a_client_that_vanishes_goes_on_and_its_request_can_be_repeated";
     with_plugin(test, |plugin, base| vanish_during_a_copy(plugin, &base.join("pool")));
+}
+
+#[test]
+fn a_copy_is_completed_and_answered_before_the_server_stops() {
+    let test = "vanishing::a_copy_is_completed_and_answered_before_the_server_stops";
+    with_plugin(test, |plugin, base| {
+        let pool = base.join("pool");
+        plugin.ok("Create", &json!({"Name": "v1"}));
+        let data = pool.join("volumes/v1/data");
+        (0..FEW_FILES).for_each(|number| fs::write(data.join(number.to_string()), "x").unwrap());
+        let copy = |name: &str| json!({"Name": name, "Opts": {"from": "v1", "consistency": "none"}});
+        drop(send(plugin, "Create", &copy("v2")));
+        let mut stream = send(plugin, "Create", &copy("v3"));
+        within_seconds(120, "the copies have begun", || entries(&pool.join("work")) == 2);
+        plugin.terminate();
+        let mut answer = [0; 15];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, *b"HTTP/1.1 200 OK");
+        for name in ["v2", "v3"] {
+            assert_eq!(entries(&pool.join("volumes").join(name).join("data")), FEW_FILES, "{name}");
+        }
+    });
 }
 
 #[test]

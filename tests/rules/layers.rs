@@ -95,9 +95,19 @@ const LAYERS: &[Row] = &[
             "telemetry",
             "volume",
         ],
-        &["axum", "futures_util", "hyper_util", "serde", "serde_json", "tokio", "tower", "tracing"],
+        &[
+            "axum",
+            "futures_util",
+            "hyper_util",
+            "serde",
+            "serde_json",
+            "tokio",
+            "tokio_util",
+            "tower",
+            "tracing",
+        ],
     ),
-    ("kube", &["error", "volume"], &["k8s_openapi", "kube", "serde_json", "tokio"]),
+    ("kube", &["error", "volume"], &["axum", "k8s_openapi", "kube", "serde", "serde_json", "tokio"]),
 ];
 
 /// Modules that assemble the others and may name any module.
