@@ -54,7 +54,7 @@ pub(super) fn list(flags: &Ls) -> Result<ExitCode> {
     let filters = Filters::parse(&flags.filters, &["dangling", "label", "name", "pool"])?;
     let template = flags.format.as_deref().map(str::parse::<Template>).transpose()?;
     let needs = Needs::of(flags, &filters, template.as_ref(), start);
-    let FromPools { mut items, unavailable } = listings(&open(&flags.pools)?, filters, needs);
+    let FromPools { mut items, unavailable } = listings(&open(&flags.pools)?, filters, needs)?;
     if needs.users {
         let orphans = orphans(&flags.cluster, items.iter().filter_map(Listing::record));
         items.iter_mut().for_each(|listing| listing.is_orphan = orphans.contains(&listing.volume.id));
@@ -71,9 +71,11 @@ pub(super) fn list(flags: &Ls) -> Result<ExitCode> {
     Ok(report(&unavailable))
 }
 
-/// The volumes of all pools that the filters admit.
-pub(super) fn listings(session: &Session, filters: Filters, needs: Needs) -> FromPools<Listing> {
-    session.each_pool("list the volumes", move |engine, pool| of_pool(engine, pool, &filters, needs))
+/// The volumes of all pools that the filters admit. A pool that they do not admit is not asked.
+pub(super) fn listings(session: &Session, filters: Filters, needs: Needs) -> Result<FromPools<Listing>> {
+    let pools = filters.pools().to_vec();
+    let list = move |engine: &Engine, pool: &PoolName| of_pool(engine, pool, &filters, needs);
+    session.each_named_pool(&pools, "list the volumes", list)
 }
 
 fn of_pool(engine: &Engine, pool: &PoolName, filters: &Filters, needs: Needs) -> Result<Vec<Listing>> {
@@ -158,16 +160,17 @@ pub(super) fn df(flags: &Df) -> Result<ExitCode> {
     let FromPools { items: pools, mut unavailable } =
         session.each_pool("measure the space", |engine, pool| Ok(vec![engine.space(pool)?]));
     let with_volumes = flags.verbose && flags.output != ListOutput::Name;
-    let volumes = with_volumes.then(|| {
+    let volumes = with_volumes.then(|| -> Result<_> {
         let needs = Needs { users: false, usage_until: Some(Instant::now() + MEASURE) };
-        let mut found = listings(&session, Filters::default(), needs);
+        let mut found = listings(&session, Filters::default(), needs)?;
         // An unavailable pool is reported once.
         found
             .unavailable
             .retain(|error: &Error| unavailable.iter().all(|known| known.chain() != error.chain()));
         unavailable.append(&mut found.unavailable);
-        found.items
+        Ok(found.items)
     });
+    let volumes = volumes.transpose()?;
     let of_volumes = volumes.as_deref();
     print(&match flags.output {
         ListOutput::Text => df::to_table(&pools, of_volumes, false),
