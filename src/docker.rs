@@ -248,7 +248,7 @@ mod tests {
     #[tokio::test]
     async fn the_error_of_a_panic_names_the_call() {
         let panicked = tokio::spawn(async { panic!("bad index") }).await;
-        let error = unexpected_end("/VolumeDriver.Mount", panicked.map(|()| ()).unwrap_err());
+        let error = unexpected_end("/VolumeDriver.Mount", panicked.unwrap_err());
         assert_eq!(error.kind(), Kind::Internal);
         let text = error.chain();
         assert!(text.starts_with("the call /VolumeDriver.Mount ended unexpectedly: "), "{text}");

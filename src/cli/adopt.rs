@@ -35,10 +35,12 @@ pub(super) fn adopt(flags: Adopt) -> Result<()> {
     let path = is_directory.then(|| directory_of(&flags.directory)).transpose()?;
     if let (Some(path), Some(first)) = (&path, FirstPool::needed(&flags.pools)?) {
         let name = flags.name.as_deref().unwrap_or_else(|| last_name(path));
-        first.check(name, &assigned)?;
+        plain_name(name)?;
+        first.check(&assigned)?;
         check_before_pool(first.settings(), path)?;
         if flags.dry_run {
-            return first.would(&format!("{} volume {}", shown(path), first.volume(name)));
+            let rest = format!("adopt {} as volume {}", shown(path), first.volume(name));
+            return first.would(&rest, &assigned);
         }
         first.make()?;
     }

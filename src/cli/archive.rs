@@ -10,8 +10,8 @@ use super::{print, print_error, report};
 use crate::archive::compression::{Compressor, Decompressor};
 use crate::archive::{Reader, Writer, name};
 use crate::command::archive::{
-    NewArchive, compare, compression_for, is_standard, line, open, restored, shown_path, standard_output,
-    summary, warnings,
+    Input, NewArchive, compare, compression_for, is_standard, line, open, restored, shown_path,
+    standard_output, summary, warnings,
 };
 use crate::command::printable;
 use crate::command::progress::Total;
@@ -131,8 +131,8 @@ pub(super) fn restore(flags: Restore) -> Result<()> {
         prefix: flags.prefix.as_deref().map(prefix_of).transpose()?,
         ..UnpackSpec::default()
     };
-    let archive = PathBuf::from(flags.source);
-    if flags.replace { replace(flags.copy, archive, spec) } else { restore_new(flags.copy, archive, spec) }
+    let path = PathBuf::from(flags.source);
+    if flags.replace { replace(flags.copy, path, spec) } else { restore_new(flags.copy, path, spec) }
 }
 
 fn restore_new(copy: NewCopy, path: PathBuf, spec: UnpackSpec) -> Result<()> {
@@ -141,15 +141,18 @@ fn restore_new(copy: NewCopy, path: PathBuf, spec: UnpackSpec) -> Result<()> {
     if assigned.from.is_some() {
         return Err(Error::new(Kind::Invalid, "option from: the source is an argument of this command"));
     }
-    if let Some(first) = FirstPool::needed(&pools)? {
-        first.check(&name, &assigned)?;
-        drop(open(&path)?);
+    plain_name(&name)?;
+    let first = FirstPool::needed(&pools)?;
+    first.as_ref().map_or(Ok(()), |first| first.check(&assigned))?;
+    let input = Input::open(path)?;
+    if let Some(first) = first {
         if new.dry_run {
-            return first.would(&format!("create volume {} from {}", first.volume(&name), shown_path(&path)));
+            let source = shown_path(&input.path);
+            return first.would(&format!("create volume {} from {source}", first.volume(&name)), &assigned);
         }
         first.make()?;
     }
-    make(&pools, name, assigned, path, spec, new.dry_run)
+    make(&pools, name, assigned, input, spec, new.dry_run)
 }
 
 /// Creates a volume from an archive with these options.
@@ -157,7 +160,7 @@ pub(super) fn make(
     pools: &Pools,
     name: String,
     assigned: Assigned,
-    path: PathBuf,
+    input: Input,
     spec: UnpackSpec,
     dry_run: bool,
 ) -> Result<()> {
@@ -167,8 +170,8 @@ pub(super) fn make(
     let pool = session.pool(options.pool)?;
     let id = VolumeId { pool: pool.clone(), name: directory };
     session.refuse_volume_name_of_other_pool(&id)?;
-    let input = open(&path)?;
-    session.set_total(Total::of_input(&input));
+    let Input { path, stream } = input;
+    session.set_total(Total::of_input(&stream));
     let progress = Arc::new(Progress::default());
     let stop = stop(&progress);
     let mut request = CreateVolume {
@@ -191,7 +194,7 @@ pub(super) fn make(
         return print(&format!("would create volume {id} from {}\n", shown_path(&path)));
     }
     let (made, text) = session.transfer(&what, &pool, &progress, move |engine, progress| {
-        let mut reader = Reader::new(Decompressor::start(input, stop)?);
+        let mut reader = Reader::new(Decompressor::start(stream, stop)?);
         let origin = reader.start().context(|| shown_path(&shown))?.cloned();
         let size = size.or(origin.as_ref().map(|origin| origin.size)).unwrap_or(0);
         request.size = SizeRange { required: size, limit: size };
@@ -204,10 +207,10 @@ pub(super) fn make(
 }
 
 fn replace(copy: NewCopy, path: PathBuf, spec: UnpackSpec) -> Result<()> {
+    let Input { path, stream } = Input::open(path)?;
     let mut session = open_to_copy(&copy.pools, true)?;
     let id = session.volume(&copy.name)?;
-    let input = open(&path)?;
-    session.set_total(Total::of_input(&input));
+    session.set_total(Total::of_input(&stream));
     let (what, shown) = (format!("replace volume {id}"), path.clone());
     let checked = id.clone();
     session.call(&what, move |engine| engine.check_replace(&checked))?;
@@ -218,7 +221,7 @@ fn replace(copy: NewCopy, path: PathBuf, spec: UnpackSpec) -> Result<()> {
     let stop = stop(&progress);
     let pool = id.pool.clone();
     let (replaced, text) = session.transfer(&what, &pool, &progress, move |engine, progress| {
-        let mut reader = Reader::new(Decompressor::start(input, stop)?);
+        let mut reader = Reader::new(Decompressor::start(stream, stop)?);
         let origin = reader.start().context(|| shown_path(&shown))?.cloned();
         let made = engine.replace_from_archive(&id, &mut reader, &spec, progress);
         let (volume, unpacked) = made.context(|| shown_path(&shown))?;

@@ -4,7 +4,6 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
-use super::volumes::plain_name;
 use super::{print, print_error};
 use crate::config::flags::Pools;
 use crate::config::{self, KNOWN_POOLS};
@@ -12,6 +11,7 @@ use crate::engine::Engine;
 use crate::engine::request::{PoolSettings, Tuning};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::options::assignment::Assigned;
+use crate::volume::Limit;
 
 /// The pool that a command makes before its volume.
 pub(super) struct FirstPool(PoolSettings);
@@ -32,9 +32,8 @@ impl FirstPool {
         format!("{}/{name}", self.0.name)
     }
 
-    /// Refuses a volume with a wrong name, or for another pool, before the pool is made.
-    pub(super) fn check(&self, name: &str, assigned: &Assigned) -> Result<()> {
-        plain_name(name)?;
+    /// Refuses a volume for another pool, before the pool is made.
+    pub(super) fn check(&self, assigned: &Assigned) -> Result<()> {
         match &assigned.options.pool {
             Some(other) if *other != self.0.name => {
                 let text = format!("pool {other} does not exist; the only pool is {}", self.0.name);
@@ -44,9 +43,13 @@ impl FirstPool {
         }
     }
 
-    /// Prints what a dry run would do beside making the pool.
-    pub(super) fn would(&self, rest: &str) -> Result<()> {
-        print(&format!("would make {} a pool and {rest}\n", self.0.path.display()))
+    /// Prints what a dry run would do beside making the pool. What the pool can enforce is known only when it is one.
+    pub(super) fn would(&self, rest: &str, assigned: &Assigned) -> Result<()> {
+        let condition = match assigned.options.policy.limit {
+            Limit::Hard => ", if its filesystem can enforce limit=hard",
+            Limit::Auto | Limit::None => "",
+        };
+        print(&format!("would make {} a pool and {rest}{condition}\n", self.0.path.display()))
     }
 
     /// Makes the directory a pool, and says so.

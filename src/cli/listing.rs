@@ -61,7 +61,7 @@ pub(super) fn list(flags: &Ls) -> Result<ExitCode> {
     let template = flags.format.as_deref().map(str::parse::<Template>).transpose()?;
     let needs = Needs::of(flags, &filters, template.as_ref(), start);
     let session = open(&flags.pools)?;
-    let FromPools { mut items, unavailable } = listings(&session, filters, needs);
+    let FromPools { mut items, unavailable } = listings(&session, filters, needs)?;
     if needs.orphans {
         let volumes = items.iter().filter_map(|listing| Some((listing.record()?, listing.path.as_path())));
         let orphans = orphans(&session, &flags.cluster, volumes);
@@ -79,9 +79,11 @@ pub(super) fn list(flags: &Ls) -> Result<ExitCode> {
     Ok(report(&unavailable))
 }
 
-/// The volumes of all pools that the filters admit.
-pub(super) fn listings(session: &Session, filters: Filters, needs: Needs) -> FromPools<Listing> {
-    session.each_pool("list the volumes", move |engine, pool| of_pool(engine, pool, &filters, needs))
+/// The volumes of all pools that the filters admit. A pool that they do not admit is not asked.
+pub(super) fn listings(session: &Session, filters: Filters, needs: Needs) -> Result<FromPools<Listing>> {
+    let pools = filters.pools().to_vec();
+    let list = move |engine: &Engine, pool: &PoolName| of_pool(engine, pool, &filters, needs);
+    session.each_named_pool(&pools, "list the volumes", list)
 }
 
 fn of_pool(engine: &Engine, pool: &PoolName, filters: &Filters, needs: Needs) -> Result<Vec<Listing>> {
@@ -167,16 +169,17 @@ pub(super) fn df(flags: &Df) -> Result<ExitCode> {
     let FromPools { items: pools, mut unavailable } =
         session.each_pool("measure the space", |engine, pool| Ok(vec![engine.space(pool)?]));
     let with_volumes = flags.verbose && flags.output != ListOutput::Name;
-    let volumes = with_volumes.then(|| {
+    let volumes = with_volumes.then(|| -> Result<_> {
         let needs = Needs { users: false, orphans: false, usage_until: Some(Instant::now() + MEASURE) };
-        let mut found = listings(&session, Filters::default(), needs);
+        let mut found = listings(&session, Filters::default(), needs)?;
         // An unavailable pool is reported once.
         found
             .unavailable
             .retain(|error: &Error| unavailable.iter().all(|known| known.chain() != error.chain()));
         unavailable.append(&mut found.unavailable);
-        found.items
+        Ok(found.items)
     });
+    let volumes = volumes.transpose()?;
     let of_volumes = volumes.as_deref();
     print(&match flags.output {
         ListOutput::Text => df::to_table(&pools, of_volumes, false),

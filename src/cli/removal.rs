@@ -50,7 +50,7 @@ pub(super) fn prune(flags: &Prune) -> Result<ExitCode> {
     filters.dangling = Some(true);
     let session = open(&flags.pools)?;
     let needs = Needs { users: true, orphans: false, usage_until: Some(Instant::now() + MEASURE) };
-    let FromPools { items, unavailable } = listings(&session, filters, needs);
+    let FromPools { items, unavailable } = listings(&session, filters, needs)?;
     let (candidates, mut errors) = candidates(&session, items, flags.all);
     errors.extend(unavailable);
     let frees = freed(&candidates);

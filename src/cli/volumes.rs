@@ -1,7 +1,6 @@
 //! The commands on volumes and snapshots: each parses its arguments, calls the engine, and prints the result.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,7 +9,7 @@ use std::time::Duration;
 use super::first_pool::FirstPool;
 use super::{adopt, doctor, exec, interrupt, listing, print, removal, report, snapshots};
 use crate::archive;
-use crate::command;
+use crate::command::archive::Input;
 use crate::command::session::Session;
 use crate::config;
 use crate::config::flags::{CloneVolume, Create, Expand, Label, NewCopy, Pools, Rename, Restore, Volumes};
@@ -60,23 +59,23 @@ fn create(flags: Create) -> Result<()> {
     if is_anonymous {
         assigned.options.labels.entry(assignment::ANONYMOUS.to_owned()).or_default();
     }
-    if let Some(first) = FirstPool::needed(&flags.pools)? {
-        first.check(&name, &assigned)?;
-        match &assigned.from {
-            Some(archive) if archive::name::is_archive(archive) => {
-                drop(command::archive::open(Path::new(archive))?);
-            }
-            Some(from) => return Err(no_source(from)),
-            None => {}
-        }
+    plain_name(&name)?;
+    let archive = assigned.from.take_if(|from| archive::name::is_archive(from));
+    let first = FirstPool::needed(&flags.pools)?;
+    if let Some(first) = &first {
+        first.check(&assigned)?;
+        assigned.from.as_ref().map_or(Ok(()), |from| Err(no_source(from)))?;
+    }
+    let input = archive.map(|path| Input::open(path.into())).transpose()?;
+    if let Some(first) = first {
         if flags.new.dry_run {
-            return first.would(&format!("create volume {}", first.volume(&name)));
+            return first.would(&format!("create volume {}", first.volume(&name)), &assigned);
         }
         first.make()?;
     }
-    if let Some(archive) = assigned.from.take_if(|from| archive::name::is_archive(from)) {
+    if let Some(input) = input {
         let (pools, dry_run) = (&flags.pools, flags.new.dry_run);
-        return super::archive::make(pools, name, assigned, archive.into(), UnpackSpec::default(), dry_run);
+        return super::archive::make(pools, name, assigned, input, UnpackSpec::default(), dry_run);
     }
     let session = open_to_copy(&flags.pools, assigned.from.is_some())?;
     let source = assigned.from.take().map(|from| source_of(&session, &from)).transpose()?;

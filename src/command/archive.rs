@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::printable;
@@ -128,11 +128,13 @@ pub fn standard_output() -> Result<File> {
     Ok(stream.into())
 }
 
-/// Opens an archive for reading.
+/// Opens an archive for reading. Waits for the writer of a FIFO: open it before signals are handled, and only once.
 ///
 /// # Errors
-/// `Invalid` when it does not exist, or standard input is a terminal; otherwise the error of the failed system call.
+/// `Invalid` when it does not exist, is neither a file nor a FIFO, or standard input is a terminal; otherwise the error of
+/// the failed system call.
 pub fn open(path: &Path) -> Result<File> {
+    let invalid = |why: &str| Error::new(Kind::Invalid, format!("{} {why}", path.display()));
     if is_standard(path) {
         if io::stdin().is_terminal() {
             return Err(Error::new(
@@ -143,11 +145,33 @@ pub fn open(path: &Path) -> Result<File> {
         let stream: OwnedFd = io::stdin().as_fd().try_clone_to_owned().context(|| "open standard input")?;
         return Ok(stream.into());
     }
-    match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(Error::new(Kind::Invalid, format!("{} does not exist", path.display())))
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(invalid("does not exist")),
+        Ok(found) if found.is_dir() => return Err(invalid("is a directory: name an archive")),
+        Ok(found) if !found.is_file() && !found.file_type().is_fifo() => {
+            return Err(invalid("is neither a file nor a FIFO: name an archive"));
         }
-        file => file.context(|| format!("open {}", path.display())),
+        Ok(_) | Err(_) => {}
+    }
+    File::open(path).context(|| format!("open {}", path.display()))
+}
+
+/// An archive that a command reads.
+#[derive(Debug)]
+pub struct Input {
+    /// Its name, for messages.
+    pub path: PathBuf,
+    /// What is read.
+    pub stream: File,
+}
+
+impl Input {
+    /// Opens an archive as [`open`] does.
+    ///
+    /// # Errors
+    /// Same as [`open`].
+    pub fn open(path: PathBuf) -> Result<Self> {
+        open(&path).map(|stream| Self { path, stream })
     }
 }
 

@@ -42,6 +42,12 @@ impl Filters {
         Ok(parsed)
     }
 
+    /// The pools whose volumes are wanted; none: those of all pools.
+    #[must_use]
+    pub fn pools(&self) -> &[PoolName] {
+        &self.pools
+    }
+
     /// Whether a volume is wanted, but for its users. The labels of a volume whose record cannot be read are unknown.
     #[must_use]
     pub fn admit(&self, id: &VolumeId, volume: Option<&Volume>) -> bool {

@@ -1,5 +1,6 @@
 //! The calls of one command to the engine. Each call has a deadline, so a disk that does not respond is an error.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -175,8 +176,32 @@ impl Session {
         what: &str,
         work: impl Fn(&Engine, &PoolName) -> Result<Vec<T>> + Clone + Send + 'static,
     ) -> FromPools<T> {
-        let mut pools: Vec<_> = self.engine.pool_settings().map(|pool| pool.name.clone()).collect();
-        pools.sort();
+        self.each_of(self.engine.pool_settings().map(|pool| pool.name.clone()).collect(), what, work)
+    }
+
+    /// Like [`Session::each_pool`], for the pools that a user names; all pools, if none is named.
+    ///
+    /// # Errors
+    /// `Invalid` when one of them is in no settings.
+    pub fn each_named_pool<T: Send + 'static>(
+        &self,
+        named: &[PoolName],
+        what: &str,
+        work: impl Fn(&Engine, &PoolName) -> Result<Vec<T>> + Clone + Send + 'static,
+    ) -> Result<FromPools<T>> {
+        if named.is_empty() {
+            return Ok(self.each_pool(what, work));
+        }
+        named.iter().try_for_each(|pool| self.engine.check_pool(pool))?;
+        Ok(self.each_of(named.iter().cloned().collect(), what, work))
+    }
+
+    fn each_of<T: Send + 'static>(
+        &self,
+        pools: BTreeSet<PoolName>,
+        what: &str,
+        work: impl Fn(&Engine, &PoolName) -> Result<Vec<T>> + Clone + Send + 'static,
+    ) -> FromPools<T> {
         let calls: Vec<_> = pools
             .into_iter()
             .map(|pool| {

@@ -384,3 +384,19 @@ shift; exec \"$@\"";
     assert_eq!(in_pod("forbidden", "ls -f name=plain").stderr, "", "nor one without claims");
     assert_eq!(orphans(&pools.run("ls").stdout), [""; 0], "nor one outside a cluster");
 }
+
+#[test]
+fn a_listing_asks_only_the_pools_of_its_filter_and_refuses_unknown_ones() {
+    let pools = Pools::with(&[("a", 0)], &[("b", 0)]);
+    for arguments in ["ls -f pool=nope", "ls -q -f pool=p -f pool=nope"] {
+        let ran = pools.run(arguments);
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{arguments}: {}", ran.stderr);
+        let expected = "pool nope does not exist; the configured pools are: p, q";
+        assert!(ran.stderr.contains(expected), "{arguments}: {}", ran.stderr);
+    }
+    assert_eq!(pools.run("ls -q -f pool=q -f pool=p -f pool=q").stdout, "p/a\nq/b\n");
+    fs::remove_file(pools.path("q").join("orlop.json")).unwrap();
+    assert_eq!(pools.run("ls -q").code, 1, "pool q is unavailable");
+    let ran = pools.run("ls -q -f pool=p");
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "p/a\n", ""));
+}

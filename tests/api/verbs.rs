@@ -314,7 +314,7 @@ fn the_first_create_of_a_host_without_settings_makes_a_pool_and_says_so() {
     let script = "\
 mount -t tmpfs none /etc && mount -t tmpfs none /var/lib
 $0 ls -q; echo $?
-$0 create a --dry-run && ls /var/lib
+$0 create a --dry-run && $0 create a -o limit=hard --dry-run && ls /var/lib
 $0 create ../x; $0 create x -o pool=ssd; $0 create x -o from=y; $0 create x -o from=/missing.tar; ls /var/lib
 $0 create a && $0 create b && $0 ls -q";
     let mut command = Command::new("unshare");
@@ -322,6 +322,7 @@ $0 create a && $0 create b && $0 ls -q";
     let expected = "\
 2
 would make /var/lib/orlop a pool and create volume default/a
+would make /var/lib/orlop a pool and create volume default/a, if its filesystem can enforce limit=hard
 default/a
 default/b
 default/a
@@ -344,7 +345,7 @@ mount -t tmpfs none /var/lib/other && mkdir /var/lib/other/shop
 echo text >/var/lib/shop/file && tar cf /var/lib/a.tar -C /var/lib/shop . && ln -s shop /var/lib/link
 rest() { ls /var/lib | grep -v -e ^shop$ -e ^other$ -e ^a.tar$ -e ^link$; }
 $0 restore /var/lib/none.tar x; $0 restore /var/lib/a.tar ../x; $0 restore /var/lib/a.tar x -o pool=ssd
-$0 restore snapshot x; $0 restore /var/lib/a.tar x --replace
+$0 restore snapshot x; $0 restore /var/lib/a.tar x --replace; $0 restore /var/lib/shop x; $0 create x -o from=/dev/null
 $0 adopt /var/lib/none; $0 adopt /var/lib/shop ../x; $0 adopt /var/lib/shop -o pool=ssd; $0 adopt /var/lib/link
 $0 adopt /var/lib all; $0 adopt /var/lib/shop/file; $0 adopt default/mine; $0 adopt /var/lib/other/shop
 rest
@@ -360,7 +361,7 @@ $0 $1 && cat /var/lib/orlop/volumes/*/data/file && $0 ls -q";
         let ran = ran_first(first);
         let expected = format!(
             "would make /var/lib/orlop a pool and create volume default/x from /var/lib/a.tar\n\
-             would make /var/lib/orlop a pool and directory /var/lib/shop volume default/shop\n\
+             would make /var/lib/orlop a pool and adopt directory /var/lib/shop as volume default/shop\n\
              default/{name}\ntext\ndefault/{name}\n"
         );
         assert_eq!(ran.stdout, expected, "{}", ran.stderr);
@@ -368,6 +369,8 @@ $0 $1 && cat /var/lib/orlop/volumes/*/data/file && $0 ls -q";
         let (refusals, _) = ran.stderr.split_once(told).unwrap();
         for refusal in [
             "/var/lib/none.tar does not exist",
+            "/var/lib/shop is a directory: name an archive",
+            "/dev/null is neither a file nor a FIFO: name an archive",
             "is not 1 to 64 letters",
             "pool ssd does not exist; the only pool is default",
             "no pools: name them",
@@ -379,6 +382,62 @@ $0 $1 && cat /var/lib/orlop/volumes/*/data/file && $0 ls -q";
         ] {
             assert!(refusals.contains(refusal), "{refusal}: {refusals}");
         }
-        assert_eq!(refusals.matches("orlop: ").count(), 13, "each is refused: {refusals}");
+        assert_eq!(refusals.matches("orlop: ").count(), 15, "each is refused: {refusals}");
+    }
+}
+
+/// The commands run in a mount namespace with an empty `/etc` and `/var/lib`.
+#[test]
+fn the_first_volume_of_a_host_may_come_from_a_fifo() {
+    if !isolation::is_root() {
+        return;
+    }
+    let script = "\
+mount -t tmpfs none /etc && mount -t tmpfs none /var/lib && mkdir /var/lib/shop && mkfifo /var/lib/fifo
+echo text >/var/lib/shop/file && tar cf /var/lib/a.tar -C /var/lib/shop .
+cat /var/lib/a.tar >/var/lib/fifo &
+timeout -k 1 10 $0 $1 && wait $! && cat /var/lib/orlop/volumes/x/data/file";
+    for first in ["restore /var/lib/fifo x", "create x -o from=/var/lib/fifo"] {
+        let mut command = Command::new("unshare");
+        let script = script.replace("$1", first);
+        let ran = run(command.args(["--mount", "--propagation", "private", "sh", "-c", &script, ORLOP]));
+        assert_eq!((ran.code, ran.stdout.as_str()), (0, "default/x\ntext\n"), "{first}: {}", ran.stderr);
+    }
+}
+
+/// A volume that cannot be made leaves the first pool, which is empty and which the next command uses.
+#[test]
+fn a_first_volume_that_fails_leaves_an_empty_pool() {
+    if !isolation::is_root() {
+        return;
+    }
+    let script = "\
+mount -t tmpfs none /etc && mount -t tmpfs none /var/lib && head -c 2000 /dev/urandom >/var/lib/bad.tar
+$0 restore /var/lib/bad.tar a; echo $?; ls /var/lib/orlop/volumes /var/lib/orlop/trash /var/lib/orlop/work | grep -v :
+$0 create a";
+    let mut command = Command::new("unshare");
+    let ran = run(command.args(["--mount", "--propagation", "private", "sh", "-c", script, ORLOP]));
+    let lines: Vec<_> = ran.stdout.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(lines, ["1", "default/a"], "{}", ran.stderr);
+}
+
+#[test]
+fn a_command_that_waits_for_the_writer_of_a_fifo_ends_by_a_signal() {
+    let pools = Pools::with(&[("a", 0)], &[]);
+    let fifo = pools.dir.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let fifo = fifo.display();
+    let commands = [
+        format!("restore {fifo} x"),
+        format!("restore {fifo} a --replace"),
+        format!("create x -o from={fifo}"),
+    ];
+    for arguments in commands {
+        let command = pools.command(&arguments);
+        let mut limited = Command::new("timeout");
+        limited.args(["--kill-after=2", "1"]).arg(command.get_program()).args(command.get_args());
+        // `timeout` has no exit code if only SIGKILL has ended the command.
+        assert_eq!(run(&mut limited).code, 124, "{arguments}");
+        assert_eq!(names(&pools.path("p").join("volumes")), ["a".to_owned()].into(), "{arguments}");
     }
 }
