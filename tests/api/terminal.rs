@@ -144,7 +144,7 @@ fn colours_are_only_on_a_terminal_and_not_with_no_color() {
             let orlop = pools.command(arguments);
             let mut terminal = Command::new("python3");
             terminal.args(["-c", ON_PLAIN_TERMINAL]).arg(orlop.get_program()).args(orlop.get_args());
-            for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+            for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
                 terminal.env_remove(name);
             }
             no_color.map(|value| terminal.env("NO_COLOR", value));
