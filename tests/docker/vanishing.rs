@@ -81,16 +81,17 @@ fn a_copy_is_completed_and_answered_before_the_server_stops() {
         let data = pool.join("volumes/v1/data");
         (0..FEW_FILES).for_each(|number| fs::write(data.join(number.to_string()), "x").unwrap());
         let copy = |name: &str| json!({"Name": name, "Opts": {"from": "v1", "consistency": "none"}});
-        drop(send(plugin, "Create", &copy("v2")));
-        let mut stream = send(plugin, "Create", &copy("v3"));
-        within_seconds(120, "the copies have begun", || entries(&pool.join("work")) == 2);
+        let mut stream = send(plugin, "Create", &copy("v2"));
+        let made = |name: &str| pool.join("volumes").join(name).join("data");
+        within_seconds(120, "the copy has begun", || entries(&pool.join("work")) > 0 || made("v2").exists());
+        drop(send(plugin, "Create", &copy("v3")));
         plugin.terminate();
         let mut answer = [0; 15];
         stream.read_exact(&mut answer).unwrap();
         assert_eq!(answer, *b"HTTP/1.1 200 OK");
-        for name in ["v2", "v3"] {
-            assert_eq!(entries(&pool.join("volumes").join(name).join("data")), FEW_FILES, "{name}");
-        }
+        assert_eq!(entries(&made("v2")), FEW_FILES);
+        // Its request may have come too late.
+        assert!(!made("v3").exists() || entries(&made("v3")) == FEW_FILES);
     });
 }
 
