@@ -148,7 +148,9 @@ fn has_default_pool() -> bool {
 pub fn for_command(flags: &flags::Pools) -> Result<(Vec<PoolSettings>, Tuning)> {
     let (pools, tuning) = for_check(flags)?;
     if pools.is_empty() {
-        let text = format!("no pools: name them with --pool NAME=DIR or --config FILE, or in {DEFAULT_FILE}");
+        let text = format!(
+            "no pools: name them with --pool NAME=DIR or --config FILE, or in {DEFAULT_FILE}; `orlop create` makes a first one in {DEFAULT_POOL}"
+        );
         return Err(invalid(text));
     }
     Ok((pools, tuning))

@@ -31,6 +31,7 @@ mod replace;
 mod shrink;
 mod snapshot;
 mod source;
+mod system_directory;
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd as _, BorrowedFd};

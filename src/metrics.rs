@@ -78,6 +78,7 @@ struct Operation {
 pub struct Metrics {
     registry: Registry,
     operations: Family<Operation, Histogram, fn() -> Histogram>,
+    after_call: Box<dyn Fn() + Send + Sync>,
 }
 
 impl fmt::Debug for Metrics {
@@ -100,7 +101,7 @@ impl Metrics {
         let mut registry = Registry::default();
         let help = "Seconds from the arrival of a call to its response";
         registry.register("csi_plugin_operations_seconds", help, operations.clone());
-        Self { registry, operations }
+        Self { registry, operations, after_call: Box::new(|| ()) }
     }
 
     /// Creates a registry of the calls and of the latest status of the pools.
@@ -116,6 +117,13 @@ impl Metrics {
         let labels =
             Operation { driver_name: driver.to_owned(), method_name: method, grpc_status_code: code };
         self.operations.get_or_create(&labels).observe(elapsed.as_secs_f64());
+        (self.after_call)();
+    }
+
+    /// Has a function called after each call that is recorded.
+    #[must_use]
+    pub fn with_hook(self, after_call: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { after_call: Box::new(after_call), ..self }
     }
 
     /// Returns all metrics in the format of [`CONTENT_TYPE`].

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -44,6 +45,8 @@ const RESPONSE_GRACE: Duration = Duration::from_millis(500);
 /// How often the memory of program text is given back. The pages that are in use are mapped again within microseconds. Much more
 /// often than background work runs (each minute), which maps some megabytes for a moment.
 const TEXT_RELEASE: Duration = Duration::from_secs(10);
+/// How soon after the end of a call, which has mapped some megabytes, too.
+const TEXT_RELEASE_AFTER_CALL: Duration = Duration::from_millis(10);
 /// How long a command waits for the list of PersistentVolumes.
 #[cfg(feature = "kube")]
 const LIST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -91,7 +94,7 @@ async fn run_frontends(settings: Settings, passed: Vec<Passed>) -> Result<()> {
     // Logs the status of each pool.
     health.pools().await;
     watch(&health);
-    let metrics = Arc::new(Metrics::with_pools(Arc::clone(&health)));
+    let (metrics, call_finished) = metrics(&health);
     let stop = CancellationToken::new();
     let mut frontends = JoinSet::new();
 
@@ -131,7 +134,7 @@ async fn run_frontends(settings: Settings, passed: Vec<Passed>) -> Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         "serving"
     );
-    tokio::spawn(release_program_text());
+    tokio::spawn(release_program_text(call_finished));
 
     let result = tokio::select! {
         name = signals.recv() => { info!(signal = name, "stopping"); Ok(()) }
@@ -144,6 +147,14 @@ async fn run_frontends(settings: Settings, passed: Vec<Passed>) -> Result<()> {
     result
 }
 
+/// The metrics, and what is notified after each call.
+fn metrics(health: &Arc<Health>) -> (Arc<Metrics>, Arc<Notify>) {
+    let call_finished = Arc::new(Notify::new());
+    let notify = Arc::clone(&call_finished);
+    let metrics = Metrics::with_pools(Arc::clone(health)).with_hook(move || notify.notify_one());
+    (Arc::new(metrics), call_finished)
+}
+
 async fn shut_down(engine: Arc<Engine>) {
     let stopping = tokio::task::spawn_blocking(move || engine.shutdown());
     if tokio::time::timeout(STOP_TIMEOUT, stopping).await.is_err() {
@@ -152,11 +163,13 @@ async fn shut_down(engine: Arc<Engine>) {
 }
 
 /// Keeps the resident memory of an idle process small, after the start and after each burst of calls.
-async fn release_program_text() {
-    let mut timer = tokio::time::interval(TEXT_RELEASE);
+async fn release_program_text(call_finished: Arc<Notify>) {
     loop {
-        timer.tick().await;
         program_text::release();
+        tokio::select! {
+            () = call_finished.notified() => tokio::time::sleep(TEXT_RELEASE_AFTER_CALL).await,
+            () = tokio::time::sleep(TEXT_RELEASE) => {}
+        }
     }
 }
 

@@ -57,7 +57,7 @@ pub(super) fn list(flags: &Ls) -> Result<ExitCode> {
         return list_trash(flags);
     }
     let start = Instant::now();
-    let filters = Filters::parse(&flags.filters, &["dangling", "label", "name", "pool"])?;
+    let filters = Filters::parse(&flags.filters, &["dangling", "driver", "label", "name", "pool"])?;
     let template = flags.format.as_deref().map(str::parse::<Template>).transpose()?;
     let needs = Needs::of(flags, &filters, template.as_ref(), start);
     let session = open(&flags.pools)?;

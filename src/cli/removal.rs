@@ -22,7 +22,7 @@ use crate::volume::{OnDelete, Policy, Size, Volume, VolumeId, shorten};
 /// Deletes volumes.
 pub(super) fn rm(flags: &Rm) -> Result<ExitCode> {
     let session = open(&flags.pools)?;
-    let errors = session.for_each(&flags.volumes, |id| {
+    let mut errors = session.for_each(&flags.volumes, |id| {
         let (what, dry_run) = (format!("delete volume {id}"), flags.dry_run);
         let text = if dry_run { format!("would {what}\n") } else { format!("{id}\n") };
         session.call(
@@ -31,6 +31,9 @@ pub(super) fn rm(flags: &Rm) -> Result<ExitCode> {
         )?;
         print(&text)
     });
+    if flags.force {
+        errors.retain(|error| error.kind() != Kind::NotFound);
+    }
     Ok(report(&errors))
 }
 

@@ -1,14 +1,17 @@
-//! The filters of listings, as Docker writes them: `dangling=true`, `label=KEY`, `name=PART`, `pool=NAME`.
+//! The filters of listings, as Docker writes them: `dangling=true`, `driver=orlop`, `label=KEY`,
+//! `name=PART`, `pool=NAME`.
 
+use super::template::DRIVER;
 use crate::error::{Error, Kind, Result};
 use crate::volume::{PoolName, Volume, VolumeId, shorten};
 
-/// Which volumes a command is about. Every label must match, and one of the names, and one of the pools.
+/// Which volumes a command is about. Every label must match, and one of the drivers, of the names and of the pools.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filters {
     /// Whether nothing uses the volume; `None`: both.
     pub dangling: Option<bool>,
     labels: Vec<(String, Option<String>)>,
+    drivers: Vec<String>,
     names: Vec<String>,
     pools: Vec<PoolName>,
 }
@@ -34,6 +37,7 @@ impl Filters {
                         value.split_once('=').map_or((value, None), |(key, value)| (key, Some(value)));
                     parsed.labels.push((key.to_owned(), value.map(str::to_owned)));
                 }
+                "driver" => parsed.drivers.push(value.to_owned()),
                 "name" => parsed.names.push(value.to_owned()),
                 "pool" => parsed.pools.push(value.parse()?),
                 _ => return Err(unknown()),
@@ -56,6 +60,7 @@ impl Filters {
             found.is_some_and(|found| value.as_ref().is_none_or(|value| value == found))
         };
         self.labels.iter().all(has_label)
+            && (self.drivers.is_empty() || self.drivers.iter().any(|driver| driver == DRIVER))
             && (self.names.is_empty() || self.names.iter().any(|part| id.name.as_str().contains(part)))
             && (self.pools.is_empty() || self.pools.contains(&id.pool))
     }

@@ -169,7 +169,7 @@ pub fn by_template(volumes: &[Shown], template: &Template) -> String {
     let line = |shown: &Shown| {
         let Inspected { volume, path, .. } = &shown.inspected;
         let whole = serde_json::to_value(Details::from(shown)).unwrap_or_default();
-        template.render(&Item {
+        template.line(&Item {
             id: &volume.id,
             path,
             volume: Some(volume),
@@ -177,7 +177,7 @@ pub fn by_template(volumes: &[Shown], template: &Template) -> String {
             whole: &whole,
         })
     };
-    volumes.iter().map(line).collect()
+    template.join(volumes.iter().map(line))
 }
 
 /// Formats the ids, one for each line.

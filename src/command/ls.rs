@@ -186,9 +186,9 @@ pub fn by_template(volumes: &[Listing], template: &Template) -> String {
         let row = Row::from(listing);
         let whole = serde_json::to_value(&row).unwrap_or_default();
         let volume = listing.record();
-        template.render(&Item { id: row.id, path: row.path, volume, state: row.state, whole: &whole })
+        template.line(&Item { id: row.id, path: row.path, volume, state: row.state, whole: &whole })
     };
-    volumes.iter().map(line).collect()
+    template.join(volumes.iter().map(line))
 }
 
 /// Formats the ids, one for each line.

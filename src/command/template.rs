@@ -5,9 +5,13 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
+use super::ls::aligned;
 use super::printable;
 use crate::error::{Error, Kind, Result};
 use crate::volume::{Volume, VolumeId, shorten};
+
+/// The driver of all volumes, as Docker names it.
+pub(super) const DRIVER: &str = "orlop";
 
 /// The placeholders.
 const FIELDS: [&str; 10] =
@@ -15,7 +19,11 @@ const FIELDS: [&str; 10] =
 
 /// A parsed template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template(Vec<Part>);
+pub struct Template {
+    parts: Vec<Part>,
+    /// Whether it began with the word `table`: tabs separate columns, which have a header.
+    is_table: bool,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
@@ -50,9 +58,10 @@ impl FromStr for Template {
 
     fn from_str(text: &str) -> Result<Self> {
         if text == "json" {
-            return Ok(Self(vec![Part::Whole]));
+            return Ok(Self { parts: vec![Part::Whole], is_table: false });
         }
-        let (mut parts, mut rest) = (Vec::new(), text);
+        let columns = text.strip_prefix("table ");
+        let (mut parts, mut rest) = (Vec::new(), columns.unwrap_or(text));
         while let Some((before, after)) = rest.split_once("{{") {
             let wrong = || invalid(text, "a placeholder has no end");
             let (placeholder, after) = after.split_once("}}").ok_or_else(wrong)?;
@@ -61,7 +70,7 @@ impl FromStr for Template {
             rest = after;
         }
         parts.push(Part::Text(unescaped(rest)));
-        Ok(Self(parts))
+        Ok(Self { parts, is_table: columns.is_some() })
     }
 }
 
@@ -101,7 +110,7 @@ impl Template {
     /// Whether it prints the state of a volume, which depends on its users.
     #[must_use]
     pub fn has_state(&self) -> bool {
-        self.0.iter().any(|part| match part {
+        self.parts.iter().any(|part| match part {
             Part::Field(name) | Part::Json(name) => name == "State",
             Part::Whole => true,
             Part::Text(_) | Part::Label(_) => false,
@@ -111,14 +120,40 @@ impl Template {
     /// Whether it prints all of a volume, also what it takes.
     #[must_use]
     pub fn has_usage(&self) -> bool {
-        self.0.contains(&Part::Whole)
+        self.parts.contains(&Part::Whole)
     }
 
-    /// The line of a volume.
+    /// The lines of some volumes that [`Template::line`] has made.
     #[must_use]
-    pub fn render(&self, item: &Item<'_>) -> String {
+    pub fn join(&self, lines: impl Iterator<Item = String>) -> String {
+        if !self.is_table {
+            return lines.map(|line| line + "\n").collect();
+        }
+        let rows = std::iter::once(self.header()).chain(lines);
+        let rows = rows.map(|line| line.split('\t').map(str::to_owned).collect());
+        aligned(&rows.collect::<Vec<Vec<String>>>())
+    }
+
+    /// The names of the columns, as Docker has them.
+    fn header(&self) -> String {
+        let name = |part: &Part| match part {
+            Part::Text(text) => text.clone(),
+            Part::Field(name) | Part::Json(name) => match name.as_str() {
+                "Name" => "VOLUME NAME".to_owned(),
+                "CreatedAt" => "CREATED AT".to_owned(),
+                _ => name.to_uppercase(),
+            },
+            Part::Whole => "VOLUME".to_owned(),
+            Part::Label(key) => printable(key),
+        };
+        self.parts.iter().map(name).collect()
+    }
+
+    /// The line of a volume, without its end.
+    #[must_use]
+    pub fn line(&self, item: &Item<'_>) -> String {
         let mut line = String::new();
-        for part in &self.0 {
+        for part in &self.parts {
             match part {
                 Part::Text(text) => line.push_str(text),
                 Part::Field(name) => line.push_str(&printable(&as_text(&value_of(item, name)))),
@@ -130,7 +165,6 @@ impl Template {
                 }
             }
         }
-        line.push('\n');
         line
     }
 }
@@ -140,7 +174,7 @@ fn value_of(item: &Item<'_>, name: &str) -> Value {
         "Name" => item.id.name.as_str().into(),
         "ID" => item.id.to_string().into(),
         "Pool" => item.id.pool.as_str().into(),
-        "Driver" => "orlop".into(),
+        "Driver" => DRIVER.into(),
         "Scope" => "local".into(),
         "Mountpoint" => item.path.display().to_string().into(),
         "Labels" => item.volume.and_then(|volume| serde_json::to_value(&volume.labels).ok()).into(),

@@ -236,6 +236,10 @@ pub struct Rm {
     #[arg(value_name = "VOLUME", required = true)]
     pub volumes: Vec<String>,
 
+    /// Succeed for volumes that do not exist, too. A volume in use is not deleted
+    #[arg(short, long)]
+    pub force: bool,
+
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -12,6 +12,7 @@ use super::Engine;
 use super::create::{new_record, owner_on_disk};
 use super::locked::{LockedVolume, check_limit};
 use super::request::CreateVolume;
+use super::system_directory::is_system_directory;
 use super::takeover::enter;
 use crate::backend::BackendKind;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -120,6 +121,9 @@ impl Engine {
         }
         if self.pools.iter().any(|pool| pool.settings().path.starts_with(path)) {
             return invalid("a pool is inside of it");
+        }
+        if is_system_directory(&dir, path) {
+            return invalid("the system needs it where it is: copy it into a new volume");
         }
         if let Some(mount) = mount_below(path)? {
             return invalid(&format!("something is mounted at {mount}: unmount it"));

@@ -244,7 +244,8 @@ $0 ls -q; $0 ls -q --pool q=$2";
     command.args(["--mount", "--propagation", "private", "sh", "-c", script, ORLOP]);
     let ran = run(command.arg(pools.path("p")).arg(pools.path("q")));
     assert_eq!(ran.stdout, "2\np/a\nq/b\n", "{}", ran.stderr);
-    let advice = "no pools: name them with --pool NAME=DIR or --config FILE, or in /etc/orlop/orlop.toml";
+    let advice = "no pools: name them with --pool NAME=DIR or --config FILE, or in /etc/orlop/orlop.toml; `orlop create` makes a first one in \
+                  /var/lib/orlop";
     assert_eq!(ran.stderr, format!("orlop: {advice}\n"));
 }
 

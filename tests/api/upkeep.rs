@@ -300,6 +300,26 @@ fn a_directory_becomes_a_volume_without_a_copy() {
 }
 
 /// The commands run in a mount namespace of their own.
+/// Only checked: a test must not move these directories, whatever orlop does.
+#[test]
+fn a_directory_that_the_host_needs_is_not_adopted() {
+    let pools = Pools::with(&[], &[]);
+    for path in
+        ["/etc", "/etc/ssl", "/usr", "/usr/share", "/var/log", "/var/tmp", "/home", "/opt", "/root", "/srv"]
+    {
+        let ran = pools.run(&format!("adopt {path} x --dry-run"));
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{path}: {}", ran.stderr);
+        assert!(ran.stderr.contains("the system needs it where it is"), "{path}: {}", ran.stderr);
+    }
+    let script = "mount --bind / \"$1\" && $0 adopt \"$1/opt\" --dry-run";
+    let root = pools.dir.path().join("root");
+    fs::create_dir(&root).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script, ORLOP]).arg(&root);
+    let ran = run(command.env("ORLOP_POOL", format!("p={}", pools.path("p").display())));
+    assert!(ran.stderr.contains("the system needs it where it is"), "{}", ran.stderr);
+}
+
 #[test]
 fn a_mount_and_what_contains_one_are_not_adopted() {
     if !isolation::is_root() {
@@ -421,6 +441,14 @@ fn df_shows_the_space_of_pools_and_volumes() {
 }
 
 #[test]
+fn a_forced_removal_passes_over_what_does_not_exist() {
+    let pools = Pools::with(&[("a", 0)], &[]);
+    assert_eq!(pools.run("rm -f none a"), done("p/a\n"));
+    assert_eq!(pools.run("rm --force none"), done(""));
+    assert_eq!(pools.run("rm none").code, 3);
+}
+
+#[test]
 fn listings_are_filtered_and_formatted_as_dockers() {
     let pools = Pools::with(&[("web-1", 0), ("web-2", 0)], &[("db", 4096)]);
     set_age(&pools.path("q"), "db", 5);
@@ -433,6 +461,8 @@ fn listings_are_filtered_and_formatted_as_dockers() {
         ("--filter label=app=shop", "p/web-1\n"),
         ("-f label=app=shop -f label=tier=2", ""),
         ("-f pool=q", "q/db\n"),
+        ("-f driver=orlop -f pool=q", "q/db\n"),
+        ("-f driver=local", ""),
         ("-f dangling=true -f pool=p", "p/web-1\np/web-2\n"),
         ("-f dangling=0", ""),
     ] {
@@ -443,6 +473,10 @@ fn listings_are_filtered_and_formatted_as_dockers() {
     assert_eq!(format("ls -f pool=q", "{{.Name}}"), done("db\n"));
     let template = r"{{.ID}}\t{{.Driver}} {{ .Labels }} {{.Label `app`}}".replace('`', "\"");
     assert_eq!(format("ls -f label=tier", &template), done("p/web-1\torlop app=shop,tier=1 shop\n"));
+    let table = "VOLUME NAME  DRIVER  app\nweb-1        orlop   shop\nweb-2        orlop\n";
+    let template = r"table {{.Name}}\t{{.Driver}}\t{{.Label `app`}}".replace('`', "\"");
+    assert_eq!(format("ls -f name=web", &template), done(table));
+    assert_eq!(format("inspect db", "table {{.CreatedAt}}").stdout.lines().next(), Some("CREATED AT"));
     let mountpoint = pools.path("q").join("volumes/db/data");
     assert_eq!(format("inspect db", "{{.Mountpoint}}"), done(&format!("{}\n", mountpoint.display())));
     assert_eq!(format("inspect db", "{{json .Labels}}"), done("{\"app\":\"db\"}\n"));
