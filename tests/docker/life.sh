@@ -43,6 +43,9 @@ life_with_containers() {
     run_in -v data:/data busybox sh -c 'echo hello >/data/file'
     same 'read by another container' hello "$(run_in -v data:/data busybox cat /data/file)"
     refused 'Read-only file system' run_in -v data:/data:ro busybox touch /data/other
+    same 'read by --mount' hello "$(run_in --mount type=volume,source=data,target=/data busybox cat /data/file)"
+    refused 'Read-only file system' run_in --mount type=volume,source=data,target=/data,ro busybox touch /data/other
+    [[ $engine == podman ]] || made_by_mount
     container=$("$engine" run -d --network none -v data:/data busybox sleep 1000000)
     refused "$(in_use_by "$engine")" volume rm data
     same 'volumes-from' hello "$(run_in --volumes-from "$container" busybox cat /data/file)"
@@ -56,6 +59,12 @@ life_with_containers() {
     same dangling data "$(volume ls -q -f dangling=true)"
     create seeded >/dev/null
     same 'an empty volume gets the files of the image' 'from the image' "$(run_in -v seeded:/seed busybox cat /seed/hello)"
+}
+# Podman's --mount does not name a driver.
+made_by_mount() {
+    run_in --mount "type=volume,source=made,target=/data,volume-driver=$driver,volume-label=app=shop" busybox touch /data/file
+    same 'a volume made by --mount' "$driver shop" "$(volume inspect --format '{{.Driver}} {{index .Labels "app"}}' made)"
+    volume rm made >/dev/null
 }
 in_use_by() { [[ $1 == docker ]] && echo 'volume is in use' || echo 'volume is being used'; }
 
