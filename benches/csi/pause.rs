@@ -16,6 +16,13 @@ use crate::{Sizes, trees};
 /// The first argument of this program when it is the container.
 pub(crate) const ARGUMENT: &str = "write-in-container";
 
+/// An environment variable with the program of an earlier orlop, whose snapshots are taken in turns with those of this one.
+const EARLIER: &str = "ORLOP_BENCH_EARLIER";
+
+/// The parameters of a snapshot that shows an instant, and of one whose files are copied while they change.
+const CRASH: &[(&str, &str)] = &[("consistency", "crash"), ("maxPause", "30s")];
+const NONE: &[(&str, &str)] = &[("consistency", "none")];
+
 const TURNS: usize = 5;
 const SMALL_FILES: usize = 20_000;
 const CHANGED: usize = 200;
@@ -104,15 +111,11 @@ struct Snapshots {
 }
 
 impl Snapshots {
-    async fn take(&mut self, server: &Server, volume: &str, consistency: &str) {
+    async fn take(&mut self, server: &Server, volume: &str, parameters: &[(&str, &str)]) {
         let client = server.client().await;
         rustix::fs::sync();
         let began = Instant::now();
-        let mut parameters = vec![("consistency", consistency)];
-        if consistency == "crash" {
-            parameters.push(("maxPause", "30s"));
-        }
-        client.snapshot_with(volume, "snapshot", &parameters).await;
+        client.snapshot_with(volume, "snapshot", parameters).await;
         self.times.push(began.elapsed().as_secs_f64());
         let record = fs::read(server.pool.join("snapshots/snapshot/snapshot.json")).unwrap();
         let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
@@ -137,8 +140,8 @@ impl Copies {
     async fn take(server: &Server, volume: &str) -> Self {
         let mut copies = Self::default();
         for _ in 0..TURNS {
-            copies.crash.take(server, volume, "crash").await;
-            copies.none.take(server, volume, "none").await;
+            copies.crash.take(server, volume, CRASH).await;
+            copies.none.take(server, volume, NONE).await;
             copies.cp.push(cp(&server.data(volume), &server.pool.join("copy")));
         }
         copies
@@ -170,9 +173,47 @@ fn cp(from: &Path, to: &Path) -> f64 {
     time
 }
 
+/// What a container writes: to this many files, so far apart.
+type Load = (usize, Duration);
+
+/// Takes a snapshot while a container writes to the volume.
+async fn take_of_busy(
+    into: &mut Snapshots,
+    server: &Server,
+    volume: &str,
+    load: Load,
+    parameters: &[(&str, &str)],
+) {
+    let client = server.client().await;
+    let target = server.target(volume);
+    client.publish(volume, &target).await;
+    if let Some(container) = Container::start(&target, load.0, load.1) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        into.take(server, volume, parameters).await;
+        drop(container);
+    }
+    client.unpublish(volume, &target).await;
+}
+
+/// Compares snapshots of a volume with those of an earlier orlop, in turns. Each has a volume with the same files.
+async fn compare_with_earlier(table: &mut Table, servers: [&Server; 2], volume: &str, load: Load) {
+    let (mut now, mut earlier) = (Snapshots::default(), Snapshots::default());
+    for _ in 0..TURNS {
+        take_of_busy(&mut now, servers[0], volume, load, CRASH).await;
+        take_of_busy(&mut earlier, servers[1], volume, load, &[]).await;
+    }
+    let (now, earlier) = (median(&now.times), median(&earlier.times));
+    let what = format!("while {} files change: a snapshot vs the earlier program", load.0);
+    table.compare(&what, (now, "s"), (earlier, "s"), now / earlier, Bar::Ratio(1.3));
+}
+
 /// Measures the pauses of an idle volume, of one with many files of which few change, and of a large one.
 pub(crate) async fn run(table: &mut Table, sizes: &Sizes, dir: &Path) {
     let server = Server::orlop(dir).await;
+    let earlier = match std::env::var_os(EARLIER) {
+        Some(program) => Some(Server::of(Path::new(&program), &dir.join("earlier")).await),
+        None => None,
+    };
     let load = |files, pause| (files, Duration::from_micros(pause));
     let trees = [
         ("many", SMALL_FILES, 4096, load(CHANGED, 1000), 300.0),
@@ -200,6 +241,14 @@ pub(crate) async fn run(table: &mut Table, sizes: &Sizes, dir: &Path) {
         table.single(&what, (median(pauses), "ms"), Bar::Below(most));
         table.single("the longest of them", (pauses.iter().copied().fold(0.0, f64::max), "ms"), Bar::None);
         busy.report(table, &what);
+        if let Some(earlier) = &earlier {
+            let client = earlier.client().await;
+            client.create_large(name, None).await;
+            trees::files(&earlier.data(name), files, bytes);
+            compare_with_earlier(table, [&server, earlier], name, (changing, pause)).await;
+            client.delete(name).await;
+            earlier.trash_removed().await;
+        }
         client.delete(name).await;
         server.trash_removed().await;
     }

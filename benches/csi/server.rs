@@ -40,8 +40,13 @@ pub(crate) struct Server {
 impl Server {
     /// Starts orlop on the pool `dir/pool` and waits until `Probe` succeeds.
     pub(crate) async fn orlop(dir: &Path) -> Arc<Self> {
+        Self::of(Path::new(PROGRAM), dir).await
+    }
+
+    /// Like [`Server::orlop`], with another program that is orlop.
+    pub(crate) async fn of(program: &Path, dir: &Path) -> Arc<Self> {
         let command = |pool: &Path, socket: &Path| {
-            let mut command = Command::new(PROGRAM);
+            let mut command = Command::new(program);
             command.args(["serve", "--node-id", "bench"]);
             command.arg(format!("--pool={POOL}={}", pool.display()));
             command.arg(format!("--csi=unix://{}", socket.display()));

@@ -48,11 +48,11 @@ resident() { sed -n "s/^$1:[^0-9]*\([0-9]*\) kB/\1/p" "/proc/$orlop/status"; } #
 
 # The resident memory of now, when no call runs, and the highest since the last time, see clear_refs in proc(5).
 memory_fits() { # when [VmHWM]
-    local now most bar="bar: $memory_bar kB"
+    local now most bar="bar: $memory_bar kB${2:+ for both}"
     sleep 0.1
     now=$(resident VmRSS) most=$(resident VmHWM)
     is_static || bar='the bar is one of the static release binary: make test-docker-figures'
-    echo "figures: resident memory $1: $now kB, at most $most kB ($bar${2:+ for both})"
+    echo "figures: resident memory $1: $now kB, at most $most kB ($bar)"
     ! is_static || (($(resident "${2:-VmRSS}") <= memory_bar)) || fail "figures: resident memory $1"
     echo 5 >"/proc/$orlop/clear_refs"
 }
