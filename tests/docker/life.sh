@@ -60,6 +60,7 @@ life_with_containers() {
     create seeded >/dev/null
     same 'an empty volume gets the files of the image' 'from the image' "$(run_in -v seeded:/seed busybox cat /seed/hello)"
 }
+
 # Podman's --mount does not name a driver.
 made_by_mount() {
     run_in --mount "type=volume,source=made,target=/data,volume-driver=$driver,volume-label=app=shop" busybox touch /data/file
