@@ -19,6 +19,7 @@ mod disk_usage;
 mod lease;
 mod nodev;
 mod path;
+mod stop;
 mod walk;
 
 use std::ffi::CStr;

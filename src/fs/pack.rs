@@ -8,7 +8,6 @@ mod hard_links;
 mod queue;
 mod scan;
 mod stillness;
-mod stop;
 mod write;
 
 use std::io::Write;
@@ -18,10 +17,10 @@ use std::thread;
 use self::queue::queue;
 use self::scan::Scanner;
 use self::stillness::check_still;
-use self::stop::Stop;
 use self::write::{Counts, EntryWriter};
 use super::copy::Progress;
 use super::copy::catalogue::coarse_now;
+use super::stop::Stop;
 use crate::archive::Writer;
 use crate::error::{Context as _, Error, Kind, Result};
 

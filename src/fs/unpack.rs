@@ -3,25 +3,28 @@
 
 mod attributes;
 mod directories;
+mod files;
+mod flush;
 mod layout;
 mod paths;
 
 use std::ffi::CString;
 use std::io::Read;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::thread;
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ftruncate, linkat, makedev, mkdirat, mknodat, openat, symlinkat, syncfs,
-    unlinkat,
-};
-use rustix::io::{Errno, Result as ErrnoResult, pwrite};
+use rustix::fs::{AtFlags, FileType, Mode, ftruncate, linkat, makedev, mkdirat, mknodat, symlinkat, syncfs};
+use rustix::io::{Errno, Result as ErrnoResult};
 
 use self::attributes::Attributes;
 use self::directories::Directories;
+use self::files::Files;
+use self::flush::Flush;
 pub use self::layout::Layout;
 use self::paths::Parents;
 use super::copy::Progress;
 use super::copy::room::Room;
+use super::stop::Stop;
 use super::{open_directory, open_path};
 use crate::archive::{Entry, EntryKind, Reader, shown};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -69,42 +72,64 @@ pub fn unpack<R: Read>(
     progress: &Progress,
 ) -> Result<Unpacked> {
     let top = open_directory(to, c".").context(|| "open the new directory")?;
-    let mut unpacker = Unpacker {
-        parents: Parents::new(&top)?,
-        directories: Directories::new(scratch)?,
-        room: Room::new(to)?,
-        attributes: Attributes::default(),
-        buffer: vec![0; BUFFER],
-        spec,
-        progress,
-        entries: 0,
-        bytes: 0,
-        has_top: false,
-        top,
-    };
-    while let Some(entry) = from.next_entry()? {
-        progress.check()?;
-        unpacker.entry(from, &entry).context(|| format!("extract {}", entry.shown()))?;
-    }
-    unpacker.finish(from.origin().is_some())
+    let stop = Stop::new(progress);
+    let unpacked = thread::scope(|scope| {
+        let run = || {
+            let unpacker = Unpacker {
+                parents: Parents::new(&top)?,
+                directories: Directories::new(scratch)?,
+                files: Files::start(scope, &stop)?,
+                flush: Flush::start(scope, to, &stop)?,
+                room: Room::new(to)?,
+                attributes: Attributes::default(),
+                buffer: vec![0; BUFFER],
+                spec,
+                stop: &stop,
+                entries: 0,
+                bytes: 0,
+                has_top: false,
+                top,
+            };
+            unpacker.run(from)
+        };
+        stop.or_stop(run())
+    });
+    stop.result()?;
+    unpacked.ok_or_else(|| Error::new(Kind::Internal, "the archive is not extracted"))
 }
 
-struct Unpacker<'a> {
+/// Whether a file is read as a whole.
+fn is_small_file(entry: &Entry) -> bool {
+    entry.kind == EntryKind::File && entry.data.is_none() && entry.size <= BUFFER as u64
+}
+
+struct Unpacker<'a, 'scope> {
     top: OwnedFd,
     parents: Parents,
     /// The directories, which get their attributes at the end: new entries would change their times and inherit their ACLs.
     directories: Directories,
+    /// The small files. The other entries are created by this thread, after those that come before them.
+    files: Files<'scope>,
+    flush: Flush<'scope>,
     room: Room,
     attributes: Attributes,
     buffer: Vec<u8>,
     spec: &'a UnpackSpec,
-    progress: &'a Progress,
+    stop: &'a Stop<'a>,
     entries: u64,
     bytes: u64,
     has_top: bool,
 }
 
-impl Unpacker<'_> {
+impl Unpacker<'_, '_> {
+    fn run<R: Read>(mut self, from: &mut Reader<R>) -> Result<Unpacked> {
+        while let Some(entry) = from.next_entry()? {
+            self.stop.check()?;
+            self.entry(from, &entry).context(|| format!("extract {}", entry.shown()))?;
+        }
+        self.finish(from.origin().is_some())
+    }
+
     fn entry<R: Read>(&mut self, from: &mut Reader<R>, entry: &Entry) -> Result<()> {
         let path = paths::normalized(&entry.path)?;
         let prefix = self.spec.prefix.as_deref().unwrap_or_default();
@@ -114,13 +139,22 @@ impl Unpacker<'_> {
             return self.top(entry);
         }
         let (parent, name) = paths::split(path);
-        self.parents.enter(parent, &mut self.room)?;
+        if !self.parents.enter(parent)? {
+            self.files.wait()?;
+            self.parents.create(parent, &mut self.room)?;
+        }
         let name = CString::new(name).map_err(|_| paths::refused("its name has a NUL"))?;
         self.entries += 1;
-        self.progress.add(1, 0);
+        self.stop.progress().add(1, 0);
+        if is_small_file(entry) {
+            return self.small_file(from, name, entry);
+        }
+        if entry.kind != EntryKind::Directory {
+            self.files.wait()?;
+        }
         match &entry.kind {
             EntryKind::Directory => self.directory(&name, path, entry),
-            EntryKind::File => self.file(from, &name, entry),
+            EntryKind::File => self.large_file(from, &name, entry),
             EntryKind::HardLink(target) => self.hard_link(target, prefix, &name),
             EntryKind::Symlink(target) => {
                 let target = CString::new(&target[..]).map_err(|_| paths::refused("its target has a NUL"))?;
@@ -154,25 +188,33 @@ impl Unpacker<'_> {
         self.directories.add(path, entry, self.room.created())
     }
 
-    fn file<R: Read>(&mut self, from: &mut Reader<R>, name: &CString, entry: &Entry) -> Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = self.create(name, |at| openat(at, name, flags, Mode::RUSR | Mode::WUSR))?;
+    fn small_file<R: Read>(&mut self, from: &mut Reader<R>, name: CString, entry: &Entry) -> Result<()> {
+        let mut data = vec![0; usize::try_from(entry.size).unwrap_or(BUFFER)];
+        let mut read = 0;
+        while read < data.len() {
+            read += from.data(&mut data[read..])?;
+        }
+        self.take(entry.size)?;
+        self.flush.add(entry.size);
+        self.room.take(self.parents.dir())?;
+        self.files.add(&self.parents, name, entry, data)
+    }
+
+    fn large_file<R: Read>(&mut self, from: &mut Reader<R>, name: &CString, entry: &Entry) -> Result<()> {
+        let file = files::create_file(self.parents.dir(), name)?;
+        self.room.take(self.parents.dir())?;
         let whole = std::slice::from_ref(&(0..entry.size)).to_vec();
         let mut end = 0;
         for range in entry.data.clone().unwrap_or(whole) {
             let mut at = range.start;
             while at < range.end {
-                self.progress.check()?;
+                self.stop.check()?;
                 let length = usize::try_from(range.end - at).map_or(BUFFER, |left| left.min(BUFFER));
                 let read = from.data(&mut self.buffer[..length])?;
                 self.take(read as u64)?;
-                let mut rest = &self.buffer[..read];
-                while !rest.is_empty() {
-                    let written = pwrite(&file, rest, at).context(|| "write")?;
-                    rest = &rest[written..];
-                    self.progress.add(0, written as u64);
-                    at += written as u64;
-                }
+                self.flush.add(read as u64);
+                files::write(file.as_fd(), &self.buffer[..read], at, self.stop.progress())?;
+                at += read as u64;
             }
             end = range.end;
         }
@@ -224,27 +266,16 @@ impl Unpacker<'_> {
         self.attributes.set_by_name(self.parents.dir(), name, entry)
     }
 
-    /// Creates a name in the current directory. A file of an earlier entry of this name is replaced.
-    fn create<T>(&mut self, name: &CString, make: impl Fn(BorrowedFd<'_>) -> ErrnoResult<T>) -> Result<T> {
-        let made = match make(self.parents.dir()) {
-            Err(Errno::EXIST) => {
-                match unlinkat(self.parents.dir(), name, AtFlags::empty()) {
-                    Err(Errno::ISDIR) => {
-                        return Err(paths::refused("an earlier entry of this name is a directory"));
-                    }
-                    removed => removed.context(|| "replace an earlier entry")?,
-                }
-                make(self.parents.dir())
-            }
-            made => made,
-        };
-        let made = made.context(|| "create")?;
-        self.room.take(self.parents.dir())?;
-        Ok(made)
+    fn create<T>(&mut self, name: &CString, make: impl Fn(BorrowedFd<'_>) -> ErrnoResult<T>) -> Result<()> {
+        let dir = self.parents.dir();
+        files::create(dir, name, || make(dir))?;
+        self.room.take(dir)
     }
 
     /// Recognizes the layout and sets the attributes of the directories.
     fn finish(mut self, is_ours: bool) -> Result<Unpacked> {
+        self.attributes.skipped += self.files.finish()?;
+        self.flush.finish()?;
         let layout = match &self.spec.prefix {
             Some(prefix) if !prefix.is_empty() => Layout::Prefix(prefix.clone()),
             Some(_) => Layout::Root,
@@ -258,7 +289,7 @@ impl Unpacker<'_> {
         self.parents = Parents::new(&self.top)?;
         let mut directories = self.directories.finish()?;
         while let Some((path, entry)) = directories.next()? {
-            self.progress.check()?;
+            self.stop.check()?;
             let Some(path) = paths::below(path, moved) else { continue };
             self.has_top |= path.is_empty();
             let set = self.parents.open(path).and_then(|dir| {
@@ -269,7 +300,7 @@ impl Unpacker<'_> {
         }
         let moved_names = if moved.is_empty() { 0 } else { moved.split(|byte| *byte == b'/').count() as u64 };
         syncfs(&self.top).context(|| "sync the new files")?;
-        self.progress.check()?;
+        self.stop.check()?;
         Ok(Unpacked {
             entries: self.entries.saturating_sub(moved_names),
             bytes: self.bytes,

@@ -17,7 +17,7 @@ use proptest::prelude::*;
 
 use super::copy::{assert_same, entries, make_tree, workspace};
 use super::trees::{self, Facts, facts};
-use crate::common::isolation::is_root;
+use crate::common::isolation::{is_root, on_own_tmpfs};
 use crate::common::random::Random;
 
 fn pack_tree(from: &Path) -> (Vec<u8>, Packed) {
@@ -179,6 +179,58 @@ fn a_later_entry_replaces_a_symlink_and_does_not_follow_it() {
     unpack_to(&archive(&[link, data]), &workspace.path().join("to"), &UnpackSpec::default()).unwrap();
     assert_eq!(fs::read(workspace.path().join("to/a")).unwrap(), [0; 3]);
     assert_eq!(fs::read(workspace.path().join("secret")).unwrap(), b"secret");
+}
+
+#[test]
+fn entries_of_one_name_replace_each_other_in_their_order() {
+    if !is_root() {
+        return;
+    }
+    // More than wait for one thread, in directories of several, with entries between that are created by another one.
+    let mut entries: Vec<_> = (0..8).map(|dir| entry(&format!("d{dir}"), EntryKind::Directory)).collect();
+    for round in 1..=3 {
+        for number in 0..2000 {
+            let path = format!("d{}/{}", number % 8, number / 16);
+            entries.push(match (number + round) % 97 {
+                0 => entry(&path, EntryKind::Symlink("nowhere".into())),
+                1 => entry(&path, EntryKind::HardLink("d0/1000".into())),
+                2 => Entry { size: 200_000 + round, ..file(&path) },
+                _ => Entry { size: 10 * number + round, ..file(&path) },
+            });
+        }
+        entries.push(Entry { size: 7, ..file("d0/1000") });
+    }
+    // The first one has nothing to refer to.
+    entries.insert(8, file("d0/1000"));
+    let workspace = workspace();
+    let (to, by_tar) = (workspace.path().join("to"), workspace.path().join("tar"));
+    let bytes = archive(&entries);
+    unpack_to(&bytes, &to, &UnpackSpec::default()).unwrap_or_else(|error| panic!("{}", error.chain()));
+    fs::create_dir(&by_tar).unwrap();
+    fs::write(workspace.path().join("archive.tar"), bytes).unwrap();
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(&by_tar).args(["--numeric-owner", "-xpf"]).arg(workspace.path().join("archive.tar"));
+    assert!(tar.status().unwrap().success());
+    let comparable = |dir: &Path| -> BTreeMap<_, _> {
+        let facts = facts(dir).into_iter().filter(|(path, _)| path.components().count() > 1);
+        facts.map(|(path, facts)| (path, facts.without_access().without_holes())).collect()
+    };
+    assert_same(&comparable(&by_tar), &comparable(&to));
+}
+
+#[test]
+fn the_error_of_a_small_file_ends_the_restore() {
+    if !is_root() {
+        return;
+    }
+    let many: Vec<_> = (0..3000).map(|number| Entry { size: 4096, ..file(&number.to_string()) }).collect();
+    on_own_tmpfs(c"size=2m", |top| {
+        let to = top.join("to");
+        fs::create_dir(&to).unwrap();
+        let error = unpack_to(&archive(&many), &to, &UnpackSpec::default()).unwrap_err();
+        assert_eq!(error.kind(), Kind::NoSpace, "{}", error.chain());
+        assert!(error.chain().starts_with("extract "), "{}", error.chain());
+    });
 }
 
 #[test]

@@ -7,12 +7,12 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::Statx;
 use rustix::io::pread;
 
-use super::stop::Stop;
 use crate::archive::Parts;
 use crate::error::{Context as _, Result};
 use crate::fs::copy::catalogue::time;
 use crate::fs::copy::contents::{data_range, has_no_hole};
 use crate::fs::fstat;
+use crate::fs::stop::Stop;
 
 /// The largest file that is read as a whole.
 const SMALL: usize = 16 << 10;

@@ -10,7 +10,6 @@ use super::data::{has_changed, read_whole};
 use super::hard_links::HardLinks;
 use super::queue::{Data, Sender};
 use super::stillness::{changed, still};
-use super::stop::Stop;
 use crate::archive::{Entry, EntryKind, MAX_PATH, MAX_XATTRS, shown};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
@@ -18,6 +17,7 @@ use crate::fs::copy::attributes::{Handle, XattrReader};
 use crate::fs::copy::catalogue::{Time, time};
 use crate::fs::lease::LeaseWait;
 use crate::fs::nodev::clone_without_devices;
+use crate::fs::stop::Stop;
 use crate::fs::walk::{self, Walk};
 use crate::fs::{Budget, Reopen, fstat, kind_of, mounted_here, open_directory, open_file, open_path};
 

@@ -7,10 +7,10 @@ use std::thread;
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
-use super::stop::Stop;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::copy::Progress;
 use crate::fs::copy::catalogue::{Time, time};
+use crate::fs::stop::Stop;
 use crate::fs::{Budget, Walk, fstat, fstatat, kind_of, open_directory};
 
 /// Checks that nothing in a tree has changed since a time of the coarse clock, in two threads.

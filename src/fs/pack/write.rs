@@ -9,12 +9,12 @@ use rustix::io::pread;
 use super::data::{has_changed, parts_of};
 use super::queue::{Data, Found};
 use super::stillness::{changed, still};
-use super::stop::Stop;
 use crate::archive::{Entry, Writer, shown};
 use crate::error::{Context as _, Result};
 use crate::fs::copy::Progress;
 use crate::fs::copy::catalogue::{Time, time};
 use crate::fs::fstat;
+use crate::fs::stop::Stop;
 
 const BUFFER: usize = 256 << 10;
 

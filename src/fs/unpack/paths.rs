@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
@@ -78,13 +79,13 @@ fn explain(error: Errno) -> Error {
 pub(super) struct Parents {
     top: OwnedFd,
     path: Vec<u8>,
-    dir: OwnedFd,
+    dir: Arc<OwnedFd>,
 }
 
 impl Parents {
     pub(super) fn new(top: &OwnedFd) -> Result<Self> {
         let open = || open_directory(top.as_fd(), c".").context(|| "open the new directory");
-        Ok(Self { top: open()?, path: Vec::new(), dir: open()? })
+        Ok(Self { top: open()?, path: Vec::new(), dir: Arc::new(open()?) })
     }
 
     /// The current directory.
@@ -92,22 +93,24 @@ impl Parents {
         self.dir.as_fd()
     }
 
+    /// The current directory, for another thread.
+    pub(super) fn shared_dir(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.dir)
+    }
+
     /// Its path.
     pub(super) fn path(&self) -> &[u8] {
         &self.path
     }
 
-    /// Makes a directory the current one, and creates it with its parents if they are missing.
-    pub(super) fn enter(&mut self, path: &[u8], room: &mut Room) -> Result<()> {
+    /// Makes a directory the current one; `false` if it does not exist.
+    pub(super) fn enter(&mut self, path: &[u8]) -> Result<bool> {
         if path == self.path {
-            return Ok(());
+            return Ok(true);
         }
-        let dir = match self.open(path)? {
-            Some(dir) => dir,
-            None => self.create(path, room)?,
-        };
-        (self.path, self.dir) = (path.to_vec(), dir);
-        Ok(())
+        let Some(dir) = self.open(path)? else { return Ok(false) };
+        (self.path, self.dir) = (path.to_vec(), Arc::new(dir));
+        Ok(true)
     }
 
     /// Opens a directory; `None` if it does not exist.
@@ -122,7 +125,8 @@ impl Parents {
         Ok(Some(dir))
     }
 
-    fn create(&self, path: &[u8], room: &mut Room) -> Result<OwnedFd> {
+    /// Creates a directory with its parents as far as they are missing, and makes it the current one.
+    pub(super) fn create(&mut self, path: &[u8], room: &mut Room) -> Result<()> {
         let mut dir = open_directory(self.top.as_fd(), c".").context(|| "open the new directory")?;
         for name in path.split(|byte| *byte == b'/') {
             let name = CString::new(name).map_err(|_| refused("its name has a NUL"))?;
@@ -133,7 +137,8 @@ impl Parents {
             }
             dir = open(dir.as_fd(), &name)?;
         }
-        Ok(dir)
+        (self.path, self.dir) = (path.to_vec(), Arc::new(dir));
+        Ok(())
     }
 }
 

@@ -2,22 +2,26 @@
 
 use std::sync::OnceLock;
 
+use super::copy::Progress;
 use crate::error::{Error, Kind, Result};
-use crate::fs::copy::Progress;
 
-pub(super) struct Stop<'a> {
+pub(in crate::fs) struct Stop<'a> {
     progress: &'a Progress,
     first_error: OnceLock<Error>,
 }
 
 impl<'a> Stop<'a> {
-    pub(super) fn new(progress: &'a Progress) -> Self {
+    pub(in crate::fs) fn new(progress: &'a Progress) -> Self {
         Self { progress, first_error: OnceLock::new() }
+    }
+
+    pub(in crate::fs) fn progress(&self) -> &'a Progress {
+        self.progress
     }
 
     /// # Errors
     /// `Busy` when the work should stop.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(in crate::fs) fn check(&self) -> Result<()> {
         self.progress.check()?;
         match self.first_error.get() {
             Some(_) => Err(Error::new(Kind::Busy, "another thread has failed")),
@@ -26,12 +30,12 @@ impl<'a> Stop<'a> {
     }
 
     /// Ends the other threads if the work of this one has failed.
-    pub(super) fn or_stop<T>(&self, result: Result<T>) -> Option<T> {
+    pub(in crate::fs) fn or_stop<T>(&self, result: Result<T>) -> Option<T> {
         result.map_err(|error| drop(self.first_error.set(error))).ok()
     }
 
     /// The error that came first.
-    pub(super) fn result(self) -> Result<()> {
+    pub(in crate::fs) fn result(self) -> Result<()> {
         self.first_error.into_inner().map_or(Ok(()), Err)
     }
 }

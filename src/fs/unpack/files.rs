@@ -1,0 +1,205 @@
+//! Creates small files in threads of their own, as the kernel is slower at it than the archive is read. All files of a directory
+//! are created by one thread, in their order.
+
+use std::ffi::CString;
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, SyncSender, channel, sync_channel};
+use std::thread::{self, Scope, ScopedJoinHandle};
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+use rustix::io::{Errno, Result as ErrnoResult, pwrite};
+
+use super::attributes::Attributes;
+use super::paths::{Parents, refused};
+use crate::archive::Entry;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::fs::copy::Progress;
+use crate::fs::stop::Stop;
+
+const THREADS: usize = 2;
+/// Files that are passed to a thread at once, their bytes of data, and how often before the sender waits.
+const BATCH: usize = 64;
+const BATCH_BYTES: usize = 256 << 10;
+const WAITING: usize = 32;
+
+/// The files that are not passed to a thread yet, and the threads.
+pub(super) struct Files<'scope> {
+    batch: Batch,
+    bytes: usize,
+    threads: Vec<Worker<'scope>>,
+}
+
+/// Files of one directory.
+#[derive(Default)]
+struct Batch {
+    path: Vec<u8>,
+    dir: Option<Arc<OwnedFd>>,
+    files: Vec<SmallFile>,
+}
+
+struct SmallFile {
+    name: CString,
+    entry: Entry,
+    data: Vec<u8>,
+}
+
+struct Worker<'scope> {
+    to: SyncSender<Batch>,
+    /// Batches that are done. They are freed by the thread that allocated them: the allocator would have the two wait for each
+    /// other.
+    done: mpsc::Receiver<Batch>,
+    underway: usize,
+    thread: ScopedJoinHandle<'scope, u64>,
+}
+
+impl<'scope> Files<'scope> {
+    /// Starts the threads.
+    pub(super) fn start<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        stop: &'scope Stop<'scope>,
+    ) -> Result<Self> {
+        let threads = (0..THREADS).map(|_| Worker::start(scope, stop)).collect::<Result<_>>()?;
+        Ok(Self { batch: Batch::default(), bytes: 0, threads })
+    }
+
+    /// Has a file created in the current directory. Waits while too many are underway.
+    ///
+    /// # Errors
+    /// `Internal` when a thread has ended, which has the cause.
+    pub(super) fn add(
+        &mut self,
+        parents: &Parents,
+        name: CString,
+        entry: &Entry,
+        data: Vec<u8>,
+    ) -> Result<()> {
+        if self.batch.dir.is_none() || self.batch.path != parents.path() {
+            self.pass_on()?;
+            self.batch.path = parents.path().to_vec();
+            self.batch.dir = Some(parents.shared_dir());
+        }
+        self.bytes += data.len();
+        self.batch.files.push(SmallFile { name, entry: entry.clone(), data });
+        if self.batch.files.len() < BATCH && self.bytes < BATCH_BYTES { Ok(()) } else { self.pass_on() }
+    }
+
+    /// Waits until all files exist. Same errors as [`Files::add`].
+    pub(super) fn wait(&mut self) -> Result<()> {
+        self.pass_on()?;
+        self.threads.iter_mut().try_for_each(Worker::wait)
+    }
+
+    /// Waits until all files exist, and ends the threads. Returns the number of attributes that the filesystem cannot store. Same
+    /// errors as [`Files::add`].
+    pub(super) fn finish(mut self) -> Result<u64> {
+        self.wait()?;
+        self.threads.into_iter().map(Worker::finish).sum()
+    }
+
+    fn pass_on(&mut self) -> Result<()> {
+        if self.batch.files.is_empty() {
+            return Ok(());
+        }
+        self.bytes = 0;
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(&self.batch.path);
+        let chosen = usize::try_from(hash % THREADS as u64).unwrap_or(0);
+        let batch = std::mem::take(&mut self.batch);
+        self.threads[chosen].send(batch)
+    }
+}
+
+fn ended() -> Error {
+    Error::new(Kind::Internal, "a thread that creates files has ended")
+}
+
+impl<'scope> Worker<'scope> {
+    fn start<'env>(scope: &'scope Scope<'scope, 'env>, stop: &'scope Stop<'scope>) -> Result<Self> {
+        let ((to, from), (done_to, done)) = (sync_channel(WAITING), channel());
+        let thread = thread::Builder::new().name("create-files".to_owned());
+        let thread = thread.spawn_scoped(scope, || create_all(from, done_to, stop));
+        let thread = thread.context(|| "start a thread that creates files")?;
+        Ok(Self { to, done, underway: 0, thread })
+    }
+
+    fn send(&mut self, batch: Batch) -> Result<()> {
+        self.underway += 1;
+        self.to.send(batch).map_err(|_| ended())?;
+        self.underway -= self.done.try_iter().count();
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        while self.underway > 0 {
+            drop(self.done.recv().map_err(|_| ended())?);
+            self.underway -= 1;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<u64> {
+        drop(self.to);
+        self.thread.join().map_err(|_| Error::new(Kind::Internal, "a thread that creates files panicked"))
+    }
+}
+
+/// Creates the files of each batch, until one fails or there are no more.
+fn create_all(from: mpsc::Receiver<Batch>, done: mpsc::Sender<Batch>, stop: &Stop<'_>) -> u64 {
+    let mut attributes = Attributes::default();
+    for mut batch in from {
+        if stop.or_stop(create_batch(&batch, &mut attributes, stop)).is_none() {
+            break;
+        }
+        // A descriptor of a directory would outlive its move.
+        batch.dir = None;
+        let _ = done.send(batch);
+    }
+    attributes.skipped
+}
+
+fn create_batch(batch: &Batch, attributes: &mut Attributes, stop: &Stop<'_>) -> Result<()> {
+    let Some(dir) = &batch.dir else { return Ok(()) };
+    batch.files.iter().try_for_each(|SmallFile { name, entry, data }| {
+        stop.check()?;
+        let mut make = || {
+            let file = create_file(dir.as_fd(), name)?;
+            write(file.as_fd(), data, 0, stop.progress())?;
+            attributes.set(file.as_fd(), entry)
+        };
+        make().context(|| format!("extract {}", entry.shown()))
+    })
+}
+
+/// Creates a file. A file of an earlier entry of this name is replaced.
+pub(super) fn create_file(dir: BorrowedFd<'_>, name: &CString) -> Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    create(dir, name, || openat(dir, name, flags, Mode::RUSR | Mode::WUSR))
+}
+
+/// Creates a name in a directory. A file of an earlier entry of this name is replaced.
+pub(super) fn create<T>(dir: BorrowedFd<'_>, name: &CString, make: impl Fn() -> ErrnoResult<T>) -> Result<T> {
+    let made = match make() {
+        Err(Errno::EXIST) => {
+            match unlinkat(dir, name, AtFlags::empty()) {
+                Err(Errno::ISDIR) => return Err(refused("another entry of this name is a directory")),
+                removed => removed.context(|| "replace an earlier entry")?,
+            }
+            make()
+        }
+        made => made,
+    };
+    made.context(|| "create")
+}
+
+/// Writes data at an offset.
+pub(super) fn write(file: BorrowedFd<'_>, data: &[u8], mut at: u64, progress: &Progress) -> Result<()> {
+    let mut rest = data;
+    while !rest.is_empty() {
+        let written = pwrite(file, rest, at).context(|| "write")?;
+        rest = &rest[written..];
+        progress.add(0, written as u64);
+        at += written as u64;
+    }
+    Ok(())
+}
