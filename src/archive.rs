@@ -88,6 +88,12 @@ impl Entry {
         }
     }
 
+    /// Whether it stands for the top directory.
+    #[must_use]
+    pub fn is_top(&self) -> bool {
+        self.path.split(|byte| *byte == b'/').all(|name| name.is_empty() || name == b".")
+    }
+
     /// Its path for messages: short, without control characters.
     #[must_use]
     pub fn shown(&self) -> String {

@@ -10,7 +10,7 @@ use super::{print, print_error, report};
 use crate::archive::compression::{Compressor, Decompressor};
 use crate::archive::{Reader, Writer, name};
 use crate::command::archive::{
-    Input, NewArchive, compare, compression_for, is_standard, line, open, restored, shown_path,
+    Input, NewArchive, compare, compression_for, entries_text, is_standard, line, open, restored, shown_path,
     standard_output, summary, warnings,
 };
 use crate::command::printable;
@@ -85,7 +85,9 @@ fn verify(flags: &ArchiveFile) -> Result<()> {
     let (mut entries, mut bytes) = (0_u64, 0_u64);
     let read = loop {
         match reader.next_entry() {
-            Ok(Some(entry)) => (entries, bytes) = (entries + 1, bytes + entry.stored()),
+            Ok(Some(entry)) => {
+                (entries, bytes) = (entries + u64::from(!entry.is_top()), bytes + entry.stored());
+            }
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
         }
@@ -99,8 +101,9 @@ fn verify(flags: &ArchiveFile) -> Result<()> {
     let bytes = Size(bytes).to_short();
     print(
         &(printable(&format!(
-            "{}: complete, {entries} entries, {bytes} of data, {checksum}",
-            shown_path(path)
+            "{}: complete, {}, {bytes} of data, {checksum}",
+            shown_path(path),
+            entries_text(entries),
         )) + "\n"),
     )
 }

@@ -198,12 +198,18 @@ pub fn summary(source: &str, path: &Path, done: &BackedUp, sum: &Sum) -> String 
     let packed = done.packed;
     let to = if is_standard(path) { "standard output".into() } else { path.display().to_string() };
     printable(&format!(
-        "{source} -> {to}: {} entries, {} of data, {} in the archive, consistency {}",
-        packed.entries,
+        "{source} -> {to}: {}, {} of data, {} in the archive, consistency {}",
+        entries_text(packed.entries),
         Size(packed.bytes).to_short(),
         Size(sum.bytes).to_short(),
         done.copied.consistency.as_str(),
     )) + "\n"
+}
+
+/// A number of names below the top directory.
+#[must_use]
+pub fn entries_text(count: u64) -> String {
+    if count == 1 { "1 entry".to_owned() } else { format!("{count} entries") }
 }
 
 /// What a backup lacks, one line for each.
@@ -211,15 +217,27 @@ pub fn summary(source: &str, path: &Path, done: &BackedUp, sum: &Sum) -> String 
 pub fn warnings(done: &BackedUp) -> Vec<String> {
     let packed = done.packed;
     let mut warnings = Vec::new();
-    let mut warn = |count: u64, text: &str| {
-        if count > 0 {
-            warnings.push(format!("{count} {text}"));
-        }
+    let mut warn = |count: u64, one: &str, several: &str| match count {
+        0 => {}
+        1 => warnings.push(format!("1 {one}")),
+        _ => warnings.push(format!("{count} {several}")),
     };
-    warn(packed.changed, "files changed while they were read");
-    warn(packed.sockets, "sockets were left out, since an archive cannot hold them");
-    warn(packed.skipped_xattrs, "extended attributes were left out, since they are too large or too many");
-    warn(packed.separated_links, "hard links became files of their own, since there are too many");
+    warn(packed.changed, "file changed while it was read", "files changed while they were read");
+    warn(
+        packed.sockets,
+        "socket was left out, since an archive cannot hold it",
+        "sockets were left out, since an archive cannot hold them",
+    );
+    warn(
+        packed.skipped_xattrs,
+        "extended attribute was left out, since it is too large or there are too many",
+        "extended attributes were left out, since they are too large or too many",
+    );
+    warn(
+        packed.separated_links,
+        "hard link became a file of its own, since there are too many",
+        "hard links became files of their own, since there are too many",
+    );
     warnings
 }
 
@@ -261,10 +279,13 @@ fn taken_for(path: &Path, origin: Option<&Origin>, unpacked: &Unpacked) -> Strin
 pub fn restored(path: &Path, origin: Option<&Origin>, unpacked: &Unpacked) -> Vec<String> {
     let mut text = vec![taken_for(path, origin, unpacked)];
     if unpacked.skipped_xattrs > 0 {
-        let skipped = unpacked.skipped_xattrs;
-        text.push(format!(
-            "{skipped} extended attributes were left out, since the filesystem cannot store them"
-        ));
+        let what = match unpacked.skipped_xattrs {
+            1 => "1 extended attribute was left out, since the filesystem cannot store it".to_owned(),
+            skipped => {
+                format!("{skipped} extended attributes were left out, since the filesystem cannot store them")
+            }
+        };
+        text.push(what);
     }
     text
 }

@@ -1,7 +1,7 @@
 //! The configuration file: TOML with `[[pool]]` and `[tuning]` sections.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -193,8 +193,13 @@ impl TryFrom<f64> for Overcommit {
 /// Reads and parses the file.
 pub(super) fn read(path: &Path) -> Result<ConfigFile> {
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
-    read.context(|| format!("read {}", path.display()))?;
+    match File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let text = format!("configuration file {} does not exist", path.display());
+            return Err(Error::new(Kind::Invalid, text));
+        }
+        read => drop(read.context(|| format!("read {}", path.display()))?),
+    }
     if text.len() as u64 > MAX_BYTES {
         let text = format!("configuration file {} is larger than {MAX_BYTES} bytes", path.display());
         return Err(Error::new(Kind::Invalid, text));

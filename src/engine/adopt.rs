@@ -155,7 +155,7 @@ fn open_plain(path: &Path, access: OFlags) -> Result<OwnedFd> {
             let text = format!("directory {shown}: its path has a symbolic link: name the directory itself");
             Err(Error::new(Kind::Invalid, text))
         }
-        Err(Errno::NOENT) => Err(Error::new(Kind::NotFound, format!("directory {shown} does not exist"))),
+        Err(Errno::NOENT) => Err(Error::new(Kind::Invalid, format!("directory {shown} does not exist"))),
         Err(Errno::NOTDIR) => Err(Error::new(Kind::Invalid, format!("{shown} is not a directory"))),
         opened => opened.context(|| format!("open {shown}")),
     }

@@ -72,7 +72,9 @@ pub(super) fn inode(root: BorrowedFd<'_>) -> Option<u64> {
 /// `Unavailable` when the directory is no pool, or not the one that the settings describe; otherwise same as
 /// [`read_marker`].
 pub(super) fn open(root: BorrowedFd<'_>, settings: &PoolSettings) -> Result<Marker> {
-    let text = format!("the directory is not a pool: it has no {MARKER}");
+    let text = format!(
+        "the directory is not a pool: it has no {MARKER}. Only `orlop serve` makes an empty directory a pool"
+    );
     let marker = read_marker(root)?.ok_or_else(|| Error::new(Kind::Unavailable, text))?;
     check(&marker, settings).map(|()| marker)
 }

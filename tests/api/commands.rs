@@ -380,6 +380,9 @@ fn rm_deletes_by_policy_and_tries_every_volume() {
     let unknown = pools.run("rm typo/b");
     assert_eq!((unknown.code, unknown.stdout.as_str()), (2, ""));
     assert!(unknown.stderr.contains("pool typo does not exist"), "{}", unknown.stderr);
+    let missing = pools.run("ls --config /nowhere/orlop.toml");
+    assert_eq!((missing.code, missing.stdout.as_str()), (2, ""));
+    assert_eq!(missing.stderr, "orlop: configuration file /nowhere/orlop.toml does not exist\n");
     let absent = pools.run("rm a p/kept");
     assert_eq!((absent.code, absent.stdout.as_str()), (3, "p/kept\n"));
     assert_eq!(absent.stderr, "orlop: volume a does not exist\n");

@@ -259,7 +259,7 @@ fn a_directory_becomes_a_volume_without_a_copy() {
     fs::create_dir(elsewhere.path().join("x")).unwrap();
     let elsewhere = elsewhere.path().join("x").display().to_string();
     let refusals = [
-        (format!("adopt {base}/none"), 3, "does not exist"),
+        (format!("adopt {base}/none"), 2, "does not exist"),
         (format!("adopt {base}/srv/shop/file"), 2, "is not a directory"),
         (format!("adopt {base}/link/shop"), 2, "its path has a symbolic link"),
         (format!("adopt {base}/link"), 2, "its path has a symbolic link"),
