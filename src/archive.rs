@@ -30,6 +30,8 @@ const BLOCK: usize = 512;
 pub const MAX_PATH: usize = 64 << 10;
 /// The most bytes of extended attributes of an entry.
 pub const MAX_XATTRS: usize = 1 << 20;
+/// The memory that an extended attribute takes besides its name and value.
+const PER_XATTR: usize = 100;
 
 /// An entry of an archive, without the data of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +88,20 @@ impl Entry {
             None => self.size,
             Some(ranges) => ranges.iter().map(|range| range.end - range.start).sum(),
         }
+    }
+
+    /// The bytes of memory that it takes, as far as they depend on the archive.
+    pub(crate) fn memory(&self) -> usize {
+        let xattrs = self.xattrs.iter().map(|(name, value)| name.len() + value.len() + PER_XATTR);
+        let target = match &self.kind {
+            EntryKind::HardLink(target) | EntryKind::Symlink(target) => target.len(),
+            EntryKind::Directory
+            | EntryKind::File
+            | EntryKind::Fifo
+            | EntryKind::CharacterDevice(..)
+            | EntryKind::BlockDevice(..) => 0,
+        };
+        self.path.len() + target + xattrs.sum::<usize>()
     }
 
     /// Whether it stands for the top directory.

@@ -98,9 +98,10 @@ pub fn unpack<R: Read>(
     unpacked.ok_or_else(|| Error::new(Kind::Internal, "the archive is not extracted"))
 }
 
-/// Whether a file is read as a whole.
+/// Whether a file is created by another thread, until which its entry and its data stay in memory.
 fn is_small_file(entry: &Entry) -> bool {
-    entry.kind == EntryKind::File && entry.data.is_none() && entry.size <= BUFFER as u64
+    let memory = entry.size.saturating_add(entry.memory() as u64);
+    entry.kind == EntryKind::File && entry.data.is_none() && memory <= BUFFER as u64
 }
 
 struct Unpacker<'a, 'scope> {

@@ -3,15 +3,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, SyncSender, channel, sync_channel};
 
-use crate::archive::{Entry, EntryKind};
+use crate::archive::Entry;
 use crate::error::{Error, Kind, Result};
 
 /// Entries that are passed at once, their bytes of names, attributes and data, and how often before the sender waits.
 const BATCH: usize = 256;
 const BATCH_BYTES: usize = 512 << 10;
 const WAITING: usize = 4;
-/// What an attribute takes besides its name and value.
-const PER_XATTR: usize = 100;
 
 /// An entry, with the data of a regular file that has not been written yet.
 pub(super) struct Found {
@@ -31,15 +29,8 @@ pub(super) enum Data {
 impl Found {
     /// The memory that depends on the tree.
     fn bytes(&self) -> usize {
-        let Self { entry, data } = self;
-        let xattrs = entry.xattrs.iter().map(|(name, value)| name.len() + value.len() + PER_XATTR);
-        let target = if let EntryKind::HardLink(target) | EntryKind::Symlink(target) = &entry.kind {
-            target.len()
-        } else {
-            0
-        };
-        let data = if let Data::Read(data) = data { data.len() } else { 0 };
-        entry.path.len() + target + xattrs.sum::<usize>() + data
+        let data = if let Data::Read(data) = &self.data { data.len() } else { 0 };
+        self.entry.memory() + data
     }
 }
 

@@ -19,7 +19,7 @@ use crate::fs::copy::Progress;
 use crate::fs::stop::Stop;
 
 const THREADS: usize = 2;
-/// Files that are passed to a thread at once, their bytes of data, and how often before the sender waits.
+/// Files that are passed to a thread at once, their bytes in memory, and how often before the sender waits.
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 256 << 10;
 const WAITING: usize = 32;
@@ -80,7 +80,7 @@ impl<'scope> Files<'scope> {
             self.batch.path = parents.path().to_vec();
             self.batch.dir = Some(parents.shared_dir());
         }
-        self.bytes += data.len();
+        self.bytes += data.len() + entry.memory();
         self.batch.files.push(SmallFile { name, entry: entry.clone(), data });
         if self.batch.files.len() < BATCH && self.bytes < BATCH_BYTES { Ok(()) } else { self.pass_on() }
     }
@@ -202,4 +202,41 @@ pub(super) fn write(file: BorrowedFd<'_>, data: &[u8], mut at: u64, progress: &P
         at += written as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::EntryKind;
+
+    #[test]
+    fn few_files_with_large_attributes_wait_for_a_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = std::fs::File::open(dir.path()).unwrap().into();
+        let parents = Parents::new(&top).unwrap();
+        let entry = Entry {
+            path: b"file".to_vec(),
+            kind: EntryKind::File,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            modified: (0, 0),
+            accessed: None,
+            xattrs: vec![(b"user.large".to_vec(), vec![7; 60_000])],
+            size: 0,
+            data: None,
+        };
+        let progress = Progress::default();
+        let stop = Stop::new(&progress);
+        thread::scope(|scope| {
+            let mut files = Files::start(scope, &stop).unwrap();
+            for number in 0..20 {
+                let name = CString::new(number.to_string()).unwrap();
+                if files.add(&parents, name, &entry, Vec::new()).is_err() {
+                    return; // The filesystem or the user of this process cannot store them.
+                }
+                assert!(files.bytes < BATCH_BYTES && files.batch.files.len() < 5);
+            }
+        });
+    }
 }
