@@ -83,7 +83,8 @@ fn create(flags: Create) -> Result<()> {
 }
 
 fn no_source(text: &str) -> Error {
-    Error::new(Kind::NotFound, format!("no volume and no snapshot {:?} exists", shorten(text)))
+    let or_file = if archive::name::compression_of(text.as_ref()).is_some() { ", and no file" } else { "" };
+    Error::new(Kind::NotFound, format!("no volume and no snapshot{or_file} {:?} exists", shorten(text)))
 }
 
 /// A name like those of Docker's anonymous volumes.
@@ -116,9 +117,21 @@ fn clone(flags: CloneVolume) -> Result<()> {
 
 fn restore(flags: Restore) -> Result<()> {
     let mut session = open_to_copy(&flags.copy.pools, true)?;
-    let source = Source::Snapshot(session.snapshot(&flags.source)?);
+    let source = Source::Snapshot(snapshot_of(&session, &flags.source)?);
     session.set_total_of(&source);
     make_copy(&session, flags.copy, source)
+}
+
+/// The snapshot that a user means, who may have meant a file.
+fn snapshot_of(session: &Session, text: &str) -> Result<VolumeId> {
+    match session.snapshot(text) {
+        Err(error)
+            if error.kind() == Kind::NotFound && archive::name::compression_of(text.as_ref()).is_some() =>
+        {
+            Err(Error::new(Kind::NotFound, format!("no snapshot and no file {:?} exists", shorten(text))))
+        }
+        found => found,
+    }
 }
 
 /// Creates a copy in the pool of its source, unless the options name another one.

@@ -294,7 +294,7 @@ fn a_wrong_request_for_a_backup_is_refused() {
         ("backup a -o /no/such/a.tar", 1, "/no/such/a.tar"),
         ("backup none", 3, "no volume and no snapshot \"none\" exists"),
         ("restore none x --devices", 2, "are for archives"),
-        ("restore none.tar x", 3, "snapshot none.tar does not exist"),
+        ("restore none.tar x", 3, "no snapshot and no file \"none.tar\" exists"),
         ("restore ./none.tar ../x", 2, "is not 1 to 64 letters"),
         ("restore ./none.tar x -o from=a", 2, "option from"),
     ] {
