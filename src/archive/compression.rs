@@ -1,11 +1,11 @@
 //! Compression and checksums, in a thread beside the one that reads or writes the entries.
 
 use std::fmt;
-use std::io::{self, Cursor, Read, Write};
+use std::io::{self, BufRead, Cursor, Read, Write};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 use sha2::{Digest as _, Sha256};
 
@@ -231,12 +231,9 @@ fn decompress<R: Read>(input: &mut Hashing<R>, out: &mut PipeWriter) -> Result<(
     let magic = &start[..length];
     let mut whole = io::BufReader::with_capacity(128 << 10, Cursor::new(magic).chain(input));
     let copied = if magic.starts_with(&[0x1f, 0x8b]) {
-        copy(&mut MultiGzDecoder::new(&mut whole), out)
-    } else if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        zstd::Decoder::with_buffer(&mut whole).and_then(|mut decoder| {
-            decoder.window_log_max(WINDOW_LOG)?;
-            copy(&mut decoder, out).map_err(explain_window)
-        })
+        copy_gzip(&mut whole, out)
+    } else if matches!(magic, [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]) {
+        copy_zstd(&mut whole, out)
     } else if magic.starts_with(b"BZh") || magic.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
         return Err(bad(
             "the archive is compressed by bzip2 or xz: decompress it first, such as by `xz -dc FILE`",
@@ -258,6 +255,37 @@ fn explain_window(error: io::Error) -> io::Error {
         1 << (WINDOW_LOG - 20)
     );
     io::Error::other(bad(text))
+}
+
+/// Decompresses all members of a gzip file (RFC 1952).
+fn copy_gzip(input: &mut impl BufRead, out: &mut PipeWriter) -> io::Result<()> {
+    loop {
+        copy(GzDecoder::new(&mut *input), out)?;
+        if !has_more(input, |first| first == 0x1f)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Decompresses all frames of a file of zstd (RFC 8878), and skips those that are to be skipped.
+fn copy_zstd(input: &mut impl BufRead, out: &mut PipeWriter) -> io::Result<()> {
+    loop {
+        let mut decoder = zstd::Decoder::with_buffer(&mut *input)?.single_frame();
+        decoder.window_log_max(WINDOW_LOG)?;
+        copy(&mut decoder, out).map_err(explain_window)?;
+        if !has_more(input, |first| matches!(first, 0x28 | 0x50..=0x5f))? {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether another part begins, with such a byte, where one has ended.
+fn has_more(input: &mut impl BufRead, begins: impl Fn(u8) -> bool) -> io::Result<bool> {
+    match input.fill_buf()?.first() {
+        None => Ok(false),
+        Some(first) if begins(*first) => Ok(true),
+        Some(_) => Err(io::Error::other(bad("the archive has data behind its end"))),
+    }
 }
 
 /// Copies a stream, in larger parts than the standard library does.

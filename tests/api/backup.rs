@@ -341,6 +341,12 @@ fn verify_finds_damage_and_needs_no_pool() {
         fs::write(dir.join(name), &bytes[..bytes.len() / 2]).unwrap();
         let short = verify(name);
         assert!(short.code == 1 && short.stderr.contains("ends too early"), "{name}: {short:?}");
+        for behind in ["x", "0123456789abcdef"] {
+            fs::write(dir.join(name), [&bytes, behind.as_bytes()].concat()).unwrap();
+            let longer = verify(name);
+            let tells = longer.stderr.contains("data behind its end");
+            assert!(longer.code == 1 && tells, "{name} and {behind}: {longer:?}");
+        }
         fs::write(dir.join(name), &bytes).unwrap();
         fs::write(dir.join(format!("{name}.sha256")), format!("{}  {name}\n", "0".repeat(64))).unwrap();
         let other = verify(name);
@@ -486,6 +492,24 @@ fn a_large_volume_needs_little_memory() {
     eprintln!("memory: backup {backup} KiB, restore {restore} KiB");
     assert!(backup < 64 << 10 && restore < 64 << 10, "backup {backup} KiB, restore {restore} KiB");
     assert_eq!(fs::metadata(data(&pools, "b").join("sparse")).unwrap().len(), 4 << 30);
+}
+
+#[test]
+fn an_archive_that_was_compressed_in_parts_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    // pzstd writes frames that are to be skipped, also before the first one.
+    let script = r"
+tar -C /etc -cf all.tar passwd group && split -n 3 all.tar part.
+skipped() { printf '\x50\x2a\x4d\x18\x03\x00\x00\x00abc'; }
+for part in part.*; do skipped; zstd -qc $part; done >all.tar.zst
+for part in part.*; do gzip -c $part; done >all.tar.gz";
+    let mut shell = Command::new("bash");
+    ran_well(&run(shell.args(["-euc", script]).current_dir(dir.path())));
+    for name in ["all.tar", "all.tar.zst", "all.tar.gz"] {
+        let mut verify = Command::new(crate::common::server::ORLOP);
+        let ran = run(verify.args(["backup", "verify", name]).current_dir(dir.path()));
+        assert!(ran.code == 0 && ran.stdout.contains("complete, 2 entries"), "{name}: {ran:?}");
+    }
 }
 
 /// Replaces what differs from run to run: sizes of archives, and times of backups.
