@@ -1,5 +1,6 @@
 //! Reads archives of this and other programs: POSIX, PAX and GNU headers, sparse files in GNU's format 1.0.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 
 use super::header::Header;
@@ -308,7 +309,7 @@ fn kind_of(kind: u8, is_directory: bool, link: Vec<u8>, device: (u32, u32)) -> R
 }
 
 fn xattrs(records: &Records) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut found: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    let mut found = BTreeMap::new();
     for (key, value) in records.iter() {
         let (name, value) = match &key[..] {
             b"SCHILY.acl.access" => (ACCESS_ACL.to_vec(), acl::from_text(value)?),
@@ -318,11 +319,13 @@ fn xattrs(records: &Records) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
                 None => continue,
             },
         };
-        found.retain(|other| other.0 != name);
-        found.push((name, value));
+        found.insert(name, value);
     }
-    let bytes: usize = found.iter().map(|(name, value)| name.len() + value.len()).sum();
-    if bytes > MAX_XATTRS { Err(bad("an entry has too many extended attributes")) } else { Ok(found) }
+    let bytes: usize = found.iter().map(|(name, value): (&Vec<u8>, &Vec<u8>)| name.len() + value.len()).sum();
+    if bytes > MAX_XATTRS {
+        return Err(bad("an entry has too many extended attributes"));
+    }
+    Ok(found.into_iter().collect())
 }
 
 /// The reverse of what a writer does to the name of an attribute.

@@ -89,7 +89,8 @@ impl Progress {
         self.done.bytes.load(Ordering::Relaxed)
     }
 
-    /// Requests the copy to stop, which it does at the next entry or after at most 64 MiB.
+    /// Requests the copy to stop, which it does at the next entry or after at most 64 MiB, and when a sync
+    /// that is underway has ended.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
@@ -335,6 +336,6 @@ impl<'a> TreeCopier<'a> {
     /// Counts an entry that was created in the current directory of the copy.
     fn count_created(&mut self) -> Result<()> {
         self.progress.add(1, 0);
-        self.room.take(self.to.dir())
+        self.room.take(self.to.dir(), 0)
     }
 }

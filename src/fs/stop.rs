@@ -29,12 +29,12 @@ impl<'a> Stop<'a> {
         }
     }
 
-    /// Ends the other threads if the work of this one has failed.
+    /// Has the other threads end if the work of this one has failed. Later errors follow from the first one.
     pub(in crate::fs) fn or_stop<T>(&self, result: Result<T>) -> Option<T> {
         result.map_err(|error| drop(self.first_error.set(error))).ok()
     }
 
-    /// The error that came first.
+    /// The error that came first, when all threads have ended.
     pub(in crate::fs) fn result(self) -> Result<()> {
         self.first_error.into_inner().map_or(Ok(()), Err)
     }

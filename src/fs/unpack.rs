@@ -3,8 +3,9 @@
 
 mod attributes;
 mod directories;
+mod early_sync;
 mod files;
-mod flush;
+
 mod layout;
 mod paths;
 
@@ -18,8 +19,8 @@ use rustix::io::{Errno, Result as ErrnoResult};
 
 use self::attributes::Attributes;
 use self::directories::Directories;
+use self::early_sync::EarlySync;
 use self::files::Files;
-use self::flush::Flush;
 pub use self::layout::Layout;
 use self::paths::Parents;
 use super::copy::Progress;
@@ -30,6 +31,10 @@ use crate::archive::{Entry, EntryKind, Reader, shown};
 use crate::error::{Context as _, Error, Kind, Result};
 
 const BUFFER: usize = 128 << 10;
+/// The most memory that a small file takes.
+const SMALL: u64 = BUFFER as u64;
+/// The bytes on disk that an entry takes besides its data.
+const PER_ENTRY: u64 = 4 << 10;
 
 /// What to extract.
 #[derive(Debug, Clone, Default)]
@@ -79,7 +84,7 @@ pub fn unpack<R: Read>(
                 parents: Parents::new(&top)?,
                 directories: Directories::new(scratch)?,
                 files: Files::start(scope, &stop)?,
-                flush: Flush::start(scope, to, &stop)?,
+                early_sync: EarlySync::start(scope, to, &stop)?,
                 room: Room::new(to)?,
                 attributes: Attributes::default(),
                 buffer: vec![0; BUFFER],
@@ -95,13 +100,14 @@ pub fn unpack<R: Read>(
         stop.or_stop(run())
     });
     stop.result()?;
+    // Without an error, there is a result.
     unpacked.ok_or_else(|| Error::new(Kind::Internal, "the archive is not extracted"))
 }
 
-/// Whether a file is created by another thread, until which its entry and its data stay in memory.
+/// Whether a thread of [`Files`] creates it. Until then, its entry and its data are in memory.
 fn is_small_file(entry: &Entry) -> bool {
     let memory = entry.size.saturating_add(entry.memory() as u64);
-    entry.kind == EntryKind::File && entry.data.is_none() && memory <= BUFFER as u64
+    entry.kind == EntryKind::File && entry.data.is_none() && memory <= SMALL
 }
 
 struct Unpacker<'a, 'scope> {
@@ -109,9 +115,10 @@ struct Unpacker<'a, 'scope> {
     parents: Parents,
     /// The directories, which get their attributes at the end: new entries would change their times and inherit their ACLs.
     directories: Directories,
-    /// The small files. The other entries are created by this thread, after those that come before them.
+    /// Creates small files. Other entries are created by this thread, when the files before them exist; only directories do not
+    /// wait, as files of other directories have no effect on them.
     files: Files<'scope>,
-    flush: Flush<'scope>,
+    early_sync: EarlySync<'scope>,
     room: Room,
     attributes: Attributes,
     buffer: Vec<u8>,
@@ -147,9 +154,11 @@ impl Unpacker<'_, '_> {
         let name = CString::new(name).map_err(|_| paths::refused("its name has a NUL"))?;
         self.entries += 1;
         self.stop.progress().add(1, 0);
+        self.early_sync.count(PER_ENTRY);
         if is_small_file(entry) {
-            return self.small_file(from, name, entry);
+            return self.queue_file(from, name, entry);
         }
+        // It may replace a file that is not created yet, or be a link to it.
         if entry.kind != EntryKind::Directory {
             self.files.wait()?;
         }
@@ -182,28 +191,30 @@ impl Unpacker<'_, '_> {
 
     fn directory(&mut self, name: &CString, path: &[u8], entry: &Entry) -> Result<()> {
         match mkdirat(self.parents.dir(), name, Mode::RWXU) {
-            Ok(()) => self.room.take(self.parents.dir())?,
-            Err(Errno::EXIST) => drop(paths::open(self.parents.dir(), name)?),
+            Ok(()) => self.take_inode()?,
+            Err(Errno::EXIST) => {
+                self.files.wait()?;
+                drop(paths::open(self.parents.dir(), name)?);
+            }
             Err(error) => return Err(error).context(|| "create the directory"),
         }
         self.directories.add(path, entry, self.room.created())
     }
 
-    fn small_file<R: Read>(&mut self, from: &mut Reader<R>, name: CString, entry: &Entry) -> Result<()> {
+    fn queue_file<R: Read>(&mut self, from: &mut Reader<R>, name: CString, entry: &Entry) -> Result<()> {
         let mut data = vec![0; usize::try_from(entry.size).unwrap_or(BUFFER)];
         let mut read = 0;
         while read < data.len() {
             read += from.data(&mut data[read..])?;
         }
-        self.take(entry.size)?;
-        self.flush.add(entry.size);
-        self.room.take(self.parents.dir())?;
+        self.take_bytes(entry.size)?;
+        self.take_inode()?;
         self.files.add(&self.parents, name, entry, data)
     }
 
     fn large_file<R: Read>(&mut self, from: &mut Reader<R>, name: &CString, entry: &Entry) -> Result<()> {
         let file = files::create_file(self.parents.dir(), name)?;
-        self.room.take(self.parents.dir())?;
+        self.take_inode()?;
         let whole = std::slice::from_ref(&(0..entry.size)).to_vec();
         let mut end = 0;
         for range in entry.data.clone().unwrap_or(whole) {
@@ -212,8 +223,7 @@ impl Unpacker<'_, '_> {
                 self.stop.check()?;
                 let length = usize::try_from(range.end - at).map_or(BUFFER, |left| left.min(BUFFER));
                 let read = from.data(&mut self.buffer[..length])?;
-                self.take(read as u64)?;
-                self.flush.add(read as u64);
+                self.take_bytes(read as u64)?;
                 files::write(file.as_fd(), &self.buffer[..read], at, self.stop.progress())?;
                 at += read as u64;
             }
@@ -226,7 +236,8 @@ impl Unpacker<'_, '_> {
     }
 
     /// Counts data before it is written.
-    fn take(&mut self, bytes: u64) -> Result<()> {
+    fn take_bytes(&mut self, bytes: u64) -> Result<()> {
+        self.early_sync.count(bytes);
         self.bytes = self.bytes.saturating_add(bytes);
         match self.spec.max_bytes {
             Some(max) if self.bytes > max => {
@@ -270,13 +281,25 @@ impl Unpacker<'_, '_> {
     fn create<T>(&mut self, name: &CString, make: impl Fn(BorrowedFd<'_>) -> ErrnoResult<T>) -> Result<()> {
         let dir = self.parents.dir();
         files::create(dir, name, || make(dir))?;
-        self.room.take(dir)
+        self.take_inode()
+    }
+
+    /// Counts an entry of the current directory that is created.
+    fn take_inode(&mut self) -> Result<()> {
+        let underway = self.files.underway();
+        match self.room.take(self.parents.dir(), underway) {
+            Err(error) if error.kind() == Kind::NoSpace && underway > 0 => {
+                self.files.wait()?;
+                self.room.take(self.parents.dir(), 0)
+            }
+            taken => taken,
+        }
     }
 
     /// Recognizes the layout and sets the attributes of the directories.
     fn finish(mut self, is_ours: bool) -> Result<Unpacked> {
         self.attributes.skipped += self.files.finish()?;
-        self.flush.finish()?;
+        self.early_sync.finish()?;
         let layout = match &self.spec.prefix {
             Some(prefix) if !prefix.is_empty() => Layout::Prefix(prefix.clone()),
             Some(_) => Layout::Root,

@@ -234,6 +234,32 @@ fn the_error_of_a_small_file_ends_the_restore() {
 }
 
 #[test]
+fn a_restore_leaves_inodes_for_others() {
+    if !is_root() {
+        return;
+    }
+    let many: Vec<_> = (0..3950).map(|number| file(&number.to_string())).collect();
+    on_own_tmpfs(c"nr_inodes=4000", |top| {
+        let to = top.join("to");
+        fs::create_dir(&to).unwrap();
+        let error = unpack_to(&archive(&many), &to, &UnpackSpec::default()).unwrap_err();
+        assert!(error.chain().contains("inodes of the filesystem are free"), "{}", error.chain());
+        let free = rustix::fs::statvfs(&to).unwrap().f_favail;
+        assert!((150..200).contains(&free), "{free}");
+    });
+}
+
+#[test]
+fn an_entry_with_very_many_attributes_is_read_in_bounded_time() {
+    let xattrs = (0..100_000).map(|number| (format!("foo.{number}").into_bytes(), vec![])).collect();
+    let bytes = archive(&[Entry { xattrs, ..file("a") }]);
+    let began = Instant::now();
+    let mut reader = Reader::new(&bytes[..]);
+    while reader.next_entry().unwrap().is_some() {}
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[test]
 fn more_data_than_the_volume_may_have_is_refused() {
     if !is_root() {
         return;

@@ -44,21 +44,22 @@ impl Room {
         self.created
     }
 
-    /// Counts an entry that was created.
+    /// Counts an entry that is created, while so many others are counted and do not exist yet.
     ///
     /// # Errors
-    /// `NoSpace` when few inodes are left.
-    pub(in crate::fs) fn take(&mut self, to: BorrowedFd<'_>) -> Result<()> {
-        self.created += 1;
+    /// `NoSpace` when few inodes are left; the entry is not counted then.
+    pub(in crate::fs) fn take(&mut self, to: BorrowedFd<'_>, underway: u64) -> Result<()> {
         if let Some(left) = self.unchecked.checked_sub(1) {
             self.unchecked = left;
+            self.created += 1;
             return Ok(());
         }
         let stat = fstatvfs(to).context(|| "read the filesystem's statistics")?;
         let kept = stat.f_files / KEPT_FREE;
         let is_limited = stat.f_files > 0;
-        self.unchecked = if is_limited { (kept / KEPT_FREE).min(CHECK_EVERY) } else { CHECK_EVERY };
-        if stat.f_favail >= kept {
+        if stat.f_favail.saturating_sub(underway) >= kept {
+            self.unchecked = if is_limited { (kept / KEPT_FREE).min(CHECK_EVERY) } else { CHECK_EVERY };
+            self.created += 1;
             return Ok(());
         }
         let text = format!(

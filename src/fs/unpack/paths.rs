@@ -103,7 +103,7 @@ impl Parents {
         &self.path
     }
 
-    /// Makes a directory the current one; `false` if it does not exist.
+    /// Makes a directory the current one; `false` if it does not exist, unless it is a file that is not created yet.
     pub(super) fn enter(&mut self, path: &[u8]) -> Result<bool> {
         if path == self.path {
             return Ok(true);
@@ -131,7 +131,7 @@ impl Parents {
         for name in path.split(|byte| *byte == b'/') {
             let name = CString::new(name).map_err(|_| refused("its name has a NUL"))?;
             match mkdirat(&dir, &name, MISSING) {
-                Ok(()) => room.take(dir.as_fd())?,
+                Ok(()) => room.take(dir.as_fd(), 0)?,
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error).context(|| "create its directory"),
             }
