@@ -11,7 +11,7 @@ use crate::fs::open_directory;
 use crate::fs::stop::Stop;
 
 /// So many bytes are synced at once: each sync also writes what others have changed on the filesystem.
-const SYNC_AFTER: u64 = 32 << 20;
+const SYNC_AFTER: u64 = 16 << 20;
 
 pub(super) struct EarlySync<'scope> {
     /// Bytes since the last sync was begun.
