@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::common::container::Program;
 use crate::common::isolation::in_own_process;
 use crate::common::plugin::Plugin;
+use crate::common::wait::within_seconds;
 
 const EXPORT: &str = "/mnt/xfs";
 const SERVER: &str = "10.80.0.1";
@@ -40,7 +41,12 @@ fn a_share_is_mounted_for_engines_and_its_server_keeps_everything() {
         plugin.kill();
         plugin = Plugin::start(&base);
         assert_eq!(plugin.ok("Mount", &mount)["Mountpoint"], json!(at));
-        assert_eq!(plugin.ok("Path", &json!({"Name": "nas"}))["Mountpoint"], json!(at));
+        // An emulated processor may need longer than Path and Get wait for what they tell.
+        let path_tells_it = || {
+            let (_, answer) = plugin.call("VolumeDriver.Path", &json!({"Name": "nas"}).to_string());
+            answer["Mountpoint"] == json!(at)
+        };
+        within_seconds(60, "Path tells the mount", path_tells_it);
         plugin.ok("Mount", &json!({"Name": "nas", "ID": "other"}));
         plugin.ok("Unmount", &json!({"Name": "nas", "ID": "other"}));
         plugin.ok("Unmount", &json!({"Name": "nas", "ID": "other"}));
@@ -58,8 +64,11 @@ fn a_share_is_mounted_for_engines_and_its_server_keeps_everything() {
         let container = Program::run(&script);
         let error = plugin.error("Remove", &json!({"Name": "nas"}));
         assert!(error.contains(&format!("nas is in use by process {}", container.pid())), "{error}");
-        let users = plugin.ok("Get", &json!({"Name": "nas"}))["Volume"]["Status"]["users"].clone();
-        assert!(users[0].as_str().unwrap().contains("/c"), "{users}");
+        let get_names_it = || {
+            let users = plugin.ok("Get", &json!({"Name": "nas"}))["Volume"]["Status"]["users"].clone();
+            users[0].as_str().is_some_and(|user| user.contains("/c"))
+        };
+        within_seconds(60, "Get names the container", get_names_it);
         assert!(at.join("file").exists(), "nothing was unmounted");
         drop(container);
         plugin.ok("Remove", &json!({"Name": "nas"}));
