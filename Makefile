@@ -90,7 +90,7 @@ test-vm-cluster: image ## run a Kubernetes cluster with an NFS server in the vir
 	tests/vm/cluster/suite
 
 bench: ## run the benchmarks, compared with the least driver and with bare system calls
-	@tests/install rust
+	@tests/install rust bench
 	cargo build --release --bin orlop
 	cargo bench --bench csi
 

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use orlop::csi::proto::volume_content_source::{SnapshotSource, Type};
@@ -14,7 +14,8 @@ use crate::server::Server;
 use crate::table::{Bar, Table, median, median_ratio};
 use crate::{Sizes, trees};
 
-const IMAGE_BYTES: u64 = 12 << 30;
+/// The sizes of all volumes fit into it. The file has holes.
+const IMAGE_BYTES: u64 = 200 << 30;
 const FILES: usize = 20_000;
 const VOLUME: &str = "files";
 /// At least nine, for a meaningful median.
@@ -82,7 +83,8 @@ fn mount(filesystem: &Filesystem, dir: &Path) -> Option<PathBuf> {
     File::create(&image).unwrap().set_len(IMAGE_BYTES).unwrap();
     fs::create_dir(&mounted).unwrap();
     let (program, arguments) = filesystem.mkfs.split_first().unwrap();
-    let succeeds = |command: &mut Command| command.status().is_ok_and(|status| status.success());
+    let succeeds =
+        |command: &mut Command| command.stdout(Stdio::null()).status().is_ok_and(|status| status.success());
     let is_mounted = succeeds(Command::new(program).args(arguments).arg(&image))
         && succeeds(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted));
     is_mounted.then_some(mounted)
