@@ -122,7 +122,7 @@ fn restore(flags: Restore) -> Result<()> {
     make_copy(&session, flags.copy, source)
 }
 
-/// The snapshot that a user means, who may have meant a file.
+/// The snapshot of this name. If there is none and the name is that of an archive, the error also says that no such file exists.
 fn snapshot_of(session: &Session, text: &str) -> Result<VolumeId> {
     match session.snapshot(text) {
         Err(error)

@@ -44,7 +44,7 @@ impl Room {
         self.created
     }
 
-    /// Counts an entry that is created, while so many others are counted and do not exist yet.
+    /// Counts a new entry. `underway` is the number of entries that are counted already and not created yet.
     ///
     /// # Errors
     /// `NoSpace` when few inodes are left; the entry is not counted then.
