@@ -11,6 +11,7 @@ mod api {
     mod audit;
     mod backup;
     mod btrfs;
+    mod btrfs_limits;
     mod commands;
     mod copy;
     mod copy_update;

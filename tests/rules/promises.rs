@@ -80,3 +80,25 @@ fn promise_numbers_are_unique_and_well_formed() {
     };
     assert!(numbers.iter().all(well_formed), "{numbers:?}");
 }
+
+/// The numbers in the first parentheses of an item, such as `(Q5, Q32)`.
+fn references(item: &str) -> Vec<&str> {
+    let inside = item.split_once("** (").and_then(|(_, rest)| rest.split_once(')'));
+    let numbers = inside.into_iter().flat_map(|(numbers, _)| numbers.split(", "));
+    numbers.collect()
+}
+
+#[test]
+fn every_item_about_limits_names_a_promise_that_exists() {
+    let page = fs::read_to_string("docs/limits.md").unwrap();
+    let numbers: BTreeSet<_> = promises().into_iter().map(|promise| promise.number).collect();
+    let is_known = |number: &&str| *number == "kernel" || numbers.contains(*number);
+    let items: Vec<_> = page.lines().filter(|line| line.starts_with("- ")).collect();
+    assert!(items.len() > 25, "only {} items found", items.len());
+    let is_defect = |item: &&&str| {
+        let references = references(item);
+        references.is_empty() || !references.iter().all(is_known)
+    };
+    let defects: Vec<_> = items.iter().filter(is_defect).collect();
+    assert!(defects.is_empty(), "docs/limits.md: no promise, or an unknown one: {defects:#?}");
+}

@@ -12,6 +12,7 @@ use orlop::fs::audit::Strays;
 use orlop::fs::project::{self, Project};
 use orlop::mount::MountFlags;
 use orlop::volume::{Enforced, SizeRange};
+use rustix::fs::statvfs;
 
 use super::quota_pools::{as_tenant, data, each_filesystem, fill, id_of, limited, open, quota};
 use crate::common::disk::run;
@@ -176,5 +177,21 @@ fn a_pool_of_plain_directories_is_taken_over_volume_by_volume() {
             assert_eq!(quota(pool, id_of(pool, "v")).max_bytes, 2 * SIZE, "{name}: the limit stays");
             drop(next);
         });
+    });
+}
+
+#[test]
+fn a_size_is_whole_blocks_and_directories_count() {
+    each_filesystem(|name, pool| {
+        let engine = open(pool);
+        engine.create(&limited("v", SIZE + 1000, 50)).unwrap();
+        let shown = statvfs(data(pool, "v")).unwrap();
+        let block = shown.f_frsize;
+        assert_eq!(shown.f_blocks * block, SIZE, "{name}");
+        let used = (shown.f_blocks - shown.f_bfree) * block;
+        assert_eq!(used, if name == "ext4" { 8 << 10 } else { 0 }, "{name}: bytes of an empty volume");
+        // The root directory of the volume, and the directory with its record.
+        assert_eq!((shown.f_files, shown.f_files - shown.f_ffree), (51, 2), "{name}");
+        check(&engine, pool);
     });
 }
