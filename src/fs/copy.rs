@@ -18,6 +18,7 @@ pub(super) mod contents;
 mod create;
 mod digests;
 mod directory;
+mod finish;
 pub(super) mod links;
 mod pass;
 mod patch;
@@ -27,7 +28,9 @@ mod verify;
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use rustix::fs::{Statx, fstatfs, futimens, syncfs};
@@ -37,6 +40,7 @@ use self::attributes::Attributes;
 use self::catalogue::{Catalogue, Time, now};
 use self::contents::Contents;
 use self::digests::Digests;
+use self::finish::Finisher;
 use self::links::Links;
 use self::pass::CurrentPass;
 pub use self::pass::{Pass, SourceState, do_times_tell};
@@ -140,7 +144,9 @@ pub struct TreeCopier<'a> {
     links: Links,
     contents: Contents<'a>,
     attributes: Attributes,
-    catalogue: Catalogue,
+    catalogue: Arc<Catalogue>,
+    /// Sets the attributes of files during the first pass.
+    finisher: Option<Finisher>,
     reopen: Reopen,
     progress: &'a Progress,
     room: Room,
@@ -210,7 +216,8 @@ impl<'a> TreeCopier<'a> {
             links: Links::new(open_top()?),
             contents,
             attributes: Attributes::new(),
-            catalogue,
+            catalogue: Arc::new(catalogue),
+            finisher: None,
             reopen: Reopen::new()?,
             progress,
             room: Room::new(to)?,
@@ -250,10 +257,20 @@ impl<'a> TreeCopier<'a> {
         self.links.remove_dir()?;
         futimens(&self.top, &attributes::times(&stat)).context(|| "set the times of the copy")?;
         let copied = self.pass.manifest;
-        verify::verify(self.top.as_fd(), &copied, self.progress)?;
         // Its data must not be written to the disk only to be freed.
         drop((self.catalogue, self.contents));
-        syncfs(&self.top).context(|| "sync the copy")?;
+        let top = self.top.as_fd();
+        thread::scope(|scope| {
+            let sync = thread::Builder::new().name("sync-copy".to_owned());
+            let sync = sync.spawn_scoped(scope, || syncfs(top)).ok();
+            verify::verify(top, &copied, self.progress)?;
+            let panicked = |_| Error::new(Kind::Internal, "the thread that syncs the copy panicked");
+            let synced = match sync {
+                Some(thread) => thread.join().map_err(panicked)?,
+                None => syncfs(top),
+            };
+            synced.context(|| "sync the copy")
+        })?;
         Ok(copied)
     }
 
@@ -276,10 +293,21 @@ impl<'a> TreeCopier<'a> {
             self.room.begin_pass(self.top.as_fd())?;
         }
         self.contents.begin_pass();
-        self.run()?;
+        self.run_with_finisher()?;
         let duration = began.elapsed();
         let recurring = self.pass.ages.changed_within(duration);
         Ok(Pass { files: self.pass.files, bytes: self.contents.handled, duration, recurring })
+    }
+
+    fn run_with_finisher(&mut self) -> Result<()> {
+        if self.pass.is_first() && self.pass.state.is_none() {
+            self.finisher = Finisher::start(&self.catalogue);
+        }
+        let ran = self.run();
+        // Its error comes first: the other one may follow from it.
+        let skipped = self.finisher.take().map_or(Ok(0), Finisher::wait)?;
+        self.pass.manifest.skipped_xattrs += skipped;
+        ran
     }
 
     fn run(&mut self) -> Result<()> {
@@ -301,6 +329,9 @@ impl<'a> TreeCopier<'a> {
     }
 
     fn copy_entry(&mut self, entry: &Entry) -> Result<()> {
+        if let Some(size) = self.keep_unopened(&entry.name)? {
+            return self.count_entry(size, 1);
+        }
         let Some(seen) = self.open_entry(&entry.name)? else {
             self.pass.manifest.vanished += 1;
             return Ok(());
@@ -313,12 +344,14 @@ impl<'a> TreeCopier<'a> {
         } else {
             self.copy_file(&seen, &entry.name)?
         };
-        if let Some(size) = copied {
-            self.pass.manifest.entries += 1;
-            self.pass.manifest.bytes += size;
-            self.room.visit(links)?;
-        }
-        Ok(())
+        copied.map_or(Ok(()), |size| self.count_entry(size, links))
+    }
+
+    /// Counts an entry of the source, of this size, and one of this number of links.
+    fn count_entry(&mut self, size: u64, links: u64) -> Result<()> {
+        self.pass.manifest.entries += 1;
+        self.pass.manifest.bytes += size;
+        self.room.visit(links)
     }
 
     /// Opens an entry of the source as a path-only descriptor; `None` if it was deleted.

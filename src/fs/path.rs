@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 
 /// The path of a walk's current directory, relative to the root of the tree. Long paths are abbreviated.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct TreePath {
     path: Vec<u8>,
     /// Number of deeper levels, which are not in `path`.

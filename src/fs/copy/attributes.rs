@@ -18,7 +18,7 @@ use rustix::fs::{
 use rustix::io::{Errno, Result as ErrnoResult};
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::fs::{fstat, kind_of, open_path};
+use crate::fs::{kind_of, open_path};
 
 /// The kernel's limit for a list of attribute names and for a value, in bytes (xattr(7)).
 const XATTR_MAX: usize = 64 << 10;
@@ -94,14 +94,14 @@ impl Attributes {
         Self { removes_others: false, skipped: 0, names: buffer(), value: buffer(), others: Vec::new() }
     }
 
-    /// Copies the attributes of an open file or directory to another one.
+    /// Copies the attributes of an open file or directory to another one, which has the attributes `now`.
     pub(super) fn copy_to_open(
         &mut self,
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
         stat: &Statx,
+        now: &Statx,
     ) -> Result<u32> {
-        let now = fstat(to).context(|| "stat the new file")?;
         let is_other_owner = (now.stx_uid, now.stx_gid) != (stat.stx_uid, stat.stx_gid);
         if is_other_owner {
             let (uid, gid) = owner(stat);

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::catalogue::{Record, is_young, time};
 use super::digests::Slots;
+use super::finish::{Unfinished, finish};
 use super::links::{LinkResult, inode_key};
 use super::{Seen, SourceState, TreeCopier, kind_of};
 use crate::error::{Context as _, Error, Kind, Result};
@@ -88,31 +89,38 @@ impl TreeCopier<'_> {
             self.times_tell && self.pass.state.is_none() && is_young(time(seen.stat.stx_ctime), seen.at);
         let slots = if takes_digests { self.contents.digests.slots(seen.stat.stx_size, None) } else { None };
         let (size, slots) = self.contents.copy(source.as_fd(), copy.as_fd(), &seen.stat, slots)?;
-        self.finish_regular(seen, source.as_fd(), copy.as_fd(), (is_reliable, slots))?;
+        if self.pass.is_first() && seen.stat.stx_size >= MIN_SENT_EARLY {
+            start_write_back(copy.as_fd());
+        }
+        let record = self.count_regular(seen, (is_reliable, slots));
+        match &mut self.finisher {
+            Some(finisher) => {
+                let file = Unfinished { name: name.to_owned(), source, copy, stat: seen.stat, record };
+                finisher.add(&self.path, file)?;
+            }
+            None => self.finish_regular(seen, source.as_fd(), copy.as_fd(), record)?,
+        }
         Ok(Some(size))
     }
 
-    /// Copies the attributes of a regular file whose data is copied, and remembers what was seen of it: whether later changes
-    /// will move its times, and where the digests of the copy are.
+    /// Counts a regular file whose data is copied. Returns what is remembered of it: whether later changes will move its times,
+    /// and where the digests of the copy are.
+    pub(super) fn count_regular(&mut self, seen: &Seen, (is_reliable, slots): (bool, Slots)) -> Record {
+        self.pass.files += 1;
+        self.pass.ages.add(time(seen.stat.stx_ctime), seen.at, seen.stat.stx_size);
+        Record { is_reliable, slots, ..Record::new(&seen.stat, seen.at, self.pass.number) }
+    }
+
+    /// Copies the attributes of a regular file whose data is copied, and remembers what was seen of it.
     pub(super) fn finish_regular(
         &mut self,
         seen: &Seen,
         source: BorrowedFd<'_>,
         copy: BorrowedFd<'_>,
-        (is_reliable, slots): (bool, Slots),
+        record: Record,
     ) -> Result<()> {
-        self.pass.files += 1;
-        if self.pass.is_first() && seen.stat.stx_size >= MIN_SENT_EARLY {
-            start_write_back(copy);
-        }
-        self.pass.ages.add(time(seen.stat.stx_ctime), seen.at, seen.stat.stx_size);
-        let skipped_xattrs = self.attributes.copy_to_open(source, copy, &seen.stat)?;
-        self.pass.manifest.skipped_xattrs += u64::from(skipped_xattrs);
-        if !self.catalogue.is_none() {
-            let inode = fstat(copy).context(|| "stat the copy")?.stx_ino;
-            let record = Record::new(&seen.stat, seen.at, self.pass.number);
-            self.catalogue.put(inode, &Record { is_reliable, skipped_xattrs, slots, ..record })?;
-        }
+        let skipped = finish(&mut self.attributes, &self.catalogue, source, copy, &seen.stat, record)?;
+        self.pass.manifest.skipped_xattrs += u64::from(skipped);
         if self.pass.state.is_some() {
             // It may have been changed while it was read. An earlier record would be of what the copy was before.
             self.pass.check_still(&fstat(source).context(|| "stat")?)?;

@@ -98,7 +98,8 @@ impl TreeCopier<'_> {
             if !self.pass.is_first() {
                 self.remove_others()?;
             }
-            let skipped_xattrs = self.attributes.copy_to_open(self.from.dir(), self.to.dir(), &stat)?;
+            let skipped_xattrs =
+                self.attributes.copy_to_open(self.from.dir(), self.to.dir(), &stat, &copy)?;
             self.pass.manifest.skipped_xattrs += u64::from(skipped_xattrs);
             if let Some(record) = record.filter(|_| skipped_xattrs > 0) {
                 self.catalogue.put(copy.stx_ino, &Record { skipped_xattrs, ..record })?;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::attributes::set_times;
 use super::catalogue::{Record, time};
 use super::links::inode_key;
-use super::{Seen, TreeCopier, fstatat, kind_of};
+use super::{Seen, SourceState, TreeCopier, fstatat, kind_of};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::names::remove_name;
 use crate::fs::remove::{Slice, remove_entry};
@@ -31,6 +31,26 @@ impl TreeCopier<'_> {
         }
         self.remove(name)?;
         self.create_file(seen, name)
+    }
+
+    /// Keeps the copy of a regular file of an unused source that is as it was, without opening the file, which takes most of the
+    /// time of a pass that changes nothing. Returns its size, or `None` if more has to be known of it.
+    pub(super) fn keep_unopened(&mut self, name: &CStr) -> Result<Option<u64>> {
+        if self.pass.state != Some(SourceState::Unused) || !self.times_tell {
+            return Ok(None);
+        }
+        let Ok(stat) = fstatat(self.from.dir(), name) else { return Ok(None) };
+        let Some(copy) = self.stat_copy(name)? else { return Ok(None) };
+        let is_single = |stat: &Statx| kind_of(stat).is_file() && stat.stx_nlink == 1;
+        if !is_single(&stat) || !is_single(&copy) {
+            return Ok(None);
+        }
+        let record = self.catalogue.get(copy.stx_ino)?;
+        let is_kept =
+            |record: &Record| record.pass != self.pass.number && self.pass.is_unchanged(record, &stat);
+        let Some(record) = record.filter(is_kept) else { return Ok(None) };
+        self.pass.check_still(&stat)?;
+        self.keep(&stat, name, &copy, record).map(Some)
     }
 
     /// The attributes of a name of the copy, if it exists.
@@ -81,7 +101,7 @@ impl TreeCopier<'_> {
                 return Ok((copy.stx_nlink > 1).then_some(size));
             }
             Some(record) if self.times_tell && self.pass.is_unchanged(&record, &seen.stat) => {
-                return self.keep(seen, name, &copy, record).map(Some);
+                return self.keep(&seen.stat, name, &copy, record).map(Some);
             }
             Some(_) | None => {}
         }
@@ -93,11 +113,11 @@ impl TreeCopier<'_> {
     }
 
     /// Leaves a file as it is. Its access time may have changed by itself.
-    fn keep(&mut self, seen: &Seen, name: &CStr, copy: &Statx, record: Record) -> Result<u64> {
+    fn keep(&mut self, stat: &Statx, name: &CStr, copy: &Statx, record: Record) -> Result<u64> {
         self.catalogue.put(copy.stx_ino, &Record { pass: self.pass.number, ..record })?;
         self.pass.manifest.skipped_xattrs += u64::from(record.skipped_xattrs);
-        if time(copy.stx_atime) != time(seen.stat.stx_atime) {
-            set_times(self.to.dir(), name, &seen.stat)?;
+        if time(copy.stx_atime) != time(stat.stx_atime) {
+            set_times(self.to.dir(), name, stat)?;
         }
         if !kind_of(copy).is_file() {
             return Ok(0);
@@ -123,7 +143,8 @@ impl TreeCopier<'_> {
         let copy = openat(self.to.dir(), name, flags, Mode::empty()).context(|| "open the copy")?;
         let is_reliable = self.write_back(seen, source.as_fd());
         let (size, slots) = self.contents.update(source.as_fd(), copy.as_fd(), &seen.stat, slots)?;
-        self.finish_regular(seen, source.as_fd(), copy.as_fd(), (is_reliable, slots))?;
+        let record = self.count_regular(seen, (is_reliable, slots));
+        self.finish_regular(seen, source.as_fd(), copy.as_fd(), record)?;
         Ok(size)
     }
 
