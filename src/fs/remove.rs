@@ -4,16 +4,23 @@
 //! the walk returns its entry again and removes it. Thus nothing has to be remembered, and a call after an
 //! interruption continues. A directory at a great depth is moved up first, so that each call finds something to remove
 //! soon. No symlink is followed, and a mount point inside stops the removal.
+//!
+//! On a server, each call waits for an answer. So several threads remove there, each another directory: the kernel does one
+//! removal in a directory at a time.
+
+mod threads;
 
 use std::ffi::{CStr, CString};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{Scope, scope};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FileType, IFlags, ftruncate, ioctl_getflags, ioctl_setflags, renameat, unlinkat};
 use rustix::io::{Errno, Result as ErrnoResult};
 
+use self::threads::Beside;
 use super::{
     Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
     subvolume,
@@ -65,34 +72,13 @@ pub fn remove_tree(parent: BorrowedFd<'_>, name: &str, slice: Slice<'_>) -> Resu
     }
     let top =
         CString::new(name).map_err(|_| Error::new(Kind::Invalid, format!("{name:?} contains a NUL")))?;
-    remove_entry(parent, top, slice)
+    let free_threads = AtomicUsize::new(threads::more_for(parent));
+    Remover::new(slice, &free_threads, None)?.remove(parent, top)
 }
 
-/// Like [`remove_tree`], for a name that was read from a directory.
+/// Like [`remove_tree`], for a name that was read from a directory, and in this thread only.
 pub(super) fn remove_entry(parent: BorrowedFd<'_>, name: CString, slice: Slice<'_>) -> Result<Removed> {
-    let shown = name.to_string_lossy().into_owned();
-    let what = || format!("remove {shown}");
-    let mut remover = Remover {
-        reopen: Reopen::new()?,
-        slice,
-        started: Instant::now(),
-        first_removal: None,
-        removed: Removed::default(),
-        directory_was_read: false,
-        retries: 0,
-    };
-    let top = Entry { name, kind: FileType::Unknown };
-    loop {
-        match remover.remove_entry(parent, &top).context(what)? {
-            Unlinked::Done => return Ok(Removed { complete: true, ..remover.removed }),
-            Unlinked::NotEmpty(dir) => {
-                if remover.remove_contents(dir.as_fd()).context(what)?.is_break() {
-                    return Ok(remover.removed);
-                }
-            }
-            Unlinked::SliceOver => return Ok(remover.removed),
-        }
-    }
+    Remover::new(slice, &AtomicUsize::new(0), None)?.remove(parent, name)
 }
 
 /// Result of an attempt to remove an entry.
@@ -115,9 +101,42 @@ struct Remover<'a> {
     /// Whether the directory that is to be removed next has just been read to its end.
     directory_was_read: bool,
     retries: u32,
+    /// How many more threads may remove directories of this tree.
+    free_threads: &'a AtomicUsize,
 }
 
-impl Remover<'_> {
+impl<'a> Remover<'a> {
+    fn new(slice: Slice<'a>, free_threads: &'a AtomicUsize, first_removal: Option<Instant>) -> Result<Self> {
+        Ok(Self {
+            reopen: Reopen::new()?,
+            slice,
+            started: Instant::now(),
+            first_removal,
+            removed: Removed::default(),
+            directory_was_read: false,
+            retries: 0,
+            free_threads,
+        })
+    }
+
+    fn remove(mut self, parent: BorrowedFd<'_>, name: CString) -> Result<Removed> {
+        let shown = name.to_string_lossy().into_owned();
+        let what = || format!("remove {shown}");
+        let top = Entry { name, kind: FileType::Unknown };
+        loop {
+            match self.remove_entry(parent, &top).context(what)? {
+                Unlinked::Done => return Ok(Removed { complete: true, ..self.removed }),
+                Unlinked::NotEmpty(dir) => {
+                    let removed = scope(|scope| self.remove_contents(scope, dir.as_fd()));
+                    if removed.context(what)?.is_break() {
+                        return Ok(self.removed);
+                    }
+                }
+                Unlinked::SliceOver => return Ok(self.removed),
+            }
+        }
+    }
+
     /// Whether the call has to end. It never ends before the tree has become smaller, unless that takes too long.
     fn is_over(&self) -> bool {
         let is_late = match self.first_removal {
@@ -132,11 +151,34 @@ impl Remover<'_> {
     }
 
     /// Removes everything in a directory; breaks at the end of the slice.
-    fn remove_contents(&mut self, dir: BorrowedFd<'_>) -> Result<ControlFlow<()>> {
+    fn remove_contents<'scope>(
+        &mut self,
+        scope: &'scope Scope<'scope, 'a>,
+        dir: BorrowedFd<'_>,
+    ) -> Result<ControlFlow<()>> {
+        let mut beside = Vec::new();
+        let end = self.walk(scope, dir, &mut beside)?;
+        for other in beside {
+            let _ = self.wait(other)?;
+        }
+        Ok(end)
+    }
+
+    fn walk<'scope>(
+        &mut self,
+        scope: &'scope Scope<'scope, 'a>,
+        dir: BorrowedFd<'_>,
+        beside: &mut Vec<Beside<'scope>>,
+    ) -> Result<ControlFlow<()>> {
         let mut walk = Walk::new(dir).context(|| "open the top directory")?;
         let mut path = TreePath::default();
         loop {
             let Some(entry) = walk.next().context(|| format!("read {}", path.current()))? else {
+                while let Some(other) = beside.pop_if(|other| other.is_in(&walk)) {
+                    if self.wait(other).context(|| path.current())?.is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
                 self.directory_was_read = true;
                 if !walk.leave().context(|| path.current())? {
                     return Ok(ControlFlow::Continue(()));
@@ -150,6 +192,10 @@ impl Remover<'_> {
                 Unlinked::SliceOver => return Ok(ControlFlow::Break(())),
                 Unlinked::NotEmpty(deep) if self.is_moved_up(&walk, &entry.name, &deep, dir) => {}
                 Unlinked::NotEmpty(dir) => {
+                    if let Some(other) = self.remove_beside(scope, &walk, &entry.name) {
+                        beside.push(other);
+                        continue;
+                    }
                     path.push(&entry.name);
                     walk.put_back(entry);
                     walk.enter(dir).context(|| path.current())?;
