@@ -15,6 +15,7 @@ mod vm {
     mod quota;
     mod quota_faults;
     mod quota_pools;
+    mod removal;
     mod shares;
     mod workers;
 }
