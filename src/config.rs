@@ -48,6 +48,9 @@ pub struct Settings {
     /// Whether to record events about claims.
     #[cfg(feature = "kube")]
     pub claim_events: bool,
+    /// Whether to make the group snapshots that the cluster asks for.
+    #[cfg(feature = "kube")]
+    pub group_snapshots: bool,
 }
 
 impl TryFrom<Serve> for Settings {
@@ -108,6 +111,8 @@ impl TryFrom<Serve> for Settings {
             follow_sources: flags.follow_sources,
             #[cfg(feature = "kube")]
             claim_events: flags.claim_events,
+            #[cfg(feature = "kube")]
+            group_snapshots: flags.group_snapshots,
         })
     }
 }

@@ -1,7 +1,8 @@
 //! The parts of orlop that use the Kubernetes API: `release-node`, moving claims to the node of their source, events about
-//! claims, and which volumes of a listing the cluster keeps.
+//! claims, group snapshots, and which volumes of a listing the cluster keeps.
 
 mod events;
+mod groups;
 mod kept;
 mod relocate;
 
@@ -16,6 +17,7 @@ use serde_json::json;
 use crate::error::{Error, Kind, Result};
 
 pub use events::{ClaimNews, Recorder};
+pub use groups::{GroupContent, GroupContents, Step};
 pub use kept::{ClusterState, is_in_cluster, volume_states};
 pub use relocate::Relocator;
 

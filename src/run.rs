@@ -2,6 +2,8 @@
 
 #[cfg(feature = "kube")]
 mod cluster;
+#[cfg(feature = "kube")]
+mod groups;
 
 use std::collections::BTreeMap;
 #[cfg(feature = "kube")]
@@ -98,18 +100,17 @@ async fn run_frontends(settings: Settings, passed: Vec<Passed>) -> Result<()> {
     let stop = CancellationToken::new();
     let mut frontends = JoinSet::new();
 
+    let driver = Driver::new(settings.identity.clone(), calls.clone(), Arc::clone(&health));
     #[cfg(feature = "kube")]
-    let (relocator, events) = (
-        settings.follow_sources.then(|| cluster::claim_relocator(&settings.identity)),
-        settings.claim_events.then(|| cluster::claim_events(&settings.identity)),
-    );
-    #[cfg(not(feature = "kube"))]
-    let (relocator, events) = (None, None);
+    let driver = cluster::Wanted {
+        relocations: settings.follow_sources,
+        events: settings.claim_events,
+        groups: settings.group_snapshots,
+    }
+    .connect(driver, &settings.identity);
     // The socket file is removed when this is dropped.
     let bound = settings.csi.as_deref().map(socket::bind).transpose()?;
     let _socket_file = bound.map(|bound| {
-        let driver = Driver::new(settings.identity, calls.clone(), Arc::clone(&health));
-        let driver = driver.with_relocator(relocator).with_events(events);
         frontends.spawn(driver.serve(bound.listener, Arc::clone(&metrics), stop.clone().cancelled_owned()));
         bound.file
     });

@@ -153,6 +153,13 @@ pub struct Serve {
     #[arg(long, env = "ORLOP_CLAIM_EVENTS")]
     pub claim_events: bool,
 
+    /// Make the group snapshots that Kubernetes asks for, if their volumes are on this node: the snapshot-controller does not
+    /// pass them to the csi-snapshotter of one node. Requires running in the cluster with permission to watch and to patch
+    /// VolumeGroupSnapshotContents
+    #[cfg(feature = "kube")]
+    #[arg(long, env = "ORLOP_GROUP_SNAPSHOTS")]
+    pub group_snapshots: bool,
+
     /// Whether to advertise the controller capability EXPAND_VOLUME. Set it to false if one csi-resizer serves many
     /// nodes: volumes are then expanded on their node only
     #[arg(long, env = "ORLOP_CONTROLLER_EXPAND", default_value_t = true, action = clap::ArgAction::Set)]

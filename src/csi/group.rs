@@ -1,6 +1,6 @@
 //! The GroupController service: snapshots of several volumes at the same instant.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use tonic::{Request, Response, Status};
 
@@ -9,7 +9,7 @@ use super::{Driver, capabilities, fields, params, response, status};
 use crate::dispatch::Lane;
 use crate::engine::call;
 use crate::engine::request::{CreateGroup, SnapshotGroup};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::telemetry;
 use crate::volume::VolumeId;
 
@@ -30,7 +30,59 @@ fn create(request: proto::CreateVolumeGroupSnapshotRequest) -> Result<CreateGrou
     Ok(CreateGroup { name, pool, source_volumes, consistency, labels })
 }
 
+/// `None` if the object does not exist.
+fn found<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == Kind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// For group snapshots that this process makes by itself, and not for a client of the socket.
 impl Driver {
+    /// Whether this process has a volume of this id.
+    ///
+    /// # Errors
+    /// Those of the engine, but for `NotFound`.
+    pub async fn has_volume(&self, id: &str) -> Result<bool> {
+        let Some(id) = found(id.parse::<VolumeId>())? else { return Ok(false) };
+        Ok(found(self.run(&Lane::of(&id), call::Get { id }).await)?.is_some())
+    }
+
+    /// Makes the group snapshot that a request of CSI with these fields asks for.
+    ///
+    /// # Errors
+    /// `Invalid` for a wrong field; those of the engine.
+    pub async fn make_group(
+        &self,
+        name: String,
+        source_volume_ids: Vec<String>,
+        parameters: HashMap<String, String>,
+    ) -> Result<SnapshotGroup> {
+        let secrets = HashMap::new();
+        let request =
+            proto::CreateVolumeGroupSnapshotRequest { name, source_volume_ids, parameters, secrets };
+        self.create_group(create(request)?).await
+    }
+
+    /// The group snapshot of this id with these snapshots, if this process has it.
+    ///
+    /// # Errors
+    /// Those of the engine, but for `NotFound`.
+    pub async fn find_group(&self, id: &str, snapshots: &[String]) -> Result<Option<SnapshotGroup>> {
+        let Some(id) = found(id.parse::<VolumeId>())? else { return Ok(None) };
+        found(self.run(&Lane::of(&id), call::GetGroup { id, snapshots: snapshots.to_vec() }).await)
+    }
+
+    /// Deletes a group snapshot. It may be deleted already.
+    ///
+    /// # Errors
+    /// `Invalid` when its snapshots are others; those of the engine.
+    pub async fn remove_group(&self, id: String, snapshots: Vec<String>) -> Result<()> {
+        let Some(id) = fields::possible_id("group_snapshot_id", id)? else { return Ok(()) };
+        self.run(&Lane::of(&id), call::DeleteGroup { id, snapshots }).await
+    }
+
     async fn create_group(&self, request: CreateGroup) -> Result<SnapshotGroup> {
         self.require_pools()?;
         self.dispatch.create_group(request).await
@@ -62,10 +114,7 @@ impl GroupController for Driver {
         request: Request<proto::DeleteVolumeGroupSnapshotRequest>,
     ) -> Result<Response<proto::DeleteVolumeGroupSnapshotResponse>, Status> {
         let request = request.into_inner();
-        if let Some(id) = fields::possible_id("group_snapshot_id", request.group_snapshot_id)? {
-            let snapshots = request.snapshot_ids;
-            self.run(&Lane::of(&id), call::DeleteGroup { id, snapshots }).await?;
-        }
+        self.remove_group(request.group_snapshot_id, request.snapshot_ids).await?;
         Ok(Response::new(proto::DeleteVolumeGroupSnapshotResponse {}))
     }
 

@@ -19,7 +19,7 @@ use crate::volume::{Source, VolumeId};
 /// Annotation of a claim with the node that the scheduler selected. A provisioner handles the claims of its own node.
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 /// Label of a VolumeSnapshotContent with the node of the snapshot, set by the snapshot-controller.
-const MANAGED_BY: &str = "snapshot.storage.kubernetes.io/managed-by";
+pub(super) const MANAGED_BY: &str = "snapshot.storage.kubernetes.io/managed-by";
 
 /// Moves claims to the node of their source. Connects to the API server at the first claim.
 pub struct Relocator {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tracing::{info, warn};
 
-use crate::csi::{ClaimEvent, ClaimRelocator, Identity, PendingClaim};
+use super::groups;
+use crate::csi::{ClaimEvent, ClaimRelocator, Driver, Identity, PendingClaim};
 use crate::error::{Error, Kind, Result};
 use crate::kube::{ClaimNews, Recorder, Relocator};
 
@@ -18,8 +19,31 @@ const WAITING_EVENTS: usize = 256;
 /// Timeout of all requests to the API server that relocate one claim. After a timeout, the caller's retry tries again.
 const RELOCATE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a driver does with the Kubernetes API.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    /// Moves claims to the node of their source.
+    pub(super) relocations: bool,
+    /// Records events about claims.
+    pub(super) events: bool,
+    /// Makes group snapshots.
+    pub(super) groups: bool,
+}
+
+impl Wanted {
+    /// Lets the driver do it.
+    pub(super) fn connect(self, driver: Driver, identity: &Identity) -> Driver {
+        if self.groups {
+            tokio::spawn(groups::serve(driver.clone(), identity.clone()));
+        }
+        let relocator = self.relocations.then(|| claim_relocator(identity));
+        let events = self.events.then(|| claim_events(identity));
+        driver.with_relocator(relocator).with_events(events)
+    }
+}
+
 /// Moves claims to the node of their source.
-pub(super) fn claim_relocator(identity: &Identity) -> ClaimRelocator {
+fn claim_relocator(identity: &Identity) -> ClaimRelocator {
     let relocator = Arc::new(Relocator::new(identity.driver.clone(), identity.node.clone()));
     ClaimRelocator::new(move |PendingClaim { namespace, claim, source }| {
         let relocator = Arc::clone(&relocator);
@@ -50,7 +74,7 @@ pub(super) fn claim_relocator(identity: &Identity) -> ClaimRelocator {
 }
 
 /// Records the events that are sent to the returned channel.
-pub(super) fn claim_events(identity: &Identity) -> Sender<ClaimEvent> {
+fn claim_events(identity: &Identity) -> Sender<ClaimEvent> {
     let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
     tokio::spawn(record_events(identity.clone(), receiver));
     sender

@@ -107,7 +107,11 @@ const LAYERS: &[Row] = &[
             "tracing",
         ],
     ),
-    ("kube", &["error", "volume"], &["axum", "k8s_openapi", "kube", "serde", "serde_json", "tokio"]),
+    (
+        "kube",
+        &["error", "volume"],
+        &["axum", "futures_util", "k8s_openapi", "kube", "serde", "serde_json", "sha2", "tokio"],
+    ),
 ];
 
 /// Modules that assemble the others and may name any module.
