@@ -61,6 +61,19 @@ app.kubernetes.io/part-of: orlop
 {{- if or (eq $on "true") (and (eq $on "auto") (.Capabilities.APIVersions.Has "snapshot.storage.k8s.io/v1")) -}}true{{- end -}}
 {{- end -}}
 
+{{/* "true" if group snapshots are enabled, else empty. */}}
+{{- define "orlop.groups" -}}
+{{- $on := toString .Values.snapshots.groups.enabled -}}
+{{- if include "orlop.snapshots" . -}}
+{{- if or (eq $on "true") (and (eq $on "auto") (.Capabilities.APIVersions.Has "groupsnapshot.storage.k8s.io/v1")) -}}true{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether a program of external-snapshotter, which reads group snapshots by default, does so. */}}
+{{- define "orlop.groups.gate" -}}
+- --feature-gates=CSIVolumeGroupSnapshot={{ . }}
+{{- end -}}
+
 {{/* "true" if this release runs the snapshot-controller. auto checks whether this chart installed the CRDs: they then
      have a label, which upgrades preserve, so the result is the same at every upgrade. */}}
 {{- define "orlop.snapshotController" -}}

@@ -81,6 +81,23 @@ parameters: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 {{- end }}
+{{- if include "orlop.groups" .root }}
+{{- range .values.volumeGroupSnapshotClasses }}
+---
+apiVersion: groupsnapshot.storage.k8s.io/v1
+kind: VolumeGroupSnapshotClass
+metadata:
+  name: {{ .name }}
+  labels: {{- include "orlop.labels" $.root | nindent 4 }}
+  annotations:
+    groupsnapshot.storage.kubernetes.io/is-default-class: {{ .default | default false | quote }}
+driver: {{ $.driver }}
+deletionPolicy: {{ .deletionPolicy | default "Delete" }}
+{{- with .parameters }}
+parameters: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* The sections of the configuration file for pools, a map by name. `create` is a setting of the chart only. */}}
@@ -183,6 +200,19 @@ roleRef:
   resources: [volumesnapshotcontents/status]
   verbs: [update, patch]
 {{- end }}
+{{- end -}}
+
+{{/* What orlop needs for group snapshots, beside the rules above. */}}
+{{- define "orlop.rules.groups" -}}
+- apiGroups: [groupsnapshot.storage.k8s.io]
+  resources: [volumegroupsnapshotcontents]
+  verbs: [get, list, watch, patch]
+- apiGroups: [groupsnapshot.storage.k8s.io]
+  resources: [volumegroupsnapshotcontents/status]
+  verbs: [patch]
+- apiGroups: [groupsnapshot.storage.k8s.io]
+  resources: [volumegroupsnapshotclasses]
+  verbs: [get]
 {{- end -}}
 
 {{/* What csi-resizer needs. */}}
