@@ -26,6 +26,7 @@ mod scenarios {
         mod capacity;
         mod churn;
         mod disruptive;
+        mod groups;
         mod lost_node;
         mod postgresql;
         mod volumes;

@@ -29,9 +29,23 @@ pub(crate) const ATTACHMENTS: &str = "apis/storage.k8s.io/v1/volumeattachments";
 pub(crate) const DAEMONS: &str = "apis/apps/v1/daemonsets";
 pub(crate) const CONTENTS: &str = "apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents";
 pub(crate) const SNAPSHOTS: &str = "apis/snapshot.storage.k8s.io/v1/volumesnapshots";
+pub(crate) const GROUPS: &str = "apis/groupsnapshot.storage.k8s.io/v1/volumegroupsnapshots";
+pub(crate) const GROUP_CONTENTS: &str = "apis/groupsnapshot.storage.k8s.io/v1/volumegroupsnapshotcontents";
+pub(crate) const GROUP_CLASSES: &str = "apis/groupsnapshot.storage.k8s.io/v1/volumegroupsnapshotclasses";
 
 /// Kinds of objects without a namespace.
-const GLOBAL: [&str; 7] = [VOLUMES, NODES, SPACES, CLASSES, DRIVERS, DRIVER_NODES, ATTACHMENTS];
+const GLOBAL: [&str; 10] = [
+    VOLUMES,
+    NODES,
+    SPACES,
+    CLASSES,
+    DRIVERS,
+    DRIVER_NODES,
+    ATTACHMENTS,
+    CONTENTS,
+    GROUP_CONTENTS,
+    GROUP_CLASSES,
+];
 
 /// The names of the nodes that run orlop and accept pods.
 static USABLE_NODES: LazyLock<Vec<String>> = LazyLock::new(|| {

@@ -87,7 +87,7 @@ fn take_snapshot(test: &TestNamespace, name: &str, class: &str) -> (Value, f32) 
     });
     let seconds = begin.elapsed().as_secs_f32();
     let content = at(&ready, "/status/boundVolumeSnapshotContentName");
-    let content = test.get_url(&format!("/{CONTENTS}/{content}"));
+    let content = test.get(CONTENTS, &content);
     let handle = at(&content, "/status/snapshotHandle");
     let (pool, id) = handle.split_once('/').unwrap();
     let record = pool_on(first(), pool).join("snapshots").join(id).join("snapshot.json");
