@@ -213,6 +213,19 @@ pub trait Backend: fmt::Debug + Send + Sync {
         begin_file_copy(self, from, draft, spec, progress)
     }
 
+    /// Runs a part of the making of an object, in which its limits hold for this process, too.
+    ///
+    /// # Errors
+    /// `OutOfRange` when the object has reached its limits; otherwise that of the part.
+    fn within_limits(
+        &self,
+        _object: BorrowedFd<'_>,
+        _state: &BackendState,
+        part: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        part()
+    }
+
     /// Changes the limits of an object; returns the enforced limits as reported by the kernel.
     ///
     /// # Errors

@@ -84,6 +84,19 @@ impl Error {
         self.kind
     }
 
+    /// Whether a system call has failed with this errno.
+    #[must_use]
+    pub fn has_errno(&self, errno: Errno) -> bool {
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            if error.downcast_ref::<io::Error>().and_then(Errno::from_io_error) == Some(errno) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+
     /// The message and those of all causes, for another process.
     #[must_use]
     pub fn messages(&self) -> Vec<String> {
@@ -197,6 +210,7 @@ mod tests {
         let failed: io::Result<()> = Err(io::Error::from_raw_os_error(libc::ENOSPC));
         let error = failed.context(|| "write volume.json").context(|| "create volume p/a").unwrap_err();
         assert_eq!(error.kind(), Kind::NoSpace);
+        assert!(error.has_errno(Errno::NOSPC) && !error.has_errno(Errno::DQUOT));
         assert_eq!(
             error.chain(),
             "create volume p/a: write volume.json: No space left on device (os error 28)"

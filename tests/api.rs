@@ -19,6 +19,7 @@ mod api {
     mod endless;
     mod engine;
     mod groups;
+    mod hard_limits;
     mod hostile;
     mod listings;
     mod live_copy;

@@ -5,6 +5,7 @@ mod common;
 
 mod faults {
     mod alarms;
+    mod btrfs_disk;
     mod connections;
     mod crash;
     mod frozen_disk;

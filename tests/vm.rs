@@ -14,7 +14,9 @@ mod vm {
     mod pools;
     mod quota;
     mod quota_faults;
+    mod quota_kills;
     mod quota_pools;
+    mod quota_storm;
     mod removal;
     mod shares;
     mod workers;

@@ -4,6 +4,8 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
+use rustix::io::Errno;
+
 use super::{
     Backend, BackendKind, Capabilities, CopySpec, CopyStats, CopySupport, LimitSupport, Pass, SourceState,
     TreeCopy, UsageSupport, Used, begin_file_copy,
@@ -29,6 +31,9 @@ struct SnapshotCopy<'a> {
     /// The subvolumes that were left out, and what the kernel enforces; `None` until the copy is made.
     made: Option<(u64, Enforced)>,
 }
+
+/// A copy of files into a volume, which may have a limit.
+struct LimitedCopy<'a>(Box<dyn TreeCopy + 'a>);
 
 impl Btrfs {
     pub(super) fn new(root: BorrowedFd<'_>) -> Result<Self> {
@@ -80,10 +85,19 @@ impl Backend for Btrfs {
         progress: &'a Progress,
     ) -> Result<Box<dyn TreeCopy + 'a>> {
         if !can_snapshot(from, draft) {
-            return begin_file_copy(self, from, draft, spec, progress);
+            return Ok(Box::new(LimitedCopy(begin_file_copy(self, from, draft, spec, progress)?)));
         }
         let draft = draft.try_clone_to_owned().context(|| "duplicate a descriptor")?;
         Ok(Box::new(SnapshotCopy { backend: self, source: from, draft, spec: spec.clone(), made: None }))
+    }
+
+    fn within_limits(
+        &self,
+        _object: BorrowedFd<'_>,
+        _state: &BackendState,
+        part: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        part().map_err(explain_full)
     }
 
     fn set_limit(&self, object: BorrowedFd<'_>, _state: &BackendState, limits: Limits) -> Result<Enforced> {
@@ -145,4 +159,30 @@ impl TreeCopy for SnapshotCopy<'_> {
             self.made.ok_or_else(|| Error::new(Kind::Internal, "the snapshot was not made"))?;
         Ok(CopyStats { copied: None, skipped_subvolumes, enforced })
     }
+}
+
+impl TreeCopy for LimitedCopy<'_> {
+    fn live(&mut self) -> Result<Pass> {
+        self.0.live().map_err(explain_full)
+    }
+
+    fn freeze_point(&mut self, source: SourceState) -> Result<()> {
+        self.0.freeze_point(source).map_err(explain_full)
+    }
+
+    fn finish(self: Box<Self>) -> Result<CopyStats> {
+        self.0.finish().map_err(explain_full)
+    }
+}
+
+/// Tells a volume that is full from a filesystem that is: nothing but the limit of a subvolume gives EDQUOT.
+fn explain_full(error: Error) -> Error {
+    if !error.has_errno(Errno::DQUOT) {
+        return error;
+    }
+    Error::caused(
+        Kind::OutOfRange,
+        "the limit of the new volume is reached, which needs a larger size",
+        error,
+    )
 }

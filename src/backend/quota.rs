@@ -80,6 +80,33 @@ impl Quota {
         Ok(self.quota(project)?.is_some_and(is_set))
     }
 
+    /// Does a part of a copy as a tenant would: ext4 lets no one but processes with `CAP_SYS_RESOURCE` exceed a limit.
+    fn limited<T>(&self, project: u32, part: impl FnOnce() -> Result<T>) -> Result<T> {
+        without_exemption(part).map_err(|error| self.explain(project, error))
+    }
+
+    /// Tells a volume that is full from a filesystem that is: xfs reports both in the same way.
+    fn explain(&self, project: u32, error: Error) -> Error {
+        if error.kind() != Kind::NoSpace || !self.is_at_limit(project).unwrap_or(false) {
+            return error;
+        }
+        Error::caused(
+            Kind::OutOfRange,
+            "the limit of the new volume is reached, which needs a larger size, or more inodes",
+            error,
+        )
+    }
+
+    /// Whether a volume can take less than its filesystem.
+    fn is_at_limit(&self, project: u32) -> Result<bool> {
+        let Some(quota) = self.quota(project)? else { return Ok(false) };
+        let stat = fstatvfs(&self.root).context(|| "read the filesystem's statistics")?;
+        let is_less = |limit: u64, used: u64, free: u64| limit != 0 && limit.saturating_sub(used) <= free;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        Ok(is_less(quota.max_bytes, quota.bytes, free)
+            || is_less(quota.max_inodes, quota.inodes, stat.f_favail))
+    }
+
     /// What the kernel keeps for these limits.
     fn limits(&self, limits: Limits) -> Result<ProjectLimits> {
         let is_limited = limits.mode != Limit::None;
@@ -140,6 +167,18 @@ impl Backend for Quota {
             Some(project) => Box::new(LimitedCopy { copy, backend: self, project }),
             None => copy,
         })
+    }
+
+    fn within_limits(
+        &self,
+        object: BorrowedFd<'_>,
+        state: &BackendState,
+        part: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        match Self::project_of(object, state) {
+            Some(project) => self.limited(project, part),
+            None => part(),
+        }
     }
 
     fn set_limit(&self, object: BorrowedFd<'_>, state: &BackendState, limits: Limits) -> Result<Enforced> {
@@ -277,28 +316,8 @@ impl From<ProjectQuota> for ProjectLimits {
 }
 
 impl LimitedCopy<'_> {
-    /// Does a part of the copy as a tenant would: ext4 lets no one but processes with `CAP_SYS_RESOURCE` exceed a limit.
     fn limited<T>(&mut self, part: impl FnOnce(&mut (dyn TreeCopy + '_)) -> Result<T>) -> Result<T> {
-        let result = without_exemption(|| part(self.copy.as_mut()));
-        result.map_err(|error| self.explain(error))
-    }
-
-    /// Tells a volume that is full from a filesystem that is: xfs reports both in the same way.
-    fn explain(&self, error: Error) -> Error {
-        if error.kind() != Kind::NoSpace || !self.is_at_limit().unwrap_or(false) {
-            return error;
-        }
-        Error::caused(Kind::OutOfRange, "the copy has reached the limit of the new volume", error)
-    }
-
-    /// Whether the volume can take less than its filesystem.
-    fn is_at_limit(&self) -> Result<bool> {
-        let Some(quota) = self.backend.quota(self.project)? else { return Ok(false) };
-        let stat = fstatvfs(&self.backend.root).context(|| "read the filesystem's statistics")?;
-        let is_less = |limit: u64, used: u64, free: u64| limit != 0 && limit.saturating_sub(used) <= free;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        Ok(is_less(quota.max_bytes, quota.bytes, free)
-            || is_less(quota.max_inodes, quota.inodes, stat.f_favail))
+        self.backend.limited(self.project, || part(self.copy.as_mut()))
     }
 }
 

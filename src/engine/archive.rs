@@ -189,7 +189,12 @@ pub(super) fn extract<R: Read>(
     volume.enforced = pool.backend.create(draft.dir(), &volume.backend, limits(volume))?;
     let data = draft.data()?;
     let spec = UnpackSpec { max_bytes: (volume.size != 0).then_some(volume.size), ..spec.clone() };
-    let unpacked = unpack(from, data.as_fd(), draft.dir(), &spec, progress)?;
+    let mut unpacked = None;
+    pool.backend.within_limits(draft.dir(), &volume.backend, &mut || {
+        unpacked = Some(unpack(from, data.as_fd(), draft.dir(), &spec, progress)?);
+        Ok(())
+    })?;
+    let unpacked = unpacked.ok_or_else(|| Error::new(Kind::Internal, "nothing was extracted"))?;
     if unpacked.has_top {
         volume.owner = owner_on_disk(data.as_fd())?;
     }

@@ -162,9 +162,11 @@ pub(super) fn ensure_no_copy_creates(pool: &OpenPool, kind: ObjectKind, name: &N
 
 /// Refuses a hard limit in a pool that cannot enforce it.
 pub(super) fn check_limit(pool: &OpenPool, policy: Policy) -> Result<()> {
-    let what = match pool.backend.capabilities().limits {
-        LimitSupport::None => "a size",
-        LimitSupport::Bytes if policy.inodes != 0 => "a number of inodes",
+    let (what, how) = match pool.backend.capabilities().limits {
+        LimitSupport::None => ("a size", pool.backend.how_to_limit()),
+        LimitSupport::Bytes if policy.inodes != 0 => {
+            ("a number of inodes", Some("its filesystem counts bytes only: leave out inodes"))
+        }
         LimitSupport::Bytes | LimitSupport::BytesAndInodes => return Ok(()),
     };
     if policy.limit != Limit::Hard {
@@ -177,7 +179,7 @@ pub(super) fn check_limit(pool: &OpenPool, policy: Policy) -> Result<()> {
         "limit=hard: pool {} (backend {}) cannot enforce {what}; use limit=auto or limit=none{}",
         pool.settings.name,
         pool.backend.kind(),
-        pool.backend.how_to_limit().map(|how| format!("; {how}")).unwrap_or_default(),
+        how.map(|how| format!("; {how}")).unwrap_or_default(),
     );
     Err(Error::new(Kind::Unsupported, text))
 }

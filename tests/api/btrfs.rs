@@ -19,6 +19,8 @@ use orlop::volume::{
 use rustix::io::Errno;
 
 use crate::common::disk::{Disk, QUOTA_GROUPS, SIMPLE_QUOTAS, enable_quotas, run};
+use crate::common::full_volume::expands_under_a_writer;
+use crate::common::held::{create_if_told, create_while};
 use crate::common::isolation::{in_own_process, skip};
 use crate::common::pool::{
     MIB, check, clone_request, contents, copy_request, edit_record, id, is_subvolume, kind, names, open,
@@ -267,11 +269,11 @@ fn limits_hold(pool: &Path, quotas: u64) {
     assert!(used >= written && used <= SIZE, "{quotas}: {used} bytes are used, {written} are in the file");
     assert!((SIZE - MIB..=SIZE).contains(&written), "{quotas}: {written} of {SIZE} bytes");
 
+    expands_under_a_writer(&format!("btrfs, quotas {quotas}"), &file, |round| {
+        let larger = SizeRange { required: SIZE + u64::from(round) * MIB, limit: 0 };
+        engine.expand(&volume.id, larger).unwrap();
+    });
     engine.expand(&volume.id, SizeRange { required: 2 * SIZE, limit: 0 }).unwrap();
-    let began = Instant::now();
-    File::create(data(pool, "v").join("next")).and_then(|mut file| file.write_all(b"x")).unwrap();
-    assert!(began.elapsed().as_secs() < 60);
-    fs::remove_file(data(pool, "v").join("next")).unwrap();
     let written = fill(&file);
     assert!((2 * SIZE - MIB..=2 * SIZE).contains(&written), "{quotas}: {written} after the expansion");
 
@@ -315,16 +317,21 @@ fn a_copy_of_files_ends_at_the_limit_of_the_new_volume() {
         assert!(enable_quotas(pool, QUOTA_GROUPS));
         let engine = open(pool);
         fs::create_dir_all(data(pool, "mine")).unwrap();
-        let block = incompressible(4 << 20);
-        for i in 0..8 {
-            fs::write(data(pool, "mine").join(i.to_string()), &block).unwrap();
+        // Less data than the size, and the limit counts more than data. Files of this length share no blocks.
+        let contents = incompressible(2000);
+        for name in 0..4000 {
+            fs::write(data(pool, "mine").join(name.to_string()), &contents).unwrap();
         }
         let clone =
             CreateVolume { source: Some(Source::Volume(id("mine"))), ..limited("c", 8 * MIB, Limit::Hard) };
         let refused = engine.create(&clone).unwrap_err();
-        assert!(matches!(refused.kind(), Kind::NoSpace | Kind::OutOfRange), "{}", refused.chain());
+        let text = refused.chain();
+        assert_eq!(refused.kind(), Kind::OutOfRange, "{text}");
+        assert!(text.contains("limit of the new volume") && text.contains("larger size"), "{text}");
         wait_until_reaped(&engine, pool);
         check(&engine, pool);
+        let size = SizeRange { required: 16 * MIB, limit: 0 };
+        assert_eq!(engine.create(&CreateVolume { size, ..clone }).unwrap().enforced, Enforced::Bytes);
     });
 }
 
@@ -345,6 +352,66 @@ fn without_quotas_a_hard_limit_is_refused_and_others_are_recorded_as_not_enforce
         let change = PolicyChange { limit: Some(Limit::Hard), ..PolicyChange::default() };
         assert_eq!(kind(engine.modify(&id("a"), change)), Kind::Unsupported);
         check(&engine, pool);
+    });
+}
+
+#[test]
+fn a_number_of_inodes_that_must_be_enforced_is_refused_on_btrfs_with_the_reason() {
+    let test = "a_number_of_inodes_that_must_be_enforced_is_refused_on_btrfs_with_the_reason";
+    on_btrfs(test, |pool| {
+        assert!(enable_quotas(pool, QUOTA_GROUPS));
+        let engine = open(pool);
+        let with_inodes = |name, limit| {
+            let policy = Policy { limit, inodes: 50, ..Policy::default() };
+            engine.create(&CreateVolume { policy, ..request(name, MIB) })
+        };
+        assert_eq!(with_inodes("a", Limit::Auto).unwrap().enforced, Enforced::Bytes);
+        engine.create(&limited("h", MIB, Limit::Hard)).unwrap();
+        let inodes = PolicyChange { inodes: Some(50), ..PolicyChange::default() };
+        let hard = PolicyChange { limit: Some(Limit::Hard), ..PolicyChange::default() };
+        for refused in [
+            with_inodes("new", Limit::Hard).unwrap_err(),
+            engine.modify(&id("h"), inodes).unwrap_err(),
+            engine.modify(&id("a"), hard).unwrap_err(),
+        ] {
+            let text = refused.chain();
+            assert_eq!(refused.kind(), Kind::Unsupported, "{text}");
+            assert!(
+                text.contains("cannot enforce a number of inodes") && text.contains("leave out inodes"),
+                "{text}"
+            );
+            assert!(!text.contains("quotas are off"), "{text}");
+        }
+        assert_eq!(names(&pool.join("volumes")).len(), 2);
+        check(&engine, pool);
+    });
+}
+
+#[test]
+fn child_process() {
+    create_if_told();
+}
+
+#[test]
+fn quotas_that_are_switched_off_during_a_create_fail_it_if_the_limit_must_hold() {
+    let test = "quotas_that_are_switched_off_during_a_create_fail_it_if_the_limit_must_hold";
+    on_btrfs(test, |pool| {
+        assert!(enable_quotas(pool, QUOTA_GROUPS));
+        let engine = open(pool);
+        let switch_off = || drop(run("btrfs", &["quota", "disable", pool.to_str().unwrap()]));
+        let Some(text) = create_while("api::btrfs::child_process", pool, switch_off) else { return };
+        assert!(
+            text.contains("Unsupported, \"create volume p/new: limit=hard")
+                && text.contains("quotas were switched off"),
+            "{text}"
+        );
+        assert_eq!(names(&pool.join("volumes")), BTreeSet::new());
+        // What a process leaves is removed by the process that serves the pool.
+        drop(engine);
+        let engine = open(pool);
+        wait_until_reaped(&engine, pool);
+        check(&engine, pool);
+        assert_eq!(run("btrfs", &["subvolume", "list", pool.to_str().unwrap()]), "");
     });
 }
 

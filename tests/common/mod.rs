@@ -7,6 +7,8 @@ pub(crate) mod child;
 pub(crate) mod container;
 pub(crate) mod csi;
 pub(crate) mod disk;
+pub(crate) mod full_volume;
+pub(crate) mod held;
 pub(crate) mod isolation;
 pub(crate) mod mapper;
 pub(crate) mod plugin;

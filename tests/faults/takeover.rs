@@ -1,32 +1,37 @@
 //! Volumes that get a project id are killed at every system call, on xfs, which has ids whether the kernel has quotas or not. Needs
 //! root, strace, xfsprogs and loop devices.
-#![expect(clippy::disallowed_methods, reason = "strace and the program under test are processes")]
+//!
+//! With `ORLOP_TAKEOVER_DISK=DIRECTORY`, the kills are on that filesystem, which has project quotas: `tests/vm/inside-long`.
+#![expect(clippy::print_stderr, reason = "reports what was killed")]
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orlop::engine::Engine;
 use orlop::engine::request::{Publish, Sharing, Tuning};
 use orlop::error::{Error, Kind};
 use orlop::fs::audit::Strays;
+use orlop::fs::project;
 use orlop::mount::MountFlags;
+use serde_json::Value;
 
 use crate::common::disk::{Disk, run};
-use crate::common::isolation::{in_own_mount_namespace, is_root, skip};
+use crate::common::held::{check_fix_killed_at, has_strace};
+use crate::common::isolation::{in_own_mount_namespace, is_root};
 use crate::common::pool::{
-    check, contents, edit_record, id, names, open, open_with, read_record, request, volume_record,
+    MIB, check, contents, edit_record, id, names, open, open_with, read_record, request, volume_record,
 };
-use crate::common::server::ORLOP;
 use crate::common::wait::within_seconds;
 
 /// The system calls that change something while a volume gets its project id.
 const CALLS: [&str; 5] = ["ioctl", "renameat", "fsync", "mkdirat", "unlinkat"];
+/// The size of the volume where the kernel enforces it.
+const SIZE: u64 = 8 * MIB;
 /// The most calls of a kind that one run makes.
 const MOST: usize = 300;
 
@@ -61,40 +66,47 @@ fn move_everything(data: &Path) {
     }
 }
 
-/// Takes over the volumes of a pool, killed at this call of each thread.
-fn take_over_killed_at(pool: &Path, call: &str, at: usize) -> ExitStatus {
-    let inject = format!("inject={call}:signal=KILL:when={at}");
-    let mut strace = Command::new("strace");
-    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject, ORLOP]);
-    strace.args(["check", "--fix", "--pool", &format!("p={}", pool.display())]);
-    strace.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap()
-}
-
 fn audit(engine: &Engine) -> Strays {
     engine.audit(&id("v"), false).unwrap().unwrap().run(Duration::MAX).unwrap().unwrap()
+}
+
+/// The project id in a record.
+fn project_of(record: &Value) -> u32 {
+    u32::try_from(record["backend"]["project"].as_u64().unwrap()).unwrap()
 }
 
 /// A pool with the backend `quota` and, beside it, a volume of plain directories.
 struct Case {
     pool: PathBuf,
     template: PathBuf,
+    /// The size of the volume. The kernel enforces it unless it is 0.
+    size: u64,
+    /// The system calls that only limits need.
+    own_calls: Vec<&'static str>,
 }
 
 impl Case {
-    fn new(disk: &Path) -> Self {
+    fn new(disk: &Path, size: u64) -> Self {
         let (pool, template) = (disk.join("pool"), disk.join("template"));
         fs::create_dir(&pool).unwrap();
+        drop(open(&pool));
+        edit_record(&pool.join("orlop.json"), |marker| marker["backend"] = "dir".into());
         let engine = open(&pool);
-        engine.create(&request("v", 0)).unwrap();
+        engine.create(&request("v", size)).unwrap();
         make_tree(&pool.join("volumes/v/data"));
         drop(engine);
         fs::rename(pool.join("volumes/v"), &template).unwrap();
         edit_record(&pool.join("orlop.json"), |marker| marker["backend"] = "quota".into());
-        Self { pool, template }
+        let own_calls = if size == 0 { vec![] } else { vec!["quotactl_fd"] };
+        Self { pool, template, size, own_calls }
     }
 
     fn renew(&self) {
         let volume = self.pool.join("volumes/v");
+        if self.size != 0 && volume.exists() {
+            let project = project_of(&read_record(&volume_record(&self.pool, "v")));
+            project::limit(File::open(&self.pool).unwrap().as_fd(), project, 0, 0).unwrap();
+        }
         let _ = fs::remove_dir_all(&volume);
         run("cp", &["-a", self.template.to_str().unwrap(), volume.to_str().unwrap()]);
     }
@@ -119,8 +131,23 @@ impl Case {
         move_everything(&data);
         let record = read_record(&volume_record(&self.pool, "v"));
         assert_eq!(record["backend"].as_object().unwrap().len(), 1, "{what}: {record}");
+        self.check_limits(&record, what);
         drop(engine.hold(&id("v")).unwrap());
         check(&engine, &self.pool);
+    }
+
+    /// The volume has its limit, and no other project has one.
+    fn check_limits(&self, record: &Value, what: &str) {
+        if self.size == 0 {
+            return;
+        }
+        let project = project_of(record);
+        let root = File::open(&self.pool).unwrap();
+        let limit = |id| project::quota(root.as_fd(), id).unwrap().unwrap_or_default().max_bytes;
+        assert_eq!((limit(project), &record["enforced"]), (self.size, &"bytes".into()), "{what}");
+        for id in project.saturating_sub(20)..project {
+            assert_eq!(limit(id), 0, "{what}: a project that no volume has");
+        }
     }
 }
 
@@ -129,29 +156,43 @@ fn a_volume_whose_takeover_is_killed_is_usable_or_refused_until_it_is_completed(
     if !is_root() {
         return;
     }
-    if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
-        return skip("this test needs strace");
+    if !has_strace() {
+        return;
     }
     in_own_mount_namespace(|| {
+        if let Some(with_quotas) = std::env::var_os("ORLOP_TAKEOVER_DISK") {
+            let dir = tempfile::tempdir_in(with_quotas).unwrap();
+            return kill_everywhere(&Case::new(dir.path(), SIZE));
+        }
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let disk = Disk::new(&dir.path().join("disk"), 320, &["mkfs.xfs"]);
-        let case = Case::new(disk.path());
-        for call in CALLS {
-            let mut kills = 0;
-            for at in 1..MOST {
-                case.renew();
-                let status = take_over_killed_at(&case.pool, call, at);
-                case.check_after(&format!("{call} {at}"));
-                // strace ends as its child did.
-                if status.signal().is_none() && status.code() != Some(137) {
-                    break;
-                }
-                kills = at;
-            }
-            assert!(kills < MOST - 1, "{call}: it never ended");
-            assert!(kills > 0 || call != "ioctl", "strace has killed nothing");
-        }
+        kill_everywhere(&Case::new(disk.path(), 0));
     });
+}
+
+/// Kills a takeover at every call.
+fn kill_everywhere(case: &Case) {
+    let began = Instant::now();
+    let mut all = 0;
+    for call in CALLS.iter().chain(&case.own_calls) {
+        let mut kills = 0;
+        for at in 1..MOST {
+            case.renew();
+            let is_killed = check_fix_killed_at(&case.pool, call, at);
+            case.check_after(&format!("{call} {at}"));
+            if !is_killed {
+                break;
+            }
+            kills = at;
+        }
+        assert!(kills < MOST - 1, "{call}: it never ended");
+        assert!(
+            kills > 0 || *call != "ioctl" && !case.own_calls.contains(call),
+            "{call}: nothing was killed"
+        );
+        all += kills;
+    }
+    eprintln!("{all} kills took {} s", began.elapsed().as_secs());
 }
 
 #[test]
@@ -206,7 +247,7 @@ fn a_volume_in_use_spends_no_project_id_when_it_is_not_taken_over() {
     in_own_mount_namespace(|| {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let disk = Disk::new(&dir.path().join("disk"), 320, &["mkfs.xfs"]);
-        let case = Case::new(disk.path());
+        let case = Case::new(disk.path(), 0);
         case.renew();
         fs::create_dir_all(case.pool.join("volumes/unmanaged/data")).unwrap();
         let target = dir.path().join("target");

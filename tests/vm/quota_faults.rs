@@ -123,6 +123,35 @@ fn refuses(engine: &Engine, kind: Kind, words: &str) {
     }
 }
 
+/// Checks that a program in a volume below its limit, and what needs more than a few blocks, find no space. What the filesystem
+/// still has room for may succeed, as both keep blocks in reserve.
+fn a_full_disk_refuses_changes(engine: &Engine, pool: &Path, name: &str) {
+    let file = data(pool, "b").join("full");
+    let report = as_tenant(&format!("head -c 4M /dev/zero 2>&1 >{} || true", file.display()));
+    assert!(report.contains("No space left"), "{name}: {report}");
+    assert!(fs::metadata(&file).map_or(0, |stat| stat.len()) < MIB, "{name}");
+    let _ = fs::remove_file(&file);
+    let larger = SizeRange { required: 2 * SIZE, limit: 0 };
+    let calls: [(&str, bool, Result<(), Error>); 4] = [
+        ("create", true, engine.create(&limited("new", SIZE, 0)).map(drop)),
+        ("create without a size", false, engine.create(&request("new-empty", 0)).map(drop)),
+        ("snapshot", true, engine.create_snapshot(&snapshot_request("new", &id("copied"))).map(drop)),
+        ("expand", true, engine.expand(&id("a"), larger).map(drop)),
+    ];
+    for (call, must_fail, result) in calls {
+        let Err(error) = result else {
+            assert!(!must_fail, "{name}: {call} has succeeded");
+            engine.delete(&id("new-empty")).unwrap();
+            continue;
+        };
+        let text = error.chain();
+        assert_eq!(error.kind(), Kind::NoSpace, "{name}: {call}: {text}");
+        let has_cause = text.contains("No space left") || text.contains("delete data, grow the filesystem");
+        assert!(has_cause && (text.contains("new") || text.contains("pool p")), "{name}: {call}: {text}");
+    }
+    assert_eq!(engine.get(&id("a")).unwrap().size, SIZE, "{name}");
+}
+
 #[test]
 fn a_full_pool_is_told_from_a_full_volume_and_loses_nothing() {
     on_removable_disks("a_full_pool_is_told_from_a_full_volume_and_loses_nothing", |disk, engine| {
@@ -155,6 +184,8 @@ fn a_full_pool_is_told_from_a_full_volume_and_loses_nothing() {
             assert_eq!(error.kind(), Kind::NoSpace, "{}: {}", disk.name, error.chain());
             wait_until_reaped(&engine, &pool);
         }
+        a_full_disk_refuses_changes(&engine, &pool, disk.name);
+        wait_until_reaped(&engine, &pool);
         wait_for_limits(&pool, &before);
         engine.delete(&id("large")).unwrap();
         engine.delete(&id("copied")).unwrap();

@@ -1,33 +1,28 @@
 //! Pools on xfs and ext4 with project quotas, which `tests/vm/inside` has mounted.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
+use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use orlop::check::{Verdict, inspect};
 use orlop::engine::Engine;
 use orlop::engine::request::{CreateVolume, Publish, Sharing, Tuning};
-use orlop::error::{Error, Kind};
+use orlop::error::Kind;
 use orlop::fs::project::{self, Project, ProjectQuota};
 use orlop::mount::MountFlags;
 use orlop::volume::{Enforced, Limit, OnDelete, Policy, PolicyChange, SizeRange, Source, VolumeId};
-use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use crate::common::child::{ChildProcess, serve};
 use crate::common::disk::run;
+use crate::common::full_volume::expands_under_a_writer;
 use crate::common::isolation::in_own_process;
 use crate::common::pool::{
-    MIB, check, clone_request, copy_request, edit_record, id, kind, names, open_with, read_record, request,
-    settings, snapshot_request, volume_record,
+    MIB, check, clone_request, edit_record, id, kind, names, open_with, read_record, request, settings,
+    snapshot_request, volume_record,
 };
-use crate::common::wait::{StopOnDrop, sleep_ms, within_seconds};
+use crate::common::wait::within_seconds;
 
 const SIZE: u64 = 8 * MIB;
 
@@ -126,45 +121,36 @@ fn a_writer_is_stopped_at_the_size_and_goes_on_after_an_expansion() {
     });
 }
 
-/// Makes the calling thread one of a tenant, which has no right to exceed quotas.
-fn become_tenant() {
-    let mut sets = capabilities(None).unwrap();
-    sets.effective.remove(CapabilitySet::SYS_RESOURCE);
-    set_capabilities(None, sets).unwrap();
-}
-
 #[test]
 fn a_program_that_waits_for_space_writes_as_soon_as_its_volume_is_expanded() {
     each_filesystem(|name, pool| {
         let engine = open(pool);
         let volume = engine.create(&limited("v", SIZE, 0)).unwrap();
-        let path = data(pool, "v").join("file");
-        fill(&path);
-        let (ready, stop) = (Barrier::new(2), AtomicBool::new(false));
-        let (began, written) = thread::scope(|scope| {
-            let _stop = StopOnDrop(&stop);
-            let writer = scope.spawn(|| {
-                become_tenant();
-                let mut file = OpenOptions::new().append(true).open(&path).unwrap();
-                let block = vec![1; 128 << 10];
-                while file.write_all(&block).is_ok() {}
-                ready.wait();
-                while !stop.load(Ordering::Relaxed) {
-                    if file.write_all(&block).is_ok() {
-                        return Some(Instant::now());
-                    }
-                    sleep_ms(1);
-                }
-                None
-            });
-            ready.wait();
-            engine.expand(&volume.id, SizeRange { required: 2 * SIZE, limit: 0 }).unwrap();
-            let began = Instant::now();
-            within_seconds(60, "the next write succeeds", || writer.is_finished());
-            (began, writer.join().unwrap().unwrap())
+        let file = data(pool, "v").join("file");
+        expands_under_a_writer(name, &file, |round| {
+            let larger = SizeRange { required: SIZE + u64::from(round) * MIB, limit: 0 };
+            engine.expand(&volume.id, larger).unwrap();
         });
-        let after = written.saturating_duration_since(began);
-        eprintln!("{name}: the next write succeeded {} ms after the expansion", after.as_millis());
+    });
+}
+
+#[test]
+fn root_with_the_right_to_exceed_quotas_is_stopped_on_xfs_and_not_on_ext4() {
+    each_filesystem(|name, pool| {
+        let engine = open(pool);
+        engine.create(&limited("v", SIZE, 0)).unwrap();
+        let [privileged, usual] = ["privileged", "usual"].map(|name| data(pool, "v").join(name));
+        let write = format!("head -c 12M /dev/zero 2>/dev/null >{} || true", privileged.display());
+        run("sh", &["-c", &write]);
+        let written = fs::metadata(&privileged).unwrap().len();
+        let expected = if name == "xfs" { SIZE - MIB..=SIZE } else { 12 * MIB..=12 * MIB };
+        assert!(expected.contains(&written), "{name}: root has written {written} bytes");
+        fs::remove_file(&privileged).unwrap();
+        let written = fill(&usual);
+        assert!(
+            (SIZE - MIB..=SIZE).contains(&written),
+            "{name}: root of a container has written {written} bytes"
+        );
     });
 }
 
@@ -267,6 +253,35 @@ fn a_copy_that_reaches_the_limit_of_its_volume_fails_and_leaves_nothing() {
             ..clone_request("all", &source.id)
         };
         engine.create(&all).unwrap();
+    });
+}
+
+#[test]
+fn an_archive_that_reaches_the_limit_of_its_volume_fails_and_leaves_nothing() {
+    each_filesystem(|name, pool| {
+        let (engine, archives) = (open(pool), tempfile::tempdir().unwrap());
+        engine.create(&request("first", SIZE)).unwrap();
+        let (tree, archive) = (archives.path().join("tree"), archives.path().join("tree.tar"));
+        fs::create_dir(&tree).unwrap();
+        // Small files take more blocks than bytes, so they reach the limit and not the size.
+        let many = format!("cd {} && for n in $(seq 1100); do echo >$n; done", tree.display());
+        run("sh", &["-c", &many]);
+        run("tar", &["-C", tree.to_str().unwrap(), "-cf", archive.to_str().unwrap(), "."]);
+        let before = project_limits(pool);
+        for (volume, inodes) in [("bytes", 0), ("inodes", 100)] {
+            let refused = engine.create_from_file(limited(volume, SIZE / 2, inodes), &archive).unwrap_err();
+            let text = refused.chain();
+            assert_eq!(refused.kind(), Kind::OutOfRange, "{name}: {volume}: {text}");
+            assert!(
+                text.contains("limit of the new volume") && text.contains("larger size"),
+                "{name}: {text}"
+            );
+        }
+        wait_until_reaped(&engine, pool);
+        within_seconds(60, "their limits are gone", || project_limits(pool) == before);
+        let made = engine.create_from_file(limited("fits", SIZE, 2000), &archive).unwrap();
+        assert_eq!(made.enforced, Enforced::BytesAndInodes, "{name}");
+        check(&engine, pool);
     });
 }
 
@@ -470,7 +485,10 @@ fn without_quotas_a_pool_goes_on_and_says_that_it_enforces_nothing() {
             assert_eq!(engine.create(&request("w", SIZE)).unwrap().enforced, Enforced::No, "{name}");
             let refused = engine.create(&limited("hard", SIZE, 0)).unwrap_err();
             assert_eq!(refused.kind(), Kind::Unsupported, "{name}");
-            assert!(refused.chain().contains("option prjquota"), "{name}: {}", refused.chain());
+            let text = refused.chain();
+            assert!(text.contains("option prjquota"), "{name}: {text}");
+            let is_unmounted = text.contains("unmount the filesystem") && text.contains("a remount does not");
+            assert_eq!(is_unmounted, name == "xfs", "{text}");
             for volume in ["v", "w"] {
                 let why = engine.inspect(&id(volume)).unwrap().not_enforced.unwrap();
                 assert!(why.contains("option prjquota"), "{name}: {why}");
@@ -490,81 +508,4 @@ fn without_quotas_a_pool_goes_on_and_says_that_it_enforces_nothing() {
             drop(engine);
         }
     });
-}
-
-/// The environment variable of a child process: the directory of its pool.
-const POOL: &str = "ORLOP_QUOTA_POOL";
-
-/// The child process: creates the volumes that it is told to, and deletes every third one. Does nothing when it runs as a
-/// test.
-#[test]
-fn child_process() {
-    let Ok(pool) = std::env::var(POOL) else { return };
-    let engine = open(Path::new(&pool));
-    serve(|name| {
-        let made = engine.create(&request(name, MIB / 4));
-        if name.ends_with('3') {
-            return format!("{:?}", engine.delete(&id(name)).map_err(|error| error.chain()));
-        }
-        format!("{:?}", made.map(drop).map_err(|error: Error| error.chain()))
-    });
-}
-
-#[test]
-fn no_two_volumes_share_an_id_after_two_processes_were_killed_again_and_again() {
-    let volumes: usize = std::env::var("ORLOP_STORM_VOLUMES").map_or(300, |text| text.parse().unwrap());
-    let disk = std::env::var("ORLOP_STORM_DISK").unwrap_or_else(|_| "/mnt/xfs".to_owned());
-    let dir = tempfile::tempdir_in(disk).unwrap();
-    let pool = dir.path();
-    drop(open(pool));
-    let began = Instant::now();
-    thread::scope(|scope| {
-        for process in 0..2 {
-            scope.spawn(move || {
-                let start = || {
-                    let variables = [(POOL, pool.to_str().unwrap().to_owned())];
-                    ChildProcess::start("vm::quota_pools::child_process", &variables)
-                };
-                let mut child = start();
-                for n in 0..volumes / 2 {
-                    let name = format!("v{process}-{n}");
-                    if n % 40 == 39 {
-                        // The process is killed during the call, at another step each time.
-                        child.send(&name);
-                        let began = Instant::now();
-                        let delay = Duration::from_micros(997 * n as u64);
-                        within_seconds(60, "the call has begun", || began.elapsed() > delay);
-                        child.kill();
-                        child = start();
-                    } else {
-                        assert_eq!(child.ask(&name), "Ok(())", "{name}");
-                    }
-                }
-            });
-        }
-    });
-    eprintln!("{volumes} creates, and kills among them, took {} s", began.elapsed().as_secs());
-    let engine = open(pool);
-    wait_until_reaped(&engine, pool);
-    check(&engine, pool);
-    let made = names(&pool.join("volumes"));
-    eprintln!("{} volumes are left", made.len());
-    let ids: BTreeSet<_> = made
-        .iter()
-        .map(|name| {
-            let recorded = id_of(pool, name);
-            assert_eq!(project_of(&data(pool, name)), Project { id: recorded, is_inherited: true }, "{name}");
-            recorded
-        })
-        .collect();
-    assert!(
-        made.len() * 6 >= volumes * 5 && ids.len() == made.len(),
-        "{} volumes, {} ids",
-        made.len(),
-        ids.len()
-    );
-    assert_eq!(project_limits(pool), ids, "no removed volume has left a limit");
-    let first = made.first().unwrap();
-    engine.create(&copy_request("copy", Source::Volume(id(first)))).unwrap();
-    assert!(!ids.contains(&id_of(pool, "copy")), "an id is never used again");
 }
