@@ -73,12 +73,12 @@ sanity: ## run csi-sanity only
 	tests/sanity/run btrfs
 
 test-vm: ## run the tests that need NFS or project quotas, in a virtual machine
-	@tests/install rust test vm
+	@tests/install rust test vm go
 	tests/vm/build
 	tests/vm/suite
 
 test-vm-long: ## storms and kills at every quota call, in a virtual machine (about half an hour)
-	@tests/install rust test vm
+	@tests/install rust test vm go
 	tests/vm/build
 	tests/vm/suite long
 

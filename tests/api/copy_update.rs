@@ -19,28 +19,22 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::trees::{self, Facts, acl, facts, make_node, make_sparse, make_symlink, set_mode, set_xattr};
+use crate::common::backends::{Ground, chosen};
 use crate::common::disk::Disk;
-use crate::common::isolation::{in_own_mount_namespace, in_own_process, is_root, on_own_tmpfs};
+use crate::common::isolation::{in_own_mount_namespace, in_own_process, is_root};
 use crate::common::mapper::Mapper;
 use crate::common::random::Random;
 use crate::common::wait::{StopOnDrop, sleep_ms, within_seconds};
 
-/// Runs `body` with the name and an empty directory of each filesystem.
+/// Runs `body` with the name and an empty directory of the filesystem of each backend.
 pub(super) fn on_each_filesystem(body: impl Fn(&str, &Path) + Sync + Send) {
     if !is_root() {
         return;
     }
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     body("the build", dir.path());
-    on_own_tmpfs(c"size=1g", |path| body("tmpfs", path));
-    let disks: [(&str, &[&str]); 3] =
-        [("ext4", &["mkfs.ext4"]), ("xfs", &["mkfs.xfs"]), ("btrfs", &["mkfs.btrfs"])];
-    for (name, mkfs) in disks {
-        in_own_mount_namespace(|| {
-            let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-            let disk = Disk::new(&dir.path().join("disk"), 512, mkfs);
-            body(name, disk.path());
-        });
+    for backend in chosen() {
+        in_own_mount_namespace(|| body(backend.name, Ground::new(backend).new_dir().path()));
     }
 }
 

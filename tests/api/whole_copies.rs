@@ -3,13 +3,18 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use orlop::engine::request::Tuning;
 use orlop::volume::{SizeRange, Source};
 
 use super::trees::{UNUSUAL, facts};
 use crate::common::backends::on_each_backend;
-use crate::common::pool::{MIB, clone_request, copy_request, id, request, snapshot_request};
+use crate::common::pool::{MIB, clone_request, copy_request, id, long_waits, request, snapshot_request};
 use crate::common::wait::within_seconds;
+
+/// How long the copy of a tree, or its removal, may take.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 fn data(pool: &Path, kind: &str, name: &str) -> PathBuf {
     pool.join(kind).join(name).join("data")
@@ -22,7 +27,8 @@ fn snapshots_restores_and_clones_are_the_same_as_their_source_on_each_backend() 
     on_each_backend(test, |ground| {
         let dir = ground.new_dir();
         let pool = dir.path();
-        let engine = ground.backend.open_patiently(pool);
+        // No copy is left to a later call, also on a slow machine.
+        let engine = ground.backend.open(pool, Tuning { copy_wait: PATIENCE, ..long_waits() });
         for (number, (name, make)) in UNUSUAL.iter().enumerate() {
             let [volume, snapshot, restored, cloned] =
                 ["v", "s", "r", "c"].map(|kind| format!("{kind}{number}"));
@@ -54,6 +60,8 @@ fn snapshots_restores_and_clones_are_the_same_as_their_source_on_each_backend() 
             }
             engine.delete_snapshot(&id(&snapshot)).unwrap();
         }
-        within_seconds(180, "the trash is empty", || fs::read_dir(pool.join("trash")).unwrap().count() == 0);
+        within_seconds(PATIENCE.as_secs(), "the trash is empty", || {
+            fs::read_dir(pool.join("trash")).unwrap().count() == 0
+        });
     });
 }

@@ -1,10 +1,10 @@
 //! The filesystems on which the same tests of pools run, one line for each: a new backend is a line of [`ALL`].
 //!
 //! `ORLOP_TEST_BACKENDS` chooses some by name, such as `tmpfs,btrfs`. Without it, those run that any machine with loop
-//! devices has. `tests/vm/inside` chooses the others.
+//! devices has. `virtual` stands for all others: `tests/vm/inside` chooses them.
 #![expect(clippy::print_stderr, reason = "says which backend a test has reached")]
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,9 +13,9 @@ use orlop::engine::request::Tuning;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use tempfile::TempDir;
 
-use super::disk::{Disk, QUOTA_GROUPS, SIMPLE_QUOTAS, enable_quotas};
+use super::disk::{Disk, QUOTA_GROUPS, SIMPLE_QUOTAS, enable_quotas, run};
 use super::isolation::{CHILD, in_own_process};
-use super::pool::{long_waits, memory_dir, open_with};
+use super::pool::{MIB, long_waits, memory_dir, open_with};
 
 pub(crate) const ALL: &[Backend] = &[
     Backend { name: "tmpfs", kind: "dir", place: Place::Memory, calls: &[] },
@@ -23,9 +23,15 @@ pub(crate) const ALL: &[Backend] = &[
     Backend { name: "xfs", kind: "dir", place: Place::Disk(&["mkfs.xfs"]), calls: &["ioctl"] },
     Backend { name: "btrfs", kind: "btrfs", place: Place::Disk(&["mkfs.btrfs"]), calls: &["ioctl"] },
     Backend { name: "btrfs-quota", kind: "btrfs", place: Place::BtrfsWithQuotas, calls: &["ioctl"] },
-    Backend { name: "xfs-quota", kind: "quota", place: Place::Virtual("/mnt/xfs"), calls: QUOTA_CALLS },
-    Backend { name: "ext4-quota", kind: "quota", place: Place::Virtual("/mnt/ext4"), calls: QUOTA_CALLS },
+    Backend { name: "xfs-quota", kind: "quota", place: Place::Virtual("xfs"), calls: QUOTA_CALLS },
+    Backend { name: "ext4-quota", kind: "quota", place: Place::Virtual("ext4"), calls: QUOTA_CALLS },
 ];
+
+/// A size of volumes that holds what a test of all backends writes to one: some backends enforce it.
+pub(crate) const ROOM: u64 = 4 * MIB;
+
+/// What stands for all backends of the virtual machine.
+const VIRTUAL: &str = "virtual";
 
 /// System calls of project quotas.
 const QUOTA_CALLS: &[&str] = &["ioctl", "quotactl_fd"];
@@ -50,7 +56,7 @@ enum Place {
     Disk(&'static [&'static str]),
     /// On a new btrfs that enforces sizes.
     BtrfsWithQuotas,
-    /// On a filesystem of the virtual machine.
+    /// On a filesystem that the command `fs` of the virtual machine makes, with the name of its kind in `/mnt`.
     Virtual(&'static str),
 }
 
@@ -64,7 +70,7 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    fn new(backend: &'static Backend) -> Self {
+    pub(crate) fn new(backend: &'static Backend) -> Self {
         let on_disk = |mkfs: &[&str]| {
             let image = memory_dir();
             let disk = Disk::new(&image.path().join("disk"), 16 << 10, mkfs);
@@ -85,7 +91,14 @@ impl Ground {
                 assert!(is_on, "btrfs has no quotas");
                 ground
             }
-            Place::Virtual(dir) => at(Path::new(dir)),
+            Place::Virtual(kind) => {
+                let dir = Path::new("/mnt").join(kind);
+                // The other tests there use it, too. A filesystem that is made here ends with the mount namespace of the test.
+                if !is_mount_point(&dir) {
+                    run("fs", &[kind, "1G", dir.to_str().unwrap()]);
+                }
+                at(&dir)
+            }
         }
     }
 
@@ -108,9 +121,9 @@ impl Backend {
         self.place == Place::Memory
     }
 
-    /// Whether the kernel enforces the sizes of volumes.
-    fn enforces_sizes(&self) -> bool {
-        matches!(self.place, Place::BtrfsWithQuotas | Place::Virtual(_))
+    /// Whether a copy is made by one call of the kernel, without a pause of the writers.
+    pub(crate) fn copies_at_once(&self) -> bool {
+        self.kind == "btrfs"
     }
 
     /// Opens the pool `p`, and waits until it is available.
@@ -123,16 +136,25 @@ impl Backend {
         self.open(pool, long_waits())
     }
 
-    fn is_default(&self) -> bool {
-        !matches!(self.place, Place::Virtual(_))
+    fn is_virtual(&self) -> bool {
+        matches!(self.place, Place::Virtual(_))
     }
 }
 
-fn chosen() -> Vec<&'static Backend> {
-    match std::env::var("ORLOP_TEST_BACKENDS") {
+/// The backends on which the tests run.
+pub(crate) fn chosen() -> Vec<&'static Backend> {
+    let all = |is_virtual| ALL.iter().filter(move |backend| backend.is_virtual() == is_virtual).collect();
+    match std::env::var("ORLOP_TEST_BACKENDS").as_deref() {
+        Ok(VIRTUAL) => all(true),
         Ok(names) => names.split(',').map(Backend::named).collect(),
-        Err(_) => ALL.iter().filter(|backend| backend.is_default()).collect(),
+        Err(_) => all(false),
     }
+}
+
+fn is_mount_point(dir: &Path) -> bool {
+    // One that does not exist is none.
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|stat| stat.dev());
+    device(dir).is_some_and(|its| device(dir.parent().unwrap()) != Some(its))
 }
 
 /// Runs the body of a test for each backend, in a process and a mount namespace of its own. `test` is its full name.
@@ -146,20 +168,23 @@ pub(crate) fn on_each_backend(test: &str, body: impl Fn(&Ground)) {
 }
 
 /// Runs tests of this program again with their temporary directories on each backend, where a pool is a directory: those
-/// whose names begin with `prefix`, except for `test`, which calls this.
+/// whose names begin with `prefix`, except for `test`, which calls this, and those whose names contain one of `others`.
 #[expect(clippy::disallowed_methods, reason = "the process is this program again")]
-pub(crate) fn rerun_on_each_backend(test: &str, prefix: &str) {
+pub(crate) fn rerun_on_each_backend(test: &str, prefix: &str, others: &[&str]) {
     on_each_backend(test, |ground| {
-        // These tests make volumes of a few bytes, which hold nothing where sizes are enforced.
-        if ground.backend.is_in_memory() || ground.backend.enforces_sizes() {
+        // There, they run by themselves.
+        if ground.backend.is_in_memory() {
             return;
         }
         let dir = ground.new_dir();
         set_mode(dir.path(), 0o1777);
         mount_bind(dir.path(), "/dev/shm").unwrap();
         let mut tests = Command::new(std::env::current_exe().unwrap());
-        tests.args([prefix, "--skip", test, "--test-threads=2"]);
-        let status = tests.env(FEW_CASES, "1").env_remove(CHILD).status().unwrap();
+        tests.args([prefix, "--test-threads=2", "--skip", test]);
+        tests.args(others.iter().flat_map(|other| ["--skip", *other]));
+        // The virtual machine is slower still.
+        let fewer = if ground.backend.is_virtual() { "100" } else { "20" };
+        let status = tests.env(FEWER_CASES, fewer).env_remove(CHILD).status().unwrap();
         unmount("/dev/shm", UnmountFlags::DETACH).unwrap();
         assert!(status.success(), "{prefix} on {}: {status}", ground.backend.name);
     });
@@ -169,10 +194,10 @@ fn set_mode(dir: &Path, mode: u32) {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// The environment variable of such a run.
-const FEW_CASES: &str = "ORLOP_FEW_CASES";
+/// The environment variable of such a run: a divisor.
+const FEWER_CASES: &str = "ORLOP_FEWER_CASES";
 
 /// How many random cases a test tries: fewer where a sync takes its time.
 pub(crate) fn random_cases(in_memory: u32) -> u32 {
-    if std::env::var_os(FEW_CASES).is_some() { in_memory / 20 } else { in_memory }
+    in_memory / std::env::var(FEWER_CASES).map_or(1, |text| text.parse().unwrap())
 }

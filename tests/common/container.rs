@@ -156,7 +156,7 @@ impl Drop for Program {
 }
 
 /// Where a [`Container`] has its volume.
-const INSIDE: &str = "/mnt";
+const INSIDE: &str = "/srv";
 
 /// A container with a published volume; it ends when this is dropped, even if it is frozen.
 pub(crate) struct Container {
@@ -165,7 +165,7 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    /// Starts a program with the argument `/mnt`, where the directory `target` of a mount namespace is mounted. Waits until
+    /// Starts a program with the argument `/srv`, where the directory `target` of a mount namespace is mounted. Waits until
     /// it has printed a line. `None` if this machine has no cgroups that can be frozen.
     #[expect(clippy::disallowed_methods, reason = "the container is a process")]
     pub(crate) fn start(mounts: &Path, target: &Path, program: &Path) -> Option<Self> {

@@ -1,8 +1,9 @@
 //! A container writes to 50 files in a strict order while its volume is copied: each copy shows one instant, so it contains
 //! the steps up to one of them, and no later step. The files may be in two volumes, of which group snapshots are taken.
+//! Where copies are made at once, without a pause, the container syncs each step of a single volume.
 //!
 //! `ORLOP_SNAPSHOTS` is the number of copies; the default is 50.
-#![expect(clippy::disallowed_methods, clippy::print_stderr, reason = "runs the writer, and prints figures")]
+#![expect(clippy::disallowed_methods, reason = "runs the writer")]
 
 mod history;
 
@@ -39,19 +40,47 @@ const NOT_PAUSED: [(&str, &str); 1] = [("consistency", "none")];
 /// How long a copy is tried.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The volumes to which a container writes.
+const ONE: [&str; 1] = ["source"];
+const TWO: [&str; 2] = ["a", "b"];
+
 fn number_of_snapshots() -> u32 {
     std::env::var("ORLOP_SNAPSHOTS").map_or(50, |text| text.parse().unwrap())
 }
 
-fn compile_writer(dir: &Path) -> PathBuf {
-    let (source, program) = ("tests/load/consistency/writer.c", dir.join("writer"));
-    run("cc", &["-O2", "-Wall", "-Werror", "-o", program.to_str().unwrap(), source]);
+/// Whether the writer syncs each step before the next one.
+#[derive(Debug, Clone, Copy)]
+enum Steps {
+    Buffered,
+    Synced,
+}
+
+/// The writer. It is compiled if it is older than its source: the virtual machine is too slow for a compiler, and gets what
+/// this machine has compiled.
+fn writer(steps: Steps) -> PathBuf {
+    let source = Path::new("tests/load/consistency/writer.c");
+    let (name, synced) = match steps {
+        Steps::Buffered => ("writer", "-DSYNCED=0"),
+        Steps::Synced => ("synced-writer", "-DSYNCED=1"),
+    };
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = directory.join(name);
+    let changed = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    if changed(&program) < changed(source) {
+        // Another test may do so at the same time.
+        let dir = tempfile::tempdir_in(directory).unwrap();
+        let new = dir.path().join(name);
+        let (source, output) = (source.to_str().unwrap(), new.to_str().unwrap());
+        run("cc", &["-O2", "-Wall", "-Werror", synced, "-o", output, source]);
+        std::fs::rename(new, &program).unwrap();
+    }
     program
 }
 
 /// The writer, as a container runs it whose second volume is mounted at a directory of its own.
 fn writer_of_two(dir: &Path, second: &Path) -> PathBuf {
-    let (writer, other, program) = (compile_writer(dir), dir.join("second"), dir.join("writer-of-two"));
+    let writer = writer(Steps::Buffered);
+    let (other, program) = (dir.join("second"), dir.join("writer-of-two"));
     std::fs::create_dir(&other).unwrap();
     let (writer, second, other) = (writer.display(), second.display(), other.display());
     let text = format!(
@@ -65,6 +94,7 @@ fn writer_of_two(dir: &Path, second: &Path) -> PathBuf {
 
 /// One volume, or two, to which a container writes.
 struct Load {
+    backend: &'static Backend,
     controller: ControllerClient<Channel>,
     groups: GroupControllerClient<Channel>,
     volumes: Vec<String>,
@@ -99,11 +129,13 @@ impl Load {
             server.node().await.node_publish_volume(request).await.unwrap();
         }
         let program = match targets.get(1) {
-            None => compile_writer(dir.path()),
             Some(second) => writer_of_two(dir.path(), Path::new(second)),
+            None if ground.backend.copies_at_once() => writer(Steps::Synced),
+            None => writer(Steps::Buffered),
         };
         let container = Container::start(&server.mounts(), Path::new(&targets[0]), &program)?;
-        Some(Self { controller, groups, volumes: ids, container, server, _dir: dir })
+        let backend = ground.backend;
+        Some(Self { backend, controller, groups, volumes: ids, container, server, _dir: dir })
     }
 
     /// Takes a snapshot, waits until it is ready, checks it, and deletes it. Returns its record, and the last step in it
@@ -253,22 +285,9 @@ impl Copy {
     }
 }
 
-/// Runs a test under load on each backend that copies files. An instant copy has another promise.
-fn under_load(test: &str, body: impl AsyncFn(Load)) {
-    under_load_on(|backend| backend.kind != "btrfs", &["source"], test, body);
-}
-
-/// Runs a test under load on each of these backends.
-fn under_load_on(
-    is_chosen: impl Fn(&Backend) -> bool,
-    volumes: &[&str],
-    test: &str,
-    body: impl AsyncFn(Load),
-) {
+/// Runs a test on each backend, with a container that writes to these volumes.
+fn under_load(test: &str, volumes: &[&str], body: impl AsyncFn(Load)) {
     on_each_backend(test, |ground| {
-        if !is_chosen(ground.backend) {
-            return;
-        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             match Load::start(ground, volumes).await {
@@ -282,29 +301,42 @@ fn under_load_on(
 #[test]
 fn the_writer_makes_the_history_that_is_checked() {
     let dir = tempfile::tempdir().unwrap();
-    let writer = compile_writer(dir.path());
-    for steps in [0, 1, 49, 50, 1234, 30_000] {
-        let written = dir.path().join(steps.to_string());
-        std::fs::create_dir(&written).unwrap();
-        let status = Command::new(&writer).arg(&written).arg(steps.to_string()).output().unwrap().status;
-        assert!(status.success());
-        assert_eq!(last_step(&[&written]), Ok(steps));
+    let histories: [(_, &[u64]); 2] =
+        [(Steps::Buffered, &[0, 1, 49, 50, 1234, 30_000]), (Steps::Synced, &[0, 101])];
+    for (kind, lengths) in histories {
+        for steps in lengths {
+            let written = dir.path().join(format!("{kind:?}-{steps}"));
+            std::fs::create_dir(&written).unwrap();
+            let mut command = Command::new(writer(kind));
+            assert!(command.arg(&written).arg(steps.to_string()).output().unwrap().status.success());
+            assert_eq!(last_step(&[&written]), Ok(*steps));
+        }
     }
+}
+
+/// Checks what the record of a copy says about its consistency. Returns for how many milliseconds the writer was paused.
+fn checked_pause(copy: &Copy, backend: &Backend) -> u64 {
+    let record = &copy.record;
+    assert_eq!(record["consistency"], "crash");
+    let paused = record["paused"].as_array().map_or(0, Vec::len);
+    assert_eq!(paused == 0, backend.copies_at_once(), "{record}");
+    record["pauseMs"].as_u64().expect("a pause, or that there was none")
 }
 
 #[test]
 fn every_copy_under_load_shows_one_instant() {
-    under_load("load::consistency::every_copy_under_load_shows_one_instant", async |mut load| {
+    let test = "load::consistency::every_copy_under_load_shows_one_instant";
+    under_load(test, &ONE, async |mut load| {
         let (begin, mut last, mut pauses) = (Instant::now(), 0, Vec::new());
-        for number in 1..=number_of_snapshots() {
-            let is_clone = number % CLONES == 0;
+        let all = number_of_snapshots();
+        for number in 1..=all {
+            let is_clone = number % CLONES == 0 || number == all;
             let copy = if is_clone { load.clone(&PAUSED).await } else { load.snapshot(&PAUSED).await };
+            pauses.push(checked_pause(&copy, load.backend));
             let step =
                 copy.step.unwrap_or_else(|torn| panic!("copy {number} mixes several instants: {torn}"));
             assert!(step > last, "copy {number} shows step {step}, and an earlier one showed {last}");
             last = step;
-            assert_eq!(copy.record["consistency"], "crash");
-            pauses.push(copy.record["pauseMs"].as_u64().expect("the writer was paused"));
             assert!(load.container.is_running());
         }
         pauses.sort_unstable();
@@ -320,28 +352,29 @@ fn every_copy_under_load_shows_one_instant() {
 
 #[test]
 fn a_backup_under_load_shows_one_instant_if_it_is_asked_to() {
-    under_load(
-        "load::consistency::a_backup_under_load_shows_one_instant_if_it_is_asked_to",
-        async |mut load| {
-            let dir = tempfile::tempdir().unwrap();
-            let mut last = 0;
-            for number in 1..=BACKUPS {
-                let step = load.backup(dir.path(), &[]);
-                let step =
-                    step.unwrap_or_else(|torn| panic!("backup {number} mixes several instants: {torn}"));
-                assert!(step > last, "backup {number} shows step {step}, and an earlier one showed {last}");
-                last = step;
-                assert!(load.container.is_running());
-            }
-            let is_torn = |_| load.backup(dir.path(), &["--consistency", "none"]).is_err();
-            assert!((0..TRIES).any(is_torn), "{TRIES} backups without a pause show one instant each");
-        },
-    );
+    let test = "load::consistency::a_backup_under_load_shows_one_instant_if_it_is_asked_to";
+    under_load(test, &ONE, async |mut load| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut last = 0;
+        for number in 1..=BACKUPS {
+            let step = load.backup(dir.path(), &[]);
+            let step = step.unwrap_or_else(|torn| panic!("backup {number} mixes several instants: {torn}"));
+            assert!(step > last, "backup {number} shows step {step}, and an earlier one showed {last}");
+            last = step;
+            assert!(load.container.is_running());
+        }
+        let is_torn = |_| load.backup(dir.path(), &["--consistency", "none"]).is_err();
+        assert!((0..TRIES).any(is_torn), "{TRIES} backups without a pause show one instant each");
+    });
 }
 
 #[test]
 fn a_copy_without_a_pause_mixes_instants() {
-    under_load("load::consistency::a_copy_without_a_pause_mixes_instants", async |mut load| {
+    under_load("load::consistency::a_copy_without_a_pause_mixes_instants", &ONE, async |mut load| {
+        // Such a copy is never paused, and shows one instant of a writer that syncs.
+        if load.backend.copies_at_once() {
+            return;
+        }
         for number in 1..=TRIES {
             let copy = load.snapshot(&NOT_PAUSED).await;
             assert_eq!(copy.record["consistency"], "none");
@@ -354,51 +387,36 @@ fn a_copy_without_a_pause_mixes_instants() {
     });
 }
 
-/// The volumes of a group.
-const TWO: [&str; 2] = ["a", "b"];
-
-async fn check_groups(mut load: Load) {
-    let (mut last, mut longest) = (0, 0);
-    for number in 1..=number_of_snapshots() / 2 {
-        let copy = load.group_snapshot().await;
-        let step = copy.step.unwrap_or_else(|torn| panic!("group {number} mixes several instants: {torn}"));
-        assert!(step > last, "group {number} shows step {step}, and an earlier one showed {last}");
-        last = step;
-        longest = longest.max(copy.record["pauseMs"].as_u64().expect("the writer was paused"));
-        assert_eq!(copy.record["paused"].as_array().map(Vec::len), Some(1), "{}", copy.record);
-        assert!(load.container.is_running());
-    }
-    eprintln!("{} groups of {last} steps: paused for at most {longest} ms", number_of_snapshots() / 2);
-}
-
 #[test]
 fn every_group_under_load_shows_one_instant() {
     let test = "load::consistency::every_group_under_load_shows_one_instant";
-    under_load_on(|backend| backend.name == "ext4", &TWO, test, check_groups);
-}
-
-#[test]
-fn every_group_on_btrfs_shows_one_instant() {
-    let test = "load::consistency::every_group_on_btrfs_shows_one_instant";
-    under_load_on(|backend| backend.name == "btrfs", &TWO, test, check_groups);
+    under_load(test, &TWO, async |mut load| {
+        let (mut last, mut longest) = (0, 0);
+        for number in 1..=number_of_snapshots() / 2 {
+            let copy = load.group_snapshot().await;
+            let step =
+                copy.step.unwrap_or_else(|torn| panic!("group {number} mixes several instants: {torn}"));
+            assert!(step > last, "group {number} shows step {step}, and an earlier one showed {last}");
+            last = step;
+            longest = longest.max(copy.record["pauseMs"].as_u64().expect("the writer was paused"));
+            assert_eq!(copy.record["paused"].as_array().map(Vec::len), Some(1), "{}", copy.record);
+            assert!(load.container.is_running());
+        }
+        eprintln!("{} groups of {last} steps: paused for at most {longest} ms", number_of_snapshots() / 2);
+    });
 }
 
 #[test]
 fn single_snapshots_of_two_volumes_mix_instants() {
     let test = "load::consistency::single_snapshots_of_two_volumes_mix_instants";
-    under_load_on(
-        |backend| backend.name == "ext4",
-        &TWO,
-        test,
-        async |mut load| {
-            for number in 1..=TRIES {
-                if let Err(torn) = load.snapshots_in_turn().await {
-                    return eprintln!("pair {number}: {torn}");
-                }
+    under_load(test, &TWO, async |mut load| {
+        for number in 1..=TRIES {
+            if let Err(torn) = load.snapshots_in_turn().await {
+                return eprintln!("pair {number}: {torn}");
             }
-            panic!(
-                "{TRIES} pairs of single snapshots show one instant each: the load is too low to prove anything"
-            );
-        },
-    );
+        }
+        panic!(
+            "{TRIES} pairs of single snapshots show one instant each: the load is too low to prove anything"
+        );
+    });
 }

@@ -3,7 +3,7 @@
  *
  * Step n writes the number n to file n mod 50 and has ended before step n + 1 begins. So the directory at any instant
  * shows a prefix of this history. history.rs knows what each file contains after each step. With another directory, the
- * odd files are there, and only both together show a prefix.
+ * odd files are there, and only both together show a prefix. Compiled with SYNCED=1, a step ends when it is on stable storage.
  *
  * It is in C because a shared mapping, asynchronous I/O and an exchange of names are calls of the kernel.
  */
@@ -38,6 +38,10 @@ static int open_file(int number, const char *name, int flags) {
     return file;
 }
 
+static void settle(int file) {
+    if (SYNCED) require(fsync(file) == 0, "fsync");
+}
+
 static void write_number(int file, uint64_t number, off_t offset) {
     require(pwrite(file, &number, sizeof number, offset) == sizeof number, "write a number");
 }
@@ -45,6 +49,7 @@ static void write_number(int file, uint64_t number, off_t offset) {
 static void create_with(int file_number, const char *name, uint64_t number) {
     int file = open_file(file_number, name, O_WRONLY);
     write_number(file, number, 0);
+    settle(file);
     close(file);
 }
 
@@ -118,6 +123,8 @@ static void step(uint64_t n) {
     case 5: write_large(n); break;
     default: write_number(files[n % FILES], n, round % SLOTS * sizeof n);
     }
+    /* The others are new names in their directory. */
+    settle(n % FILES == 2 || n % FILES == 3 ? directories[n % FILES % 2] : files[n % FILES]);
 }
 
 int main(int argc, char **argv) {
