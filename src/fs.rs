@@ -110,7 +110,7 @@ fn fstat(fd: BorrowedFd<'_>) -> ErrnoResult<Statx> {
 
 /// The attributes of a name, which is not followed.
 fn fstatat(at: BorrowedFd<'_>, name: &CStr) -> ErrnoResult<Statx> {
-    statx(at, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
+    statx(at, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
 }
 
 /// The project id that new entries of an open directory inherit; `None` if they inherit none, also on a filesystem without

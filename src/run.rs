@@ -107,7 +107,7 @@ async fn run_frontends(settings: Settings, passed: Vec<Passed>) -> Result<()> {
         events: settings.claim_events,
         groups: settings.group_snapshots,
     }
-    .connect(driver, &settings.identity);
+    .connect(driver, &settings.identity, &stop);
     // The socket file is removed when this is dropped.
     let bound = settings.csi.as_deref().map(socket::bind).transpose()?;
     let _socket_file = bound.map(|bound| {

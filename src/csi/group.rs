@@ -43,7 +43,7 @@ impl Driver {
     /// Whether this process has a volume of this id.
     ///
     /// # Errors
-    /// Those of the engine, but for `NotFound`.
+    /// Those of the engine, except `NotFound`.
     pub async fn has_volume(&self, id: &str) -> Result<bool> {
         let Some(id) = found(id.parse::<VolumeId>())? else { return Ok(false) };
         Ok(found(self.run(&Lane::of(&id), call::Get { id }).await)?.is_some())
@@ -68,7 +68,7 @@ impl Driver {
     /// The group snapshot of this id with these snapshots, if this process has it.
     ///
     /// # Errors
-    /// Those of the engine, but for `NotFound`.
+    /// Those of the engine, except `NotFound`.
     pub async fn find_group(&self, id: &str, snapshots: &[String]) -> Result<Option<SnapshotGroup>> {
         let Some(id) = found(id.parse::<VolumeId>())? else { return Ok(None) };
         found(self.run(&Lane::of(&id), call::GetGroup { id, snapshots: snapshots.to_vec() }).await)

@@ -278,7 +278,9 @@ pub(super) fn finish_volume(
 /// Sets the owner of the data, and makes it survive a power failure.
 pub(super) fn finish_data(pool: &OpenPool, draft: &Draft<'_>, volume: &Volume) -> Result<()> {
     let data = draft.data()?;
-    set_owner(data.as_fd(), volume.owner)?;
+    // A full volume may have no space for another owner.
+    pool.backend
+        .within_limits(draft.dir(), &volume.backend, &mut || set_owner(data.as_fd(), volume.owner))?;
     pool.backend.sync_data_directory(data.as_fd())
 }
 

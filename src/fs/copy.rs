@@ -329,7 +329,7 @@ impl<'a> TreeCopier<'a> {
     }
 
     fn copy_entry(&mut self, entry: &Entry) -> Result<()> {
-        if let Some(size) = self.keep_unopened(&entry.name)? {
+        if let Some(size) = self.keep_unopened(entry)? {
             return self.count_entry(size, 1);
         }
         let Some(seen) = self.open_entry(&entry.name)? else {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, FileType, IFlags, ftruncate, ioctl_getflags, ioctl_setflags, renameat, unlinkat};
 use rustix::io::{Errno, Result as ErrnoResult};
 
-use self::threads::Beside;
+use self::threads::Spawned;
 use super::{
     Entry, Reopen, TreePath, Walk, fstat, fstatat, kind_of, mounted_here, open_directory, open_path,
     subvolume,
@@ -73,12 +73,12 @@ pub fn remove_tree(parent: BorrowedFd<'_>, name: &str, slice: Slice<'_>) -> Resu
     let top =
         CString::new(name).map_err(|_| Error::new(Kind::Invalid, format!("{name:?} contains a NUL")))?;
     let free_threads = AtomicUsize::new(threads::more_for(parent));
-    Remover::new(slice, &free_threads, None)?.remove(parent, top)
+    Remover::new(slice, &free_threads)?.remove(parent, top)
 }
 
 /// Like [`remove_tree`], for a name that was read from a directory, and in this thread only.
 pub(super) fn remove_entry(parent: BorrowedFd<'_>, name: CString, slice: Slice<'_>) -> Result<Removed> {
-    Remover::new(slice, &AtomicUsize::new(0), None)?.remove(parent, name)
+    Remover::new(slice, &AtomicUsize::new(0))?.remove(parent, name)
 }
 
 /// Result of an attempt to remove an entry.
@@ -106,12 +106,12 @@ struct Remover<'a> {
 }
 
 impl<'a> Remover<'a> {
-    fn new(slice: Slice<'a>, free_threads: &'a AtomicUsize, first_removal: Option<Instant>) -> Result<Self> {
+    fn new(slice: Slice<'a>, free_threads: &'a AtomicUsize) -> Result<Self> {
         Ok(Self {
             reopen: Reopen::new()?,
             slice,
             started: Instant::now(),
-            first_removal,
+            first_removal: None,
             removed: Removed::default(),
             directory_was_read: false,
             retries: 0,
@@ -120,7 +120,7 @@ impl<'a> Remover<'a> {
     }
 
     fn remove(mut self, parent: BorrowedFd<'_>, name: CString) -> Result<Removed> {
-        let shown = name.to_string_lossy().into_owned();
+        let shown = TreePath::default().join(&name);
         let what = || format!("remove {shown}");
         let top = Entry { name, kind: FileType::Unknown };
         loop {
@@ -156,10 +156,10 @@ impl<'a> Remover<'a> {
         scope: &'scope Scope<'scope, 'a>,
         dir: BorrowedFd<'_>,
     ) -> Result<ControlFlow<()>> {
-        let mut beside = Vec::new();
-        let end = self.walk(scope, dir, &mut beside)?;
-        for other in beside {
-            let _ = self.wait(other)?;
+        let mut spawned = Vec::new();
+        let end = self.walk(scope, dir, &mut spawned)?;
+        for removal in spawned {
+            let _ = self.join(removal)?;
         }
         Ok(end)
     }
@@ -168,14 +168,14 @@ impl<'a> Remover<'a> {
         &mut self,
         scope: &'scope Scope<'scope, 'a>,
         dir: BorrowedFd<'_>,
-        beside: &mut Vec<Beside<'scope>>,
+        spawned: &mut Vec<Spawned<'scope>>,
     ) -> Result<ControlFlow<()>> {
         let mut walk = Walk::new(dir).context(|| "open the top directory")?;
         let mut path = TreePath::default();
         loop {
             let Some(entry) = walk.next().context(|| format!("read {}", path.current()))? else {
-                while let Some(other) = beside.pop_if(|other| other.is_in(&walk)) {
-                    if self.wait(other).context(|| path.current())?.is_break() {
+                while let Some(removal) = spawned.pop_if(|removal| removal.is_in(&walk)) {
+                    if self.join(removal).context(|| path.current())?.is_break() {
                         return Ok(ControlFlow::Break(()));
                     }
                 }
@@ -192,8 +192,11 @@ impl<'a> Remover<'a> {
                 Unlinked::SliceOver => return Ok(ControlFlow::Break(())),
                 Unlinked::NotEmpty(deep) if self.is_moved_up(&walk, &entry.name, &deep, dir) => {}
                 Unlinked::NotEmpty(dir) => {
-                    if let Some(other) = self.remove_beside(scope, &walk, &entry.name) {
-                        beside.push(other);
+                    if self.join_finished(spawned).context(|| path.current())?.is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                    if let Some(removal) = self.spawn_removal(scope, &walk, &entry.name) {
+                        spawned.push(removal);
                         continue;
                     }
                     path.push(&entry.name);

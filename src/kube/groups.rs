@@ -12,11 +12,11 @@ use std::fmt;
 use std::pin::pin;
 use std::time::Duration;
 
-use ::kube::Client;
 use ::kube::api::{
     Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, WatchEvent,
     WatchParams,
 };
+use ::kube::{Client, Config};
 use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Sender;
@@ -36,6 +36,8 @@ const KUBERNETES: &str = "csi.storage.k8s.io/";
 const WATCH: u32 = 280;
 /// How long a watch may take then. The connection has died without notice.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(330);
+/// How long the PersistentVolumes may take to be listed.
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Contents in one response.
 const PAGE: u32 = 250;
 /// Maximum bytes of an error in a status.
@@ -65,7 +67,10 @@ impl GroupContents {
     /// # Errors
     /// `Unavailable` if the process runs in no cluster.
     pub async fn connect(driver: String, node: String) -> Result<Self> {
-        let client = Client::try_default().await.map_err(|error| failed("find the cluster", error))?;
+        let mut config = Config::infer().await.map_err(|error| failed("find the cluster", error))?;
+        // No response takes longer than a watch.
+        config.read_timeout = Some(WATCH_TIMEOUT);
+        let client = Client::try_from(config).map_err(|error| failed("connect to the cluster", error))?;
         let kind = |group: &str, kind: &str| ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1", kind));
         Ok(Self {
             driver,
@@ -107,8 +112,8 @@ impl GroupContents {
     ///
     /// # Errors
     /// `Unavailable` when the request fails, or the connection.
-    pub async fn watch(&self, from: &str, news: &Sender<GroupContent>) -> Result<Option<String>> {
-        let watched = tokio::time::timeout(WATCH_TIMEOUT, self.watch_once(from, news)).await;
+    pub async fn watch(&self, from: &str, updates: &Sender<GroupContent>) -> Result<Option<String>> {
+        let watched = tokio::time::timeout(WATCH_TIMEOUT, self.watch_once(from, updates)).await;
         watched.unwrap_or_else(|_| {
             Err(Error::new(
                 Kind::Unavailable,
@@ -117,7 +122,7 @@ impl GroupContents {
         })
     }
 
-    async fn watch_once(&self, from: &str, news: &Sender<GroupContent>) -> Result<Option<String>> {
+    async fn watch_once(&self, from: &str, updates: &Sender<GroupContent>) -> Result<Option<String>> {
         let what = |error| failed("watch the VolumeGroupSnapshotContents", error);
         let mut version = from.to_owned();
         let parameters = WatchParams::default().timeout(WATCH);
@@ -127,7 +132,7 @@ impl GroupContents {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     let content = GroupContent::new(object);
                     content.version().clone_into(&mut version);
-                    if news.send(content).await.is_err() {
+                    if updates.send(content).await.is_err() {
                         break;
                     }
                 }
@@ -172,7 +177,7 @@ impl GroupContents {
         self.change(content, change, "release the VolumeGroupSnapshotContent").await
     }
 
-    /// Changes the metadata of a content. If it has changed meanwhile, the news of it decide.
+    /// Changes the metadata of a content. If it has changed meanwhile, the next update decides.
     async fn change(&self, content: &GroupContent, mut metadata: Value, what: &str) -> Result<()> {
         metadata["resourceVersion"] = content.version().into();
         let change = Patch::Merge(json!({"metadata": metadata}));
@@ -188,7 +193,10 @@ impl GroupContents {
     /// `Unsupported` for the first such volume; `Unavailable` when a request fails.
     pub async fn require_here(&self, volumes: &[String]) -> Result<()> {
         let wanted: BTreeSet<_> = volumes.iter().cloned().collect();
-        let here = volume_states(&self.driver, Some(&self.node), &wanted).await?;
+        let states = volume_states(&self.driver, Some(&self.node), &wanted);
+        let here = tokio::time::timeout(LIST_TIMEOUT, states).await.unwrap_or_else(|_| {
+            Err(Error::new(Kind::Unavailable, "the API server did not list the PersistentVolumes in time"))
+        })?;
         let Some(other) = volumes.iter().find(|volume| !here.contains_key(*volume)) else { return Ok(()) };
         let first = volumes.first().map_or("", String::as_str);
         if other == first {
@@ -273,7 +281,7 @@ impl GroupContents {
             let change = Patch::Merge(json!({"metadata": {"labels": {MANAGED_BY: self.node}}}));
             match self.members.patch(&name, &PatchParams::default(), &change).await {
                 Err(::kube::Error::Api(status)) if status.code == 404 => {
-                    if !content.is_being_deleted() {
+                    if !content.is_group_terminating() {
                         let text =
                             format!("the snapshot-controller has not made VolumeSnapshotContent {name}");
                         return Err(Error::new(Kind::Busy, text));

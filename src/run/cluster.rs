@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::groups;
@@ -31,10 +32,11 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Lets the driver do it.
-    pub(super) fn connect(self, driver: Driver, identity: &Identity) -> Driver {
+    /// Lets the driver do it, until `stop`.
+    pub(super) fn connect(self, driver: Driver, identity: &Identity, stop: &CancellationToken) -> Driver {
         if self.groups {
-            tokio::spawn(groups::serve(driver.clone(), identity.clone()));
+            let serving = groups::serve(driver.clone(), identity.clone());
+            tokio::spawn(stop.clone().run_until_cancelled_owned(serving));
         }
         let relocator = self.relocations.then(|| claim_relocator(identity));
         let events = self.events.then(|| claim_events(identity));

@@ -24,13 +24,15 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(300);
 /// The longest wait for a copy that runs, and for another object.
 const LAST_BUSY: Duration = Duration::from_secs(5);
+/// How often that is waited for. Then it is an error, which is reported and retried less often.
+const BUSY_RETRIES: u32 = 12;
 /// The longest wait for an API server that does not respond.
 const LAST_RECONNECT: Duration = Duration::from_secs(60);
 /// How often a cluster without group snapshots is asked whether it has them now.
 const NOT_INSTALLED: Duration = Duration::from_secs(300);
 
-/// The news of one content. Only the newest counts.
-type News = watch::Receiver<GroupContent>;
+/// The state of one content as the watch has reported it. Only the newest counts.
+type Updates = watch::Receiver<GroupContent>;
 
 /// Works on the contents of group snapshots, for as long as the process runs.
 pub(super) async fn serve(driver: Driver, identity: Identity) {
@@ -52,16 +54,16 @@ async fn connect(identity: &Identity) -> GroupContents {
 }
 
 /// Sends all contents, and then each change.
-async fn follow(contents: &GroupContents, news: &Sender<GroupContent>) {
+async fn follow(contents: &GroupContents, updates: &Sender<GroupContent>) {
     let mut wait = Backoff::default();
     loop {
         match contents.list().await {
             Ok(Some((all, version))) => {
                 wait = Backoff::default();
                 for content in all {
-                    let _ = news.send(content).await;
+                    let _ = updates.send(content).await;
                 }
-                if let Err(error) = follow_from(contents, version, news).await {
+                if let Err(error) = follow_from(contents, version, updates).await {
                     wait.after("the watch of the VolumeGroupSnapshotContents has ended", &error).await;
                 }
             }
@@ -72,10 +74,14 @@ async fn follow(contents: &GroupContents, news: &Sender<GroupContent>) {
 }
 
 /// Returns when the list is to be read again.
-async fn follow_from(contents: &GroupContents, version: String, news: &Sender<GroupContent>) -> Result<()> {
+async fn follow_from(
+    contents: &GroupContents,
+    version: String,
+    updates: &Sender<GroupContent>,
+) -> Result<()> {
     let mut next = Some(version);
     while let Some(version) = next {
-        next = contents.watch(&version, news).await?;
+        next = contents.watch(&version, updates).await?;
         // In case something between here and the API server ends each watch at once.
         tokio::time::sleep(FIRST_RETRY).await;
     }
@@ -99,13 +105,13 @@ fn delay(failures: u32, longest: Duration) -> Duration {
     FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures)).min(longest)
 }
 
-/// Has one task for each content that needs something, and ends it with that.
-async fn dispatch(worker: &Arc<Worker>, mut news: Receiver<GroupContent>) {
+/// Runs one task for each content that needs a step.
+async fn dispatch(worker: &Arc<Worker>, mut updates: Receiver<GroupContent>) {
     let mut known: HashMap<String, watch::Sender<GroupContent>> = HashMap::new();
-    let mut running: JoinSet<News> = JoinSet::new();
+    let mut running: JoinSet<Updates> = JoinSet::new();
     loop {
         tokio::select! {
-            Some(content) = news.recv() => {
+            Some(content) = updates.recv() => {
                 if let Some(sender) = known.get(content.name()).filter(|sender| !sender.is_closed()) {
                     sender.send_replace(content);
                 } else if worker.contents.step(&content) != Step::Nothing {
@@ -139,29 +145,31 @@ struct Worker {
 }
 
 impl Worker {
-    /// Does what a content needs, and tries again until it succeeds. Further steps follow from the news of the content.
-    async fn reconcile(self: Arc<Self>, mut news: News) -> News {
-        let mut content = news.borrow_and_update().clone();
+    /// Takes the next step of a content, and retries it until it succeeds. Further steps follow from the updates of the content.
+    async fn reconcile(self: Arc<Self>, mut updates: Updates) -> Updates {
+        let mut content = updates.borrow_and_update().clone();
         let mut failures = 0;
-        while let Err(error) = self.take_step(&content).await {
-            let is_busy = error.kind() == Kind::Busy;
+        loop {
+            // An update may be older than what an earlier step has done.
+            let taken = match self.contents.get(&content).await {
+                Ok(None) => return updates,
+                Ok(Some(now)) => {
+                    content = now;
+                    self.take_step(&content).await
+                }
+                Err(error) => Err(error),
+            };
+            let Err(error) = taken else { return updates };
+            let is_busy = error.kind() == Kind::Busy && failures < BUSY_RETRIES;
             let wait = delay(failures, if is_busy { LAST_BUSY } else { LAST_RETRY });
             failures = failures.saturating_add(1);
             if !is_busy {
                 self.report(&content, &error).await;
             }
             // A deletion does not wait.
-            let (was_deleted, was_being) = (content.is_deleted(), content.is_being_deleted());
-            let is_news =
-                |now: &GroupContent| (now.is_deleted(), now.is_being_deleted()) != (was_deleted, was_being);
-            let _ = tokio::time::timeout(wait, news.wait_for(is_news)).await;
-            match self.contents.get(&content).await {
-                Ok(Some(now)) => content = now,
-                Ok(None) => break,
-                Err(_) => {}
-            }
+            let begins_deletion = |update: &GroupContent| update.is_further_in_deletion_than(&content);
+            let _ = tokio::time::timeout(wait, updates.wait_for(begins_deletion)).await;
         }
-        news
     }
 
     async fn report(&self, content: &GroupContent, error: &Error) {

@@ -78,6 +78,9 @@ fn a_full_volume_cannot_be_overwritten_and_another_owner_may_need_a_larger_one()
         let refused = (0..length / MIB).find_map(|at| overwrite(at * MIB).err());
         assert!(refused.as_ref().is_some_and(is_limit), "{refused:?}");
 
+        // Until no metadata fits either.
+        let empty = (0..100_000).find(|i| File::create(data(pool, "v").join(i.to_string())).is_err());
+        assert!(empty.is_some());
         engine.create_snapshot(&snapshot_request("s", &volume.id)).unwrap();
         let restore = |name, size, owner| {
             let source = Some(Source::Snapshot(id("s")));

@@ -19,6 +19,23 @@ const EXPORT: &str = "/mnt/xfs";
 const DIRECTORIES: usize = 16;
 const FILES: usize = 30;
 
+/// The link to the client with 2 ms of latency, until this is dropped.
+struct SlowLink;
+
+impl SlowLink {
+    fn new() -> Self {
+        run("modprobe", &["sch_netem"]);
+        run("tc", &["qdisc", "add", "dev", "a", "root", "netem", "delay", "2ms"]);
+        Self
+    }
+}
+
+impl Drop for SlowLink {
+    fn drop(&mut self) {
+        run("tc", &["qdisc", "delete", "dev", "a", "root"]);
+    }
+}
+
 /// Makes a tree on the server, without the link.
 fn make_tree(name: &str) {
     for directory in 0..DIRECTORIES {
@@ -46,8 +63,7 @@ fn remove_by_one(tree: &Path) {
 fn several_threads_remove_a_tree_at_least_three_times_faster_than_one() {
     make_tree("one");
     make_tree("several");
-    run("modprobe", &["sch_netem"]);
-    run("tc", &["qdisc", "add", "dev", "a", "root", "netem", "delay", "2ms"]);
+    let _slow = SlowLink::new();
     in_own_mount_namespace(|| {
         let network = File::open("/run/netns/a").unwrap();
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
@@ -72,5 +88,4 @@ fn several_threads_remove_a_tree_at_least_three_times_faster_than_one() {
         unmount_all(dir.path());
         assert!(ratio >= 3.0, "{ratio}");
     });
-    run("tc", &["qdisc", "delete", "dev", "a", "root"]);
 }

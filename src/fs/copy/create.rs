@@ -88,6 +88,10 @@ impl TreeCopier<'_> {
         let takes_digests =
             self.times_tell && self.pass.state.is_none() && is_young(time(seen.stat.stx_ctime), seen.at);
         let slots = if takes_digests { self.contents.digests.slots(seen.stat.stx_size, None) } else { None };
+        if let Some(finisher) = self.finisher.as_mut().filter(|_| seen.stat.stx_size >= MIN_SENT_EARLY) {
+            // The files before it do not wait, open, for a long copy.
+            finisher.pass_on()?;
+        }
         let (size, slots) = self.contents.copy(source.as_fd(), copy.as_fd(), &seen.stat, slots)?;
         if self.pass.is_first() && seen.stat.stx_size >= MIN_SENT_EARLY {
             start_write_back(copy.as_fd());

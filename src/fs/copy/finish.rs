@@ -71,7 +71,8 @@ impl Finisher {
         Ok(())
     }
 
-    fn pass_on(&mut self) -> Result<()> {
+    /// Passes the collected files to the thread. Same errors as [`Finisher::add`].
+    pub(super) fn pass_on(&mut self) -> Result<()> {
         if self.batch.files.is_empty() {
             return Ok(());
         }

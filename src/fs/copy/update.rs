@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::attributes::set_times;
 use super::catalogue::{Record, time};
 use super::links::inode_key;
-use super::{Seen, SourceState, TreeCopier, fstatat, kind_of};
+use super::{Entry, Seen, SourceState, TreeCopier, fstatat, kind_of};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::names::remove_name;
 use crate::fs::remove::{Slice, remove_entry};
@@ -35,10 +35,12 @@ impl TreeCopier<'_> {
 
     /// Keeps the copy of a regular file of an unused source that is as it was, without opening the file, which takes most of the
     /// time of a pass that changes nothing. Returns its size, or `None` if more has to be known of it.
-    pub(super) fn keep_unopened(&mut self, name: &CStr) -> Result<Option<u64>> {
-        if self.pass.state != Some(SourceState::Unused) || !self.times_tell {
+    pub(super) fn keep_unopened(&mut self, entry: &Entry) -> Result<Option<u64>> {
+        let may_be_file = matches!(entry.kind, FileType::RegularFile | FileType::Unknown);
+        if self.pass.state != Some(SourceState::Unused) || !self.times_tell || !may_be_file {
             return Ok(None);
         }
+        let name = entry.name.as_c_str();
         let Ok(stat) = fstatat(self.from.dir(), name) else { return Ok(None) };
         let Some(copy) = self.stat_copy(name)? else { return Ok(None) };
         let is_single = |stat: &Statx| kind_of(stat).is_file() && stat.stx_nlink == 1;
@@ -163,5 +165,48 @@ impl TreeCopier<'_> {
                 return Err(Error::new(Kind::Busy, "cancelled"));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+    use crate::fs::Walk;
+    use crate::fs::copy::Progress;
+
+    #[test]
+    fn an_unchanged_file_of_an_unused_source_is_kept_without_being_opened() {
+        // Not in memory, where the times do not tell what has changed.
+        let program = std::env::current_exe().unwrap();
+        let dir = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+        let [from, to] = ["from", "to"].map(|name| {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            File::open(dir.path().join(name)).unwrap()
+        });
+        for name in ["kept", "changed"] {
+            fs::write(dir.path().join("from").join(name), "1").unwrap();
+        }
+        // The clock of the times is a coarse one.
+        std::thread::park_timeout(Duration::from_millis(20));
+        let (top, progress) = (File::open(dir.path()).unwrap(), Progress::default());
+        let mut copier = TreeCopier::new(from.as_fd(), to.as_fd(), top.as_fd(), None, &progress).unwrap();
+        if !copier.times_tell {
+            return;
+        }
+        copier.live().unwrap();
+        fs::write(dir.path().join("from/changed"), "2").unwrap();
+        copier.pass = copier.pass.next(Some(SourceState::Unused)).unwrap();
+        copier.from = Walk::of_live_tree(from.as_fd()).unwrap();
+        copier.to = Walk::new(to.as_fd()).unwrap();
+        let mut keep = |name: &CStr| {
+            copier.keep_unopened(&Entry { name: name.to_owned(), kind: FileType::RegularFile }).unwrap()
+        };
+        assert_eq!(keep(c"kept"), Some(1));
+        // It was met already.
+        assert_eq!(keep(c"kept"), None);
+        assert_eq!(keep(c"changed"), None);
+        assert_eq!(keep(c"unknown"), None);
     }
 }

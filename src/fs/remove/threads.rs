@@ -1,4 +1,4 @@
-//! Threads that remove directories of a tree beside the thread that has found them.
+//! Additional threads that remove directories of a tree.
 
 use std::ffi::CStr;
 use std::ops::ControlFlow;
@@ -19,35 +19,39 @@ pub(super) fn more_for(parent: BorrowedFd<'_>) -> usize {
     if is_nfs(parent) { ON_SERVER } else { 0 }
 }
 
-/// A directory that another thread removes.
-pub(super) struct Beside<'scope> {
-    /// That of its parent.
-    level: usize,
+/// The removal of a directory by another thread.
+pub(super) struct Spawned<'scope> {
+    /// Depth of the directory that contains it.
+    depth: usize,
     thread: ScopedJoinHandle<'scope, Result<Removed>>,
 }
 
-impl Beside<'_> {
-    /// Whether it is in the current directory of a walk, given that it is in this directory or one above.
+impl Spawned<'_> {
+    /// Whether the directory is in the current directory of a walk, given that it is there or in one above.
     pub(super) fn is_in(&self, walk: &Walk) -> bool {
-        self.level == walk.depth()
+        self.depth == walk.depth()
     }
 }
 
 impl<'a> Remover<'a> {
     /// Has another thread remove an entry of the current directory of a walk; `None` if no thread is free.
-    pub(super) fn remove_beside<'scope>(
+    pub(super) fn spawn_removal<'scope>(
         &self,
         scope: &'scope Scope<'scope, 'a>,
         walk: &Walk,
         name: &CStr,
-    ) -> Option<Beside<'scope>> {
-        let (free, slice, first_removal) = (self.free_threads, self.slice, self.first_removal);
+    ) -> Option<Spawned<'scope>> {
+        let (free, slice) = (self.free_threads, self.slice);
+        let (started, first_removal) = (self.started, self.first_removal);
         let take = |free: usize| free.checked_sub(1);
         free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
         let (at, name) = (walk.dir().try_clone_to_owned(), name.to_owned());
         let remove = move || {
             let at = at.context(|| "duplicate the descriptor of a directory");
-            let removed = at.and_then(|at| Self::new(slice, free, first_removal)?.remove(at.as_fd(), name));
+            let removed = at.and_then(|at| {
+                let remover = Self { started, first_removal, ..Self::new(slice, free)? };
+                remover.remove(at.as_fd(), name)
+            });
             free.fetch_add(1, Ordering::Relaxed);
             removed
         };
@@ -55,13 +59,23 @@ impl<'a> Remover<'a> {
             free.fetch_add(1, Ordering::Relaxed);
             return None;
         };
-        Some(Beside { level: walk.depth(), thread })
+        Some(Spawned { depth: walk.depth(), thread })
+    }
+
+    /// Joins the threads that have ended: each keeps its stack until then. Breaks if the slice is over.
+    pub(super) fn join_finished(&mut self, spawned: &mut Vec<Spawned<'_>>) -> Result<ControlFlow<()>> {
+        for removal in spawned.extract_if(.., |removal| removal.thread.is_finished()) {
+            if self.join(removal)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Waits for another thread; breaks if the slice is over.
-    pub(super) fn wait(&mut self, other: Beside<'_>) -> Result<ControlFlow<()>> {
+    pub(super) fn join(&mut self, removal: Spawned<'_>) -> Result<ControlFlow<()>> {
         let panicked = |_| Error::new(Kind::Internal, "a thread that removes files panicked");
-        let removed = other.thread.join().map_err(panicked)??;
+        let removed = removal.thread.join().map_err(panicked)??;
         self.removed.entries += removed.entries;
         if removed.entries > 0 {
             self.note_progress();
@@ -95,7 +109,7 @@ mod tests {
 
     fn remove(parent: &Path, slice: Slice<'_>, free: &AtomicUsize) -> Result<Removed> {
         let parent = File::open(parent).unwrap();
-        Remover::new(slice, free, None)?.remove(parent.as_fd(), CString::from(c"top"))
+        Remover::new(slice, free)?.remove(parent.as_fd(), CString::from(c"top"))
     }
 
     #[test]
@@ -106,6 +120,30 @@ mod tests {
         let removed = remove(dir.path(), Slice { stop: &stop, length: Duration::MAX }, &free).unwrap();
         assert_eq!(removed, Removed { entries, complete: true });
         assert_eq!(free.load(Ordering::Relaxed), 3);
+        assert!(!dir.path().join("top").exists());
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_is_joined_before_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let entries = make_tree(&dir.path().join("top"), 2);
+        let parent = File::open(dir.path()).unwrap();
+        let (stop, free) = (AtomicBool::new(false), AtomicUsize::new(1));
+        let slice = Slice { stop: &stop, length: Duration::MAX };
+        std::thread::scope(|scope| {
+            let mut remover = Remover::new(slice, &free).unwrap();
+            let walk = Walk::new(parent.as_fd()).unwrap();
+            let removal = remover.spawn_removal(scope, &walk, c"top").unwrap();
+            while !removal.thread.is_finished() {
+                std::thread::yield_now();
+            }
+            let mut spawned = vec![removal];
+            assert!(remover.join_finished(&mut spawned).unwrap().is_continue());
+            assert!(spawned.is_empty());
+            assert_eq!(remover.removed.entries, entries);
+            assert_eq!(free.swap(0, Ordering::Relaxed), 1);
+            assert!(remover.spawn_removal(scope, &walk, c"top").is_none());
+        });
         assert!(!dir.path().join("top").exists());
     }
 

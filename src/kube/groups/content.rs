@@ -144,7 +144,7 @@ impl GroupContent {
         &self.0.spec.volume_group_snapshot_class_name
     }
 
-    /// Keys without their prefix, and values, of what the names of the objects are.
+    /// Parameters with the names of the Kubernetes objects, without the prefix of their keys.
     pub(super) fn names(&self) -> [(&'static str, &str); 3] {
         let of = &self.0.spec.volume_group_snapshot_ref;
         [
@@ -159,15 +159,20 @@ impl GroupContent {
     }
 
     /// Whether its VolumeGroupSnapshot is being deleted.
-    #[must_use]
-    pub fn is_being_deleted(&self) -> bool {
+    pub(super) fn is_group_terminating(&self) -> bool {
         self.0.annotations().contains_key(BEING_DELETED)
     }
 
     /// Whether it is deleted as soon as it is released.
-    #[must_use]
-    pub fn is_deleted(&self) -> bool {
+    fn is_terminating(&self) -> bool {
         self.0.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Whether its deletion, or that of its VolumeGroupSnapshot, has begun since it was in an earlier state.
+    #[must_use]
+    pub fn is_further_in_deletion_than(&self, earlier: &Self) -> bool {
+        self.is_terminating() && !earlier.is_terminating()
+            || self.is_group_terminating() && !earlier.is_group_terminating()
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -199,7 +204,7 @@ impl GroupContent {
         if spec.driver != driver || owner.is_some_and(|owner| owner != node) {
             return Step::Nothing;
         }
-        if self.is_deleted() {
+        if self.is_terminating() {
             return self.step_of_deletion(owner.is_some());
         }
         let existing = spec.source.group_snapshot_handles.as_ref();
@@ -213,7 +218,7 @@ impl GroupContent {
             (Some(_), Some(Handles { volume_group_snapshot_handle: id, volume_snapshot_handles }), _) => {
                 Step::Find { id, snapshots: volume_snapshot_handles }
             }
-            (Some(_), None, volumes) if !volumes.is_empty() && !self.is_being_deleted() => {
+            (Some(_), None, volumes) if !volumes.is_empty() && !self.is_group_terminating() => {
                 Step::Create { name: self.group_name(), volumes }
             }
             (None | Some(_), None, _) => Step::Nothing,
@@ -226,7 +231,7 @@ impl GroupContent {
         let Object { spec, status, .. } = &self.0;
         let is_existing = spec.source.group_snapshot_handles.is_some();
         let is_unbound = is_existing && self.group_uid().is_empty();
-        if !(self.is_being_deleted() || is_unbound) || !self.finalizers().any(|name| name == FINALIZER) {
+        if !(self.is_group_terminating() || is_unbound) || !self.finalizers().any(|name| name == FINALIZER) {
             return Step::Nothing;
         }
         if is_claimed && self.has_unlabelled_members() {
