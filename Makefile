@@ -82,11 +82,12 @@ test-vm-long: ## storms and kills at every quota call, in a virtual machine (abo
 	tests/vm/build
 	tests/vm/suite long
 
-test-vm-cluster: image ## run a Kubernetes cluster with an NFS server in the virtual machine, and use the chart with nfs.enabled there
+test-vm-cluster: image ## run Kubernetes clusters in the virtual machine: with a pool on xfs, and with an NFS server
 	@tests/install rust test vm
 	tests/cluster/install
 	tests/cluster/build cluster
 	tests/vm/build
+	tests/vm/cluster/suite local
 	tests/vm/cluster/suite
 
 bench: ## run the benchmarks, compared with the least driver and with bare system calls
