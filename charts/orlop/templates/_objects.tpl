@@ -202,7 +202,7 @@ roleRef:
 {{- end }}
 {{- end -}}
 
-{{/* What orlop needs for group snapshots, beside the rules above. */}}
+{{/* What orlop needs for group snapshots, in addition to the rules above. */}}
 {{- define "orlop.rules.groups" -}}
 - apiGroups: [groupsnapshot.storage.k8s.io]
   resources: [volumegroupsnapshotcontents]

@@ -11,10 +11,10 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::fs::Walk;
 use crate::fs::nfs::is_nfs;
 
-/// The most threads that remove a tree on a server beside the first one.
+/// The most threads that remove a tree on a server in addition to the first one.
 const ON_SERVER: usize = 11;
 
-/// How many threads may remove a tree in this directory beside the first one.
+/// How many threads may remove a tree in this directory in addition to the first one.
 pub(super) fn more_for(parent: BorrowedFd<'_>) -> usize {
     if is_nfs(parent) { ON_SERVER } else { 0 }
 }

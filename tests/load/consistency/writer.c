@@ -38,7 +38,7 @@ static int open_file(int number, const char *name, int flags) {
     return file;
 }
 
-static void settle(int file) {
+static void end_step(int file) {
     if (SYNCED) require(fsync(file) == 0, "fsync");
 }
 
@@ -49,7 +49,7 @@ static void write_number(int file, uint64_t number, off_t offset) {
 static void create_with(int file_number, const char *name, uint64_t number) {
     int file = open_file(file_number, name, O_WRONLY);
     write_number(file, number, 0);
-    settle(file);
+    end_step(file);
     close(file);
 }
 
@@ -124,7 +124,7 @@ static void step(uint64_t n) {
     default: write_number(files[n % FILES], n, round % SLOTS * sizeof n);
     }
     /* The others are new names in their directory. */
-    settle(n % FILES == 2 || n % FILES == 3 ? directories[n % FILES % 2] : files[n % FILES]);
+    end_step(n % FILES == 2 || n % FILES == 3 ? directories[n % FILES % 2] : files[n % FILES]);
 }
 
 int main(int argc, char **argv) {
