@@ -19,6 +19,10 @@ use crate::common::wait::within_seconds;
 /// The environment variable of a child process: the directory of its pool.
 const POOL: &str = "ORLOP_QUOTA_POOL";
 
+/// When a call is killed, in sixteenths of the shortest time that one took. Few kills are in the middle: a process needs some time
+/// to read the call.
+const DELAYS: [u32; 8] = [9, 7, 11, 5, 13, 3, 15, 1];
+
 #[derive(Debug, Clone, Copy)]
 enum Call {
     Create,
@@ -111,7 +115,7 @@ impl<'a> Storm<'a> {
     /// Kills the process during a call, at another step each time. After every second kill, the call is repeated.
     fn kill_during(&mut self, call: Call, name: &str) {
         let which = call as usize;
-        let delay = self.took[which] * (2 * (self.kills[which] / 2 % 8) + 1) / 16;
+        let delay = self.took[which] * DELAYS[self.kills[which] as usize / 2 % DELAYS.len()] / 16;
         let line = format!("{call} {name}");
         self.child.send(&line);
         let began = Instant::now();
