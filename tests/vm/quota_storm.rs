@@ -197,7 +197,7 @@ fn no_two_volumes_share_an_id_after_two_processes_were_killed_again_and_again() 
     for call in [Call::Create, Call::Delete] {
         let (kills, hits) = (of(|storm| storm.kills, call), of(|storm| storm.hits, call));
         eprintln!("{hits} of {kills} kills hit a {call}");
-        assert!(hits >= 3 && hits * 3 >= kills, "{hits} of {kills} kills hit a {call}");
+        assert!(hits >= 2 && hits * 4 >= kills, "{hits} of {kills} kills hit a {call}");
     }
     let ids: BTreeSet<_> = storms.iter().flat_map(|storm| storm.ids.iter().copied()).collect();
     let acknowledged: usize = storms.iter().map(|storm| storm.acknowledged).sum();
