@@ -16,8 +16,8 @@ use crate::common::isolation::{in_own_mount_namespace, unmount_all};
 
 /// On the server.
 const EXPORT: &str = "/mnt/xfs";
-const DIRECTORIES: usize = 16;
-const FILES: usize = 30;
+const DIRECTORIES: usize = 24;
+const FILES: usize = 20;
 
 /// The link to the client with 2 ms of latency, until this is dropped.
 struct SlowLink;
