@@ -17,15 +17,15 @@ use crate::common::isolation::{in_own_mount_namespace, unmount_all};
 /// On the server.
 const EXPORT: &str = "/mnt/xfs";
 const DIRECTORIES: usize = 24;
-const FILES: usize = 20;
+const FILES: usize = 10;
 
-/// The link to the client with 2 ms of latency, until this is dropped.
+/// The link to the client with 10 ms of latency, until this is dropped.
 struct SlowLink;
 
 impl SlowLink {
     fn new() -> Self {
         run("modprobe", &["sch_netem"]);
-        run("tc", &["qdisc", "add", "dev", "a", "root", "netem", "delay", "2ms"]);
+        run("tc", &["qdisc", "add", "dev", "a", "root", "netem", "delay", "10ms"]);
         Self
     }
 }
@@ -82,7 +82,7 @@ fn several_threads_remove_a_tree_at_least_three_times_faster_than_one() {
         assert!(removed.complete && removed.entries == (1 + DIRECTORIES * (1 + FILES)) as u64, "{removed:?}");
         let ratio = one.as_secs_f64() / several.as_secs_f64();
         eprintln!(
-            "{} files over a link with 2 ms: bare calls of one thread {one:?}, orlop {several:?}, {ratio:.1} times faster",
+            "{} files over a link with 10 ms: bare calls of one thread {one:?}, orlop {several:?}, {ratio:.1} times faster",
             DIRECTORIES * FILES
         );
         unmount_all(dir.path());
